@@ -1,0 +1,52 @@
+// Threads, memory, and what this machine has.
+#include "bindings/py_tensor.h"
+#include "core/buffer.h"
+#include "core/machine.h"
+#include "core/parallel.h"
+#include "ops/backend.h"
+#include "ops/matmul.h"
+
+namespace llmcore::bindings {
+namespace {
+
+py::dict device_info() {
+  const CoreCounts cores = core_counts();
+  const KernelNames available = available_cpu_kernels();
+  py::list names;
+  for (int i = 0; i < available.count; ++i) names.append(available.names[i]);
+  const std::string reason = cuda_unavailable_reason();
+  py::dict cuda;
+  cuda["available"] = reason.empty();
+  cuda["reason"] = reason;
+  py::dict info;
+  info["cpu_model"] = cpu_model();
+  info["isa_available"] = names;
+  info["isa_chosen"] = cpu_kernels().name;
+  info["num_threads"] = num_threads();
+  info["logical_cores"] = cores.logical;
+  info["affinity_cores"] = cores.affinity;
+  info["physical_cores"] = cores.physical;
+  info["quota_cores"] = cores.quota;
+  info["memory_bytes"] = memory_bytes();
+  info["cuda"] = cuda;
+  return info;
+}
+
+}  // namespace
+
+void bind_machine(py::module_& module) {
+  module.def("device_info", &device_info);
+  module.def("set_num_threads", &set_num_threads, py::arg("count"));
+  module.def("get_num_threads", &num_threads);
+  module.def("cuda_unavailable_reason", &cuda_unavailable_reason);
+  module.def("memory_stats", [] {
+    const MemoryStats stats = memory_stats();
+    py::dict result;
+    result["current_bytes"] = stats.current_bytes;
+    result["peak_bytes"] = stats.peak_bytes;
+    return result;
+  });
+  module.def("reset_peak_memory", &reset_peak_memory);
+}
+
+}  // namespace llmcore::bindings

@@ -1,0 +1,12 @@
+// Assembles the extension module llmcore._core.
+#include "bindings/py_tensor.h"
+
+PYBIND11_MODULE(_core, module) {
+  using namespace llmcore::bindings;
+  module.doc() = "The compiled core of llmcore. Use the llmcore package; names here may change.";
+  module.attr("__version__") = LLMCORE_VERSION;
+  bind_errors(module);
+  bind_tensor(module);
+  bind_machine(module);
+  bind_norm(module);
+}

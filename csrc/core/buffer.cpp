@@ -1,0 +1,73 @@
+// Page-aligned allocation and the process's memory count.
+#include "core/buffer.h"
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <utility>
+
+#include "core/error.h"
+
+namespace llmcore {
+namespace {
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+std::atomic<int64_t> current_bytes{0};
+std::atomic<int64_t> peak_bytes{0};
+
+int64_t round_up(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+// Small buffers take ordinary pages; large ones are aligned to huge pages by trimming a larger map.
+void* map_pages(int64_t bytes) {
+  const bool huge = bytes >= kHugePage;
+  const int64_t slack = huge ? kHugePage : 0;
+  void* base = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(base != MAP_FAILED, OutOfMemory, "out of memory: could not allocate ", bytes, " bytes (",
+        bytes >> 20, " MiB); use a smaller model or batch");
+  if (!huge) return base;
+  char* begin = static_cast<char*>(base);
+  char* aligned = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(begin), kHugePage));
+  if (aligned > begin) munmap(begin, aligned - begin);
+  if (begin + slack > aligned) munmap(aligned + bytes, begin + slack - aligned);
+#if defined(MADV_HUGEPAGE)
+  madvise(aligned, bytes, MADV_HUGEPAGE);
+#endif
+  return aligned;
+}
+
+}  // namespace
+
+Buffer::Buffer(int64_t bytes) {
+  if (bytes <= 0) return;
+  bytes_ = round_up(bytes, bytes >= kHugePage ? kHugePage : 4096);
+  data_ = map_pages(bytes_);
+  detail::count_memory(bytes_);
+}
+
+Buffer::~Buffer() {
+  if (data_ == nullptr) return;
+  munmap(data_, bytes_);
+  detail::count_memory(-bytes_);
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+MemoryStats memory_stats() { return {current_bytes.load(), peak_bytes.load()}; }
+
+void reset_peak_memory() { peak_bytes.store(current_bytes.load()); }
+
+void detail::count_memory(int64_t bytes) {
+  const int64_t now = current_bytes.fetch_add(bytes) + bytes;
+  int64_t peak = peak_bytes.load();
+  while (now > peak && !peak_bytes.compare_exchange_weak(peak, now)) {
+  }
+}
+
+}  // namespace llmcore

@@ -1,0 +1,56 @@
+// Element types: their sizes, their names, and bfloat16 / float16 as storage formats.
+#pragma once
+
+#include <cstdint>
+
+// For functions that headers share with the per-ISA kernels: a body that is always inlined leaves no
+// symbol behind that was compiled for an instruction set the machine may lack.
+#define LLMCORE_INLINE inline __attribute__((always_inline))
+
+namespace llmcore {
+
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kInt32, kInt64, kInt8, kBool };
+
+LLMCORE_INLINE int64_t dtype_size(DType dtype) {
+  switch (dtype) {
+    case DType::kInt64:
+      return 8;
+    case DType::kFloat32:
+    case DType::kInt32:
+      return 4;
+    case DType::kBFloat16:
+    case DType::kFloat16:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+const char* dtype_name(DType dtype);
+
+// Throws DTypeError listing the names there are.
+DType dtype_from_name(const char* name);
+
+// Storage only: arithmetic is done in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+LLMCORE_INLINE float to_float(BFloat16 x) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16);
+}
+
+// Rounds to nearest, ties to even; a NaN stays one.
+LLMCORE_INLINE BFloat16 to_bfloat16(float x) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+float to_float(Float16 x);
+Float16 to_float16(float x);
+
+}  // namespace llmcore

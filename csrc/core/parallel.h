@@ -1,0 +1,48 @@
+// The thread pool: one per process, fixed size, no OpenMP.
+//
+// A parallel loop is `count` independent tasks. Threads claim tasks one at a time, in order; each
+// task is computed whole by one thread, so results never depend on how many threads there are.
+// A loop started inside another, or while another Python thread holds the pool, runs on the calling
+// thread alone, with the same result.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "core/dtype.h"
+
+namespace llmcore {
+
+// `worker` is below num_threads() and no two running tasks of a loop share it: it indexes scratch.
+using Task = void (*)(void* context, int64_t index, int worker);
+
+// Runs task(context, i, worker) for every i in [0, count) and returns when all are done.
+void parallel_run(int64_t count, Task task, void* context);
+
+// Threads that take part, the caller included.
+int num_threads();
+
+// Restarts the pool with `count` threads; throws ConfigError below 1.
+void set_num_threads(int count);
+
+// body(index, worker) for every index in [0, count).
+template <class Body>
+LLMCORE_INLINE void parallel_for(int64_t count, Body&& body) {
+  using Plain = std::remove_reference_t<Body>;
+  parallel_run(
+      count,
+      [](void* context, int64_t index, int worker) { (*static_cast<Plain*>(context))(index, worker); },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// body(begin, end, worker) over [0, count) in chunks of `grain`.
+template <class Body>
+LLMCORE_INLINE void parallel_chunks(int64_t count, int64_t grain, Body&& body) {
+  parallel_for((count + grain - 1) / grain, [&](int64_t chunk, int worker) {
+    const int64_t begin = chunk * grain;
+    const int64_t end = begin + grain < count ? begin + grain : count;
+    body(begin, end, worker);
+  });
+}
+
+}  // namespace llmcore

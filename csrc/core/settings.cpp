@@ -1,0 +1,21 @@
+// Reads the environment variables.
+#include "core/settings.h"
+
+#include <cstdlib>
+
+namespace llmcore {
+namespace {
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+}  // namespace
+
+const Settings& settings() {
+  static const Settings values{.cpu_isa = variable("LLMCORE_CPU_ISA"),
+                               .num_threads = variable("LLMCORE_NUM_THREADS"),
+                               .device = variable("LLMCORE_DEVICE")};
+  return values;
+}
+
+}  // namespace llmcore

@@ -1,0 +1,84 @@
+// Scaled dot-product attention (Vaswani et al. 2017), tiled with online softmax: no [T, S] matrix.
+//
+//   out_i = sum_j softmax_j(score_ij) v_j,   score_ij = softcap(scale q_i . k_j) + bias_ij
+//   softcap(s) = cap tanh(s / cap) where cap > 0
+//
+// Who sees whom is decided here and nowhere else. Query i of sequence b stands at position
+// p = i + past[b]; key j is visible to it iff
+//   j < kv_lengths[b]
+//   and (not causal, or j <= p, or j < prefix_lengths[b])
+//   and (window_left < 0, or j >= p - window_left) and (window_right < 0, or j <= p + window_right)
+//   and mask_bij, where a mask is given.
+// A query that sees nothing gives zeros.
+#pragma once
+
+#include "core/context.h"
+#include "core/tensor.h"
+
+namespace llmcore {
+
+// Element (b, t, h, d) is at data[b * batch_stride + t * row_stride + h * head_stride + d], so that q,
+// k and v can be read from one packed [N, (H + 2 Hkv) D] matrix, from [B, H, T, D], or from a cache.
+struct HeadView {
+  float* data = nullptr;
+  int64_t batch_stride = 0, row_stride = 0, head_stride = 0;
+  LLMCORE_INLINE float* at(int64_t b, int64_t t, int64_t h) const {
+    return data + b * batch_stride + t * row_stride + h * head_stride;
+  }
+};
+
+// Element (b, h, i, j) of something broadcastable to [B, H, T, S]; strides of broadcast axes are 0.
+struct ScoreView {
+  void* data = nullptr;
+  int64_t stride[4] = {};
+};
+
+struct AttentionArgs {
+  int64_t batch = 0, queries = 0, keys = 0;  // B, T, S
+  int64_t heads = 0, kv_heads = 0;           // H, a multiple of Hkv
+  int64_t head_dim = 0, value_dim = 0;       // D of q and k, D of v and out
+  HeadView q, k, v;                          // [B, T, H, D], [B, S, Hkv, D], [B, S, Hkv, Dv]
+  float scale = 1.0f;
+  float softcap = 0.0f;  // 0: none
+  bool causal = false;
+  int64_t window_left = -1, window_right = -1;  // -1: unbounded
+  const int32_t* kv_lengths = nullptr;          // [B]; null: S
+  const int32_t* prefix_lengths = nullptr;      // [B]; null: 0
+  const int32_t* past = nullptr;                // [B]; null: 0
+  ScoreView bias;                               // float, additive
+  ScoreView mask;                               // bool, true: may attend
+  Dropout dropout;  // on the weights: element ((b * H + h) * T + i) * S + j
+};
+
+struct AttentionForwardArgs : AttentionArgs {
+  HeadView out;            // [B, T, H, Dv]
+  float* lse = nullptr;    // [B, H, T] log of the sum of exponentials, saved for backward, or null
+  Tensor scratch;          // provided by the checking layer
+};
+
+struct AttentionBackwardArgs : AttentionArgs {
+  HeadView out, dout;          // [B, T, H, Dv]
+  const float* lse = nullptr;  // [B, H, T]
+  HeadView dq, dk, dv;         // overwritten; keys nobody sees get zeros
+  ScoreView dbias;             // accumulates over broadcast axes; no data: not wanted
+  Tensor scratch;              // provided by the checking layer
+};
+
+// The softmax weights themselves, [B, H, T, S], for callers that want to look at them.
+struct AttentionWeightsArgs : AttentionArgs {
+  float* weights = nullptr;
+};
+
+struct AttentionKernels {
+  int64_t (*forward_scratch)(const AttentionForwardArgs&);
+  int64_t (*backward_scratch)(const AttentionBackwardArgs&);
+  void (*forward)(const Context&, const AttentionForwardArgs&);
+  void (*backward)(const Context&, const AttentionBackwardArgs&);
+  void (*weights)(const Context&, const AttentionWeightsArgs&);
+};
+
+void attention_forward(const Context& context, const AttentionForwardArgs& args);
+void attention_backward(const Context& context, const AttentionBackwardArgs& args);
+void attention_weights(const Context& context, const AttentionWeightsArgs& args);
+
+}  // namespace llmcore

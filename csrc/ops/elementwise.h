@@ -1,0 +1,85 @@
+// What is done element by element or row by row and belongs to no other family.
+#pragma once
+
+#include "core/context.h"
+#include "core/tensor.h"
+
+namespace llmcore {
+
+struct DropoutArgs {
+  Dropout dropout;
+  Tensor x;         // any shape
+  Tensor residual;  // same shape, added after; or empty
+  Tensor y;         // same shape; may be x or residual. y = residual + x * keep / (1 - p)
+};
+
+struct AddArgs {
+  Tensor a, b;  // any shape
+  Tensor y;     // same shape; may be a or b
+};
+
+struct ScaleArgs {
+  float factor = 1.0f;
+  Tensor x;  // any shape
+  Tensor y;  // may be x
+};
+
+struct FillArgs {
+  float value = 0.0f;
+  Tensor y;  // float32, any shape
+};
+
+// Copies between float32 and bfloat16 or float16.
+struct CastArgs {
+  Tensor x, y;  // same shape
+};
+
+// Softmax over the last axis; a row of all -inf gives zeros (log: -inf).
+struct SoftmaxArgs {
+  bool log = false;
+  Tensor x;  // [N, C]
+  Tensor y;  // [N, C]; may be x
+};
+
+struct SoftmaxBackwardArgs {
+  bool log = false;
+  Tensor dy;  // [N, C]
+  Tensor y;   // [N, C], output of the forward pass
+  Tensor dx;  // [N, C]; may be dy
+};
+
+// out[i] = rows[index[i]], and its reverse, which writes zeros elsewhere.
+struct GatherRowsArgs {
+  Tensor x;      // [N, C]
+  Tensor index;  // [R] int32, each in [0, N)
+  Tensor y;      // [R, C]
+};
+struct ScatterRowsArgs {
+  Tensor x;      // [R, C]
+  Tensor index;  // [R] int32, ascending, each in [0, N)
+  Tensor y;      // [N, C] zeroed first
+};
+
+struct ElementwiseKernels {
+  void (*dropout)(const Context&, const DropoutArgs&);
+  void (*add)(const Context&, const AddArgs&);
+  void (*scale)(const Context&, const ScaleArgs&);
+  void (*fill)(const Context&, const FillArgs&);
+  void (*cast)(const Context&, const CastArgs&);
+  void (*softmax)(const Context&, const SoftmaxArgs&);
+  void (*softmax_backward)(const Context&, const SoftmaxBackwardArgs&);
+  void (*gather_rows)(const Context&, const GatherRowsArgs&);
+  void (*scatter_rows)(const Context&, const ScatterRowsArgs&);
+};
+
+void dropout(const Context& context, const DropoutArgs& args);
+void add(const Context& context, const AddArgs& args);
+void scale(const Context& context, const ScaleArgs& args);
+void fill(const Context& context, const FillArgs& args);
+void cast(const Context& context, const CastArgs& args);
+void softmax(const Context& context, const SoftmaxArgs& args);
+void softmax_backward(const Context& context, const SoftmaxBackwardArgs& args);
+void gather_rows(const Context& context, const GatherRowsArgs& args);
+void scatter_rows(const Context& context, const ScatterRowsArgs& args);
+
+}  // namespace llmcore

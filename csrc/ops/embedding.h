@@ -1,0 +1,44 @@
+// Looks rows up in tables and adds them: tokens, positions, segment types.
+//
+//   out[n] = scale * table[ids[n]] + positions[position_ids[n]] + types[type_ids[n]]
+#pragma once
+
+#include "core/context.h"
+#include "core/tensor.h"
+
+namespace llmcore {
+
+struct EmbeddingArgs {
+  Tensor ids;           // [N] int32, each in [0, V)
+  Tensor table;         // [V, C]
+  float scale = 1.0f;   // of the token row alone
+  Tensor positions;     // [P, C], or empty
+  Tensor position_ids;  // [N] int32, each in [0, P); with positions
+  Tensor types;         // [S, C], or empty
+  Tensor type_ids;      // [N] int32, each in [0, S); with types
+  Dropout dropout;      // of the sum, element n * C + c
+  Tensor out;           // [N, C]
+};
+
+struct EmbeddingBackwardArgs {
+  Tensor ids;           // [N] int32
+  float scale = 1.0f;
+  Tensor position_ids;  // [N] int32, or empty
+  Tensor type_ids;      // [N] int32, or empty
+  Dropout dropout;
+  Tensor dout;          // [N, C]
+  Tensor dtable;        // [V, C] accumulates, rows in ascending n; or empty
+  Tensor dpositions;    // [P, C] accumulates, or empty
+  Tensor dtypes;        // [S, C] accumulates, or empty
+};
+
+struct EmbeddingKernels {
+  void (*forward)(const Context&, const EmbeddingArgs&);
+  void (*backward)(const Context&, const EmbeddingBackwardArgs&);
+};
+
+// Throws IndexError for an id outside its table, naming the id, its place and the table's size.
+void embedding_forward(const Context& context, const EmbeddingArgs& args);
+void embedding_backward(const Context& context, const EmbeddingBackwardArgs& args);
+
+}  // namespace llmcore

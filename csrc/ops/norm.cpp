@@ -1,0 +1,42 @@
+// Checks of the norms' arguments.
+#include "ops/norm.h"
+
+#include "core/error.h"
+#include "ops/kernels.h"
+
+namespace llmcore {
+namespace {
+constexpr int64_t kMaxPartials = 64;
+}
+
+int64_t norm_partials(int64_t rows) { return rows < kMaxPartials ? rows : kMaxPartials; }
+
+void norm_forward(const Context& context, const NormForwardArgs& args) {
+  const int64_t rows = args.x.rows(), width = args.x.cols();
+  check_tensor("norm_forward", "x", args.x, "[N, C]", {rows, width});
+  check_tensor("norm_forward", "y", args.y, "[N, C]", {rows, width});
+  check_optional("norm_forward", "weight", args.weight, "[C]", {width});
+  check_optional("norm_forward", "bias", args.bias, "[C]", {width});
+  check_optional("norm_forward", "mean", args.mean, "[N]", {rows});
+  check_optional("norm_forward", "rstd", args.rstd, "[N]", {rows});
+  if (rows * width > 0) context.kernels->norm->forward(context, args);
+}
+
+void norm_backward(const Context& context, const NormBackwardArgs& args) {
+  const int64_t rows = args.x.rows(), width = args.x.cols();
+  check_tensor("norm_backward", "x", args.x, "[N, C]", {rows, width});
+  check_tensor("norm_backward", "dy", args.dy, "[N, C]", {rows, width});
+  check_tensor("norm_backward", "dx", args.dx, "[N, C]", {rows, width});
+  check_tensor("norm_backward", "rstd", args.rstd, "[N]", {rows});
+  if (args.kind == NormKind::kLayer) check_tensor("norm_backward", "mean", args.mean, "[N]", {rows});
+  check_optional("norm_backward", "weight", args.weight, "[C]", {width});
+  check_optional("norm_backward", "dweight", args.dweight, "[C]", {width});
+  check_optional("norm_backward", "dbias", args.dbias, "[C]", {width});
+  if (rows * width == 0) return;
+  ScratchScope scope(*context.arena);
+  NormBackwardArgs call = args;
+  call.partial = context.arena->scratch(DType::kFloat32, norm_partials(rows), 2, width);
+  context.kernels->norm->backward(context, call);
+}
+
+}  // namespace llmcore

@@ -1,0 +1,71 @@
+"""llmcore: pretrain, fine-tune and run Transformers on CPU and NVIDIA GPU, without PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from llmcore._core import Tensor, __version__, from_dlpack
+from llmcore.device import (
+    cuda_available,
+    device_info,
+    get_num_threads,
+    memory_stats,
+    set_num_threads,
+)
+from llmcore.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    DTypeError,
+    LlmcoreError,
+    OutOfMemory,
+    ShapeError,
+    TokenIndexError,
+)
+from llmcore.tensor import tensor, zeros
+
+if TYPE_CHECKING:
+    from llmcore import ops
+
+# Imported on first use, so that `import llmcore` stays quick.
+_LAZY: dict[str, str] = {
+    "ops": "llmcore.ops",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DTypeError",
+    "DataError",
+    "DeviceError",
+    "LlmcoreError",
+    "OutOfMemory",
+    "ShapeError",
+    "Tensor",
+    "TokenIndexError",
+    "__version__",
+    "cuda_available",
+    "device_info",
+    "from_dlpack",
+    "get_num_threads",
+    "memory_stats",
+    "ops",
+    "set_num_threads",
+    "tensor",
+    "zeros",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'llmcore' has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name])
+    value = module if module.__name__ == f"llmcore.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

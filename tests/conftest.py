@@ -1,0 +1,52 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llmcore
+from llmcore import _core
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture()
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that differ from test to test and are the same in every run."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def _nan_filled_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs hold NaN before an operation writes them: what it forgets shows."""
+    empty = _core.empty
+
+    def nan_filled(*args: object, **kwargs: object) -> llmcore.Tensor:
+        tensor = empty(*args, **kwargs)
+        if tensor.dtype == "float32":
+            tensor.numpy()[...] = np.nan
+        return tensor
+
+    monkeypatch.setattr(_core, "empty", nan_filled)
+
+
+@pytest.fixture()
+def threads() -> object:
+    """A function that sets the number of threads; the default comes back after the test."""
+    before = llmcore.get_num_threads()
+    yield llmcore.set_num_threads
+    llmcore.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The research data beside the checkout; tests that need it skip where it is absent."""
+    path = Path(os.environ.get("LLMCORE_TEST_DATA", SHARED))
+    if not path.is_dir():
+        pytest.skip("the shared research data is not here")
+    return path
