@@ -1,0 +1,594 @@
+"""The architecture of a model, whole: `ModelConfig`, its presets and its table of parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llmcore.errors import ConfigError, did_you_mean
+from llmcore.validation import Check, build
+
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
+Shape = tuple[int, ...]
+
+# The default of a field that is computed from other fields. Typed Any so that the field itself
+# keeps the type it has after construction: nobody who reads a config has to handle None.
+_DERIVED: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the length a model was trained on.
+
+    Attributes:
+        type: "linear" divides every frequency by `factor` (Chen et al. 2023, arXiv:2306.15595).
+            "llama3" keeps high frequencies, divides low ones, and blends between (Llama 3.1).
+            "yarn" blends by number of rotations and rescales attention (arXiv:2309.00071).
+        factor: Ratio of the stretched to the original length, at least 1.
+        original_max_positions: Length the model was trained on; needed by "llama3" and "yarn".
+        low_freq_factor: llama3: wavelengths above original_max_positions / this are divided.
+        high_freq_factor: llama3: wavelengths below original_max_positions / this are kept.
+        beta_fast: yarn: dimensions rotating more often than this over the original length are kept.
+        beta_slow: yarn: dimensions rotating less often than this are divided by `factor`.
+        attention_factor: yarn: multiplies cos and sin. None means 0.1 ln(factor) + 1.
+
+    Raises:
+        ConfigError: with every problem found.
+
+    Example:
+        >>> RopeScaling(type="linear", factor=2.0).attention_factor
+        1.0
+    """
+
+    type: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_max_positions: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = _DERIVED
+
+    def __post_init__(self) -> None:
+        check = Check(self, optional={"attention_factor"})
+        check.at_least(1, "factor")
+        check.at_least(0, "original_max_positions")
+        check.positive("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+        check.derive(
+            "attention_factor",
+            ("type", "factor"),
+            # YaRN, section 3.4: sqrt(1/t) = 0.1 ln(s) + 1.
+            lambda: 0.1 * math.log(self.factor) + 1.0 if self.type == "yarn" else 1.0,
+        )
+        check.positive("attention_factor")
+        check.rule(
+            ("original_max_positions", "type"),
+            lambda: self.type == "linear" or self.original_max_positions >= 1,
+            lambda: f"at least 1 for type {self.type!r}",
+        )
+        check.rule(
+            ("high_freq_factor", "low_freq_factor"),
+            lambda: self.high_freq_factor > self.low_freq_factor,
+            lambda: f"more than low_freq_factor = {self.low_freq_factor:g}",
+        )
+        check.rule(
+            ("beta_fast", "beta_slow"),
+            lambda: self.beta_fast > self.beta_slow,
+            lambda: f"more than beta_slow = {self.beta_slow:g}",
+        )
+        check.done()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture of a decoder, an encoder, or both; weights must match it exactly.
+
+    Frozen. Fields whose default is computed ("default: …" below) hold the computed value after
+    construction. `replace` makes a changed copy.
+
+    Attributes:
+        vocab_size: V, rows of the token table.
+        hidden_size: C, width of the residual stream.
+        num_encoder_layers: Layers of the bidirectional stack; 0 makes a decoder-only model.
+        num_decoder_layers: Layers of the causal stack; 0 makes an encoder-only model.
+        num_heads: H, query heads.
+        num_kv_heads: Hkv, key and value heads, a divisor of H. Default: H.
+        head_dim: D, width of a head. Default: C / H.
+        ffn_size: F, inner width of the feed-forward network. Default: 4 C.
+        max_positions: Longest sequence, in tokens.
+        norm: "layer" (Ba et al. 2016) or "rms" (Zhang & Sennrich 2019).
+        norm_eps: Added to the variance or mean square under the root.
+        norm_placement: "pre", x + f(norm(x)), or "post", norm(x + f(x)).
+        final_norm: Whether each stack ends in a norm.
+        embedding_norm: Whether the embedding sum is normalised before the first layer.
+        qk_norm: Whether each query and key head is RMS-normalised before the rotation.
+        positions: "learned", "sinusoidal", "rope", "relative" (T5's buckets), or "none".
+        position_offset: Row of the learned table that position 0 uses; the table has
+            max_positions + position_offset rows.
+        type_vocab_size: Rows of the token type table; 0 for none.
+        embedding_scale: Token embeddings are multiplied by this.
+        rope_theta: Base of the rotary frequencies.
+        rope_scaling: Stretching of the rotary frequencies, or None.
+        rotary_dim: Leading dimensions of a head that rotate. Default: D.
+        rope_interleaved: Rotate pairs (2i, 2i + 1) instead of (i, i + rotary_dim / 2).
+        relative_buckets: Rows of the relative position table.
+        relative_max_distance: Distance from which on all share the last bucket.
+        attention_scale: Multiplies q·k. Default: 1 / sqrt(D).
+        attention_softcap: Scores become c tanh(score / c); 0 for none.
+        sliding_window: A causal query sees this many latest keys, itself included; 0 for all.
+        activation: "gelu" (erf), "gelu_tanh", "relu" or "silu".
+        gated_ffn: down(act(gate(x)) * up(x)) instead of down(act(up(x))).
+        attention_bias: Whether q, k and v have biases.
+        attention_out_bias: Whether the attention output projection has a bias.
+        ffn_bias: Whether the feed-forward projections have biases.
+        norm_bias: Whether norms have a bias. Default: True for "layer"; "rms" never has one.
+        tie_embeddings: Whether the head uses the token table.
+        head_bias: Whether logits have a bias.
+        head_transform: Whether the head starts with linear, activation, norm (BERT).
+        head_scale: Hidden states are multiplied by this before the head.
+        pooler: Whether tanh(linear(first token)) precedes the classifier.
+        num_labels: Classes of the classifier; 0 for none.
+        embedding_dropout: Probability, on the embedding sum.
+        attention_dropout: Probability, on attention weights.
+        residual_dropout: Probability, on what a sublayer adds to the residual stream.
+        ffn_dropout: Probability, on the inner activations of the feed-forward network.
+        init_std: Standard deviation of initial weights.
+        bos_id: Id of the beginning-of-sequence token, or None.
+        eos_id: Id of the end-of-sequence token, or None.
+        pad_id: Id of the padding token, or None.
+        decoder_start_id: Id a decoder beside an encoder starts from, or None.
+
+    Raises:
+        ConfigError: with every problem found, one line each.
+
+    Example:
+        >>> config = ModelConfig(vocab_size=65, hidden_size=32, num_decoder_layers=2, num_heads=4)
+        >>> config.head_dim, config.ffn_size, config.kind
+        (8, 128, 'decoder')
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_encoder_layers: int = 0
+    num_decoder_layers: int = 0
+    num_heads: int
+    num_kv_heads: int = _DERIVED
+    head_dim: int = _DERIVED
+    ffn_size: int = _DERIVED
+    max_positions: int = 1024
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-5
+    norm_placement: Literal["pre", "post"] = "pre"
+    final_norm: bool = True
+    embedding_norm: bool = False
+    qk_norm: bool = False
+    positions: Literal["learned", "sinusoidal", "rope", "relative", "none"] = "learned"
+    position_offset: int = 0
+    type_vocab_size: int = 0
+    embedding_scale: float = 1.0
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rotary_dim: int = _DERIVED
+    rope_interleaved: bool = False
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    attention_scale: float = _DERIVED
+    attention_softcap: float = 0.0
+    sliding_window: int = 0
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
+    gated_ffn: bool = False
+    attention_bias: bool = True
+    attention_out_bias: bool = True
+    ffn_bias: bool = True
+    norm_bias: bool = _DERIVED
+    tie_embeddings: bool = True
+    head_bias: bool = False
+    head_transform: bool = False
+    head_scale: float = 1.0
+    pooler: bool = False
+    num_labels: int = 0
+    embedding_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    ffn_dropout: float = 0.0
+    init_std: float = 0.02
+    bos_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+    decoder_start_id: int | None = None
+
+    def __post_init__(self) -> None:
+        derived = {"num_kv_heads", "head_dim", "ffn_size", "rotary_dim", "attention_scale"}
+        check = Check(self, optional=derived | {"norm_bias"})
+        check.at_least(1, "vocab_size", "hidden_size", "num_heads", "num_kv_heads", "head_dim")
+        check.at_least(1, "ffn_size", "max_positions", "relative_max_distance")
+        check.at_least(2, "rotary_dim", "relative_buckets")
+        check.at_least(0, "num_encoder_layers", "num_decoder_layers", "position_offset")
+        check.at_least(0, "type_vocab_size", "sliding_window", "num_labels", "attention_softcap")
+        check.positive("norm_eps", "embedding_scale", "rope_theta", "attention_scale")
+        check.positive("head_scale", "init_std")
+        check.probability("embedding_dropout", "attention_dropout")
+        check.probability("residual_dropout", "ffn_dropout")
+        for name in ("bos_id", "eos_id", "pad_id", "decoder_start_id"):
+            token = getattr(self, name)
+            check.rule(
+                (name, "vocab_size"),
+                lambda token=token: token is None or 0 <= token < self.vocab_size,  # type: ignore[misc]
+                lambda: f"an id in [0, vocab_size = {self.vocab_size}), or None",
+            )
+        if self.head_dim is None:
+            check.rule(
+                ("hidden_size", "num_heads"),
+                lambda: self.hidden_size % self.num_heads == 0,
+                lambda: f"a multiple of num_heads = {self.num_heads}, or head_dim given",
+            )
+        check.derive("num_kv_heads", ("num_heads",), lambda: self.num_heads)
+        check.derive(
+            "head_dim", ("hidden_size", "num_heads"), lambda: self.hidden_size // self.num_heads
+        )
+        check.derive("ffn_size", ("hidden_size",), lambda: 4 * self.hidden_size)
+        check.derive("rotary_dim", ("head_dim",), lambda: self.head_dim)
+        check.derive("attention_scale", ("head_dim",), lambda: 1.0 / math.sqrt(self.head_dim))
+        check.derive("norm_bias", ("norm",), lambda: self.norm == "layer")
+        self._check_relations(check)
+        check.done()
+
+    def _check_relations(self, check: Check) -> None:
+        check.rule(
+            ("num_decoder_layers", "num_encoder_layers"),
+            lambda: self.num_encoder_layers + self.num_decoder_layers >= 1,
+            lambda: "at least 1 where num_encoder_layers is 0",
+        )
+        check.rule(
+            ("num_kv_heads", "num_heads"),
+            lambda: self.num_heads % self.num_kv_heads == 0,
+            lambda: f"a divisor of num_heads = {self.num_heads}",
+        )
+        check.rule(
+            ("norm_bias", "norm"),
+            lambda: self.norm == "layer" or not self.norm_bias,
+            lambda: "False with norm 'rms'",
+        )
+        if self.positions == "rope":
+            check.rule(
+                ("rotary_dim", "head_dim"),
+                lambda: self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim,
+                lambda: f"an even number up to head_dim = {self.head_dim}",
+            )
+        check.rule(
+            ("rope_scaling", "positions"),
+            lambda: self.rope_scaling is None or self.positions == "rope",
+            lambda: f"None with positions {self.positions!r}",
+        )
+        check.rule(
+            ("position_offset", "positions"),
+            lambda: self.position_offset == 0 or self.positions == "learned",
+            lambda: f"0 with positions {self.positions!r}",
+        )
+        check.rule(
+            ("hidden_size", "positions"),
+            lambda: self.positions != "sinusoidal" or self.hidden_size % 2 == 0,
+            lambda: "an even number with positions 'sinusoidal'",
+        )
+        if self.positions == "relative":
+            # Half of an encoder's buckets are for keys on the right; half of the rest are exact.
+            check.rule(
+                ("relative_buckets", "num_encoder_layers"),
+                lambda: self.num_encoder_layers == 0 or self.relative_buckets % 4 == 0,
+                lambda: "a multiple of 4 where there is an encoder",
+            )
+            check.rule(
+                ("relative_max_distance", "relative_buckets"),
+                lambda: self.relative_max_distance > self.relative_buckets // 2,
+                lambda: f"more than half of relative_buckets = {self.relative_buckets}",
+            )
+        check.rule(
+            ("sliding_window", "num_decoder_layers"),
+            lambda: self.sliding_window == 0 or self.num_decoder_layers > 0,
+            lambda: "0 where num_decoder_layers is 0",
+        )
+
+    @property
+    def kind(self) -> Kind:
+        """Which stacks there are: "decoder", "encoder" or "encoder-decoder"."""
+        if self.num_encoder_layers == 0:
+            return "decoder"
+        return "encoder-decoder" if self.num_decoder_layers else "encoder"
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> ModelConfig:
+        """Build a named architecture, with some fields changed.
+
+        Args:
+            name: One of `PRESETS`, for example "gpt2", "gpt-nano", "llama-tiny", "t5-small".
+            **overrides: Fields of `ModelConfig` that replace the preset's.
+
+        Raises:
+            ConfigError: for an unknown name or field, or a value that does not fit.
+
+        Example:
+            >>> ModelConfig.preset("gpt2").num_parameters()
+            124439808
+            >>> ModelConfig.preset("gpt-nano", num_decoder_layers=6).num_decoder_layers
+            6
+        """
+        if name not in PRESETS:
+            hint = did_you_mean(name, PRESETS) or f"; known: {', '.join(PRESETS)}"
+            raise ConfigError(f"ModelConfig: unknown preset {name!r}{hint}")
+        return cls.from_dict({**PRESETS[name], **overrides})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Build a config from a mapping of field names, such as one read from JSON.
+
+        Raises:
+            ConfigError: for unknown keys (naming the nearest), missing ones, and bad values.
+
+        Example:
+            >>> config = ModelConfig.preset("gpt2")
+            >>> ModelConfig.from_dict(config.to_dict()) == config
+            True
+        """
+        return build(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field as plain JSON values, in the order they are declared.
+
+        Example:
+            >>> ModelConfig.preset("gpt2").to_dict()["num_heads"]
+            12
+        """
+        return dataclasses.asdict(self)
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """Return a copy with some fields changed; None asks for a computed default again.
+
+        Computed fields keep their value unless named, also when what they came from changes.
+
+        Example:
+            >>> ModelConfig.preset("gpt2").replace(vocab_size=50304).vocab_size
+            50304
+        """
+        return self.from_dict({**self.to_dict(), **changes})
+
+    def num_parameters(self) -> int:
+        """Count the trainable numbers exactly, tied weights once.
+
+        Example:
+            >>> ModelConfig.preset("t5-small").num_parameters()
+            60506624
+        """
+        return sum(math.prod(shape) for shape in parameter_shapes(self).values())
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Estimate the floating-point operations to train on one token, forward and backward.
+
+        6 for each weight of a matrix product (2 forward, 4 backward), and 12 H D S for each
+        attention over S keys: Chowdhery et al. 2022 (PaLM, arXiv:2204.02311), appendix B. As
+        there, causal attention counts in full, recomputation not at all. Tables that are only
+        looked up do not count; the head does. With both stacks, one token of each, at equal
+        lengths.
+
+        Args:
+            sequence_length: T, in tokens.
+
+        Returns:
+            Floating-point operations, a multiply-add being two.
+
+        Example:
+            >>> round(ModelConfig.preset("gpt2").flops_per_token(1024) / 1e6)
+            854
+        """
+        tables = ("embed.tokens.weight", "positions.weight", "types.weight", "relative_bias.weight")
+        matrices = sum(
+            math.prod(shape)
+            for name, shape in parameter_shapes(self).items()
+            if len(shape) == 2 and not name.endswith(tables)
+        )
+        if self.tie_embeddings:
+            matrices += self.vocab_size * self.hidden_size
+        keys = self.num_encoder_layers * sequence_length
+        window = min(sequence_length, self.sliding_window or sequence_length)
+        keys += self.num_decoder_layers * window
+        if self.kind == "encoder-decoder":
+            keys += self.num_decoder_layers * sequence_length
+        return 6.0 * matrices + 12.0 * self.num_heads * self.head_dim * keys
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """List every parameter with its shape, in the order in which the model lays them out.
+
+    q, k and v (weights, then biases) are consecutive, so that they are one matrix
+    [(H + 2 Hkv) D, C] to the GEMM; so are gate and up. Weights are [out, in], tables [rows, C].
+
+    Example:
+        >>> shapes = parameter_shapes(ModelConfig.preset("gpt2"))
+        >>> shapes["decoder.layers.0.self_attention.q.weight"]
+        (768, 768)
+    """
+    c = config
+    C, F = c.hidden_size, c.ffn_size
+    query, key = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    both = c.kind == "encoder-decoder"
+    shapes: dict[str, Shape] = {}
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"] = (C,)
+        if c.norm_bias:
+            shapes[f"{name}.bias"] = (C,)
+
+    def linears(prefix: str, widths: Mapping[str, Shape], bias: bool) -> None:
+        for name, shape in widths.items():
+            shapes[f"{prefix}.{name}.weight"] = shape
+        for name, shape in widths.items():
+            if bias:
+                shapes[f"{prefix}.{name}.bias"] = shape[:1]
+
+    def attention(prefix: str) -> None:
+        norm(f"{prefix}.norm")
+        linears(prefix, {"q": (query, C), "k": (key, C), "v": (key, C)}, c.attention_bias)
+        if c.qk_norm:
+            shapes[f"{prefix}.q_norm.weight"] = shapes[f"{prefix}.k_norm.weight"] = (c.head_dim,)
+        linears(prefix, {"out": (C, query)}, c.attention_out_bias)
+
+    def feed_forward(prefix: str) -> None:
+        norm(f"{prefix}.norm")
+        inner = {"gate": (F, C), "up": (F, C)} if c.gated_ffn else {"up": (F, C)}
+        linears(prefix, inner, c.ffn_bias)
+        linears(prefix, {"down": (C, F)}, c.ffn_bias)
+
+    def embedding_extras(prefix: str, norm_name: str) -> None:
+        """The tables that encoder and decoder do not share."""
+        if c.positions == "learned":
+            shapes[f"{prefix}.positions.weight"] = (c.max_positions + c.position_offset, C)
+        if c.type_vocab_size and prefix != "decoder":
+            shapes[f"{prefix}.types.weight"] = (c.type_vocab_size, C)
+        if c.embedding_norm:
+            norm(f"{prefix}.{norm_name}")
+
+    def stack(name: str, num_layers: int, cross: bool) -> None:
+        if num_layers == 0:
+            return
+        if both:
+            embedding_extras(name, "embedding_norm")
+        if c.positions == "relative":
+            shapes[f"{name}.relative_bias.weight"] = (c.relative_buckets, c.num_heads)
+        for i in range(num_layers):
+            attention(f"{name}.layers.{i}.self_attention")
+            if cross:
+                attention(f"{name}.layers.{i}.cross_attention")
+            feed_forward(f"{name}.layers.{i}.feed_forward")
+        if c.final_norm:
+            norm(f"{name}.norm")
+
+    shapes["embed.tokens.weight"] = (c.vocab_size, C)
+    if not both:
+        embedding_extras("embed", "norm")
+    stack("encoder", c.num_encoder_layers, cross=False)
+    stack("decoder", c.num_decoder_layers, cross=both)
+    if not c.tie_embeddings:
+        shapes["head.weight"] = (c.vocab_size, C)
+    if c.head_bias:
+        shapes["head.bias"] = (c.vocab_size,)
+    if c.head_transform:
+        linears("head", {"transform": (C, C)}, bias=True)
+        norm("head.transform.norm")
+    if c.pooler:
+        shapes["pooler.weight"], shapes["pooler.bias"] = (C, C), (C,)
+    if c.num_labels:
+        shapes["classifier.weight"], shapes["classifier.bias"] = (c.num_labels, C), (c.num_labels,)
+    return shapes
+
+
+_GPT2: dict[str, Any] = {
+    "vocab_size": 50257,
+    "max_positions": 1024,
+    "bos_id": 50256,
+    "eos_id": 50256,
+}
+_GPT2_SMALL = {**_GPT2, "hidden_size": 768, "num_decoder_layers": 12, "num_heads": 12}
+
+#: Named architectures, as arguments of `ModelConfig`, with the paper each size comes from.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Radford et al. 2019, without dropout as in OpenAI's released code.
+    "gpt2": _GPT2_SMALL,
+    "gpt2-124m": _GPT2_SMALL,
+    "gpt2-medium": {**_GPT2, "hidden_size": 1024, "num_decoder_layers": 24, "num_heads": 16},
+    "gpt2-large": {**_GPT2, "hidden_size": 1280, "num_decoder_layers": 36, "num_heads": 20},
+    "gpt2-xl": {**_GPT2, "hidden_size": 1600, "num_decoder_layers": 48, "num_heads": 25},
+    # The character model nanoGPT's README trains on a CPU.
+    "gpt-nano": {
+        "vocab_size": 65,
+        "hidden_size": 128,
+        "num_decoder_layers": 4,
+        "num_heads": 4,
+        "max_positions": 64,
+        "activation": "gelu",
+        "attention_bias": False,
+        "attention_out_bias": False,
+        "ffn_bias": False,
+        "norm_bias": False,
+    },
+    # The 15M model of llama2.c, trained on TinyStories.
+    "llama-tiny": {
+        "vocab_size": 32000,
+        "hidden_size": 288,
+        "num_decoder_layers": 6,
+        "num_heads": 6,
+        "ffn_size": 768,
+        "max_positions": 256,
+        "norm": "rms",
+        "positions": "rope",
+        "activation": "silu",
+        "gated_ffn": True,
+        "attention_bias": False,
+        "attention_out_bias": False,
+        "ffn_bias": False,
+        "bos_id": 1,
+        "eos_id": 2,
+    },
+    # Devlin et al. 2019, uncased, with the masked language model head.
+    "bert-base": {
+        "vocab_size": 30522,
+        "hidden_size": 768,
+        "num_encoder_layers": 12,
+        "num_heads": 12,
+        "max_positions": 512,
+        "norm_eps": 1e-12,
+        "norm_placement": "post",
+        "final_norm": False,
+        "embedding_norm": True,
+        "type_vocab_size": 2,
+        "activation": "gelu",
+        "head_bias": True,
+        "head_transform": True,
+        "embedding_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "residual_dropout": 0.1,
+        "pad_id": 0,
+    },
+    # Vaswani et al. 2017, table 3, base; one shared table, biases as in Marian.
+    "transformer-base": {
+        "vocab_size": 37000,
+        "hidden_size": 512,
+        "num_encoder_layers": 6,
+        "num_decoder_layers": 6,
+        "num_heads": 8,
+        "norm_placement": "post",
+        "final_norm": False,
+        "positions": "sinusoidal",
+        "embedding_scale": math.sqrt(512),
+        "activation": "relu",
+        "head_bias": True,
+        "embedding_dropout": 0.1,
+        "residual_dropout": 0.1,
+    },
+    # Raffel et al. 2020; the first T5: tied head, scaled by 1 / sqrt(C), no gate.
+    "t5-small": {
+        "vocab_size": 32128,
+        "hidden_size": 512,
+        "num_encoder_layers": 6,
+        "num_decoder_layers": 6,
+        "num_heads": 8,
+        "max_positions": 512,
+        "norm": "rms",
+        "norm_eps": 1e-6,
+        "positions": "relative",
+        "attention_scale": 1.0,
+        "activation": "relu",
+        "attention_bias": False,
+        "attention_out_bias": False,
+        "ffn_bias": False,
+        "head_scale": 512**-0.5,
+        "embedding_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "residual_dropout": 0.1,
+        "ffn_dropout": 0.1,
+        "eos_id": 1,
+        "pad_id": 0,
+        "decoder_start_id": 0,
+    },
+}

@@ -1,0 +1,167 @@
+"""Checks of configuration dataclasses that find every problem before raising one `ConfigError`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar, cast
+
+from llmcore.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Construct a checked dataclass from a mapping, such as one read from JSON or TOML.
+
+    A field that is itself a dataclass may be given as a mapping.
+
+    Args:
+        cls: A dataclass whose `__post_init__` uses `Check`.
+        values: Field names and values.
+
+    Raises:
+        ConfigError: naming every unknown key with the nearest known one, every required key that
+            is missing, and every bad value.
+    """
+    hints, values = field_hints(cls), dict(values)
+    problems = [
+        f"unknown key {key!r}{did_you_mean(str(key), hints)}" for key in values if key not in hints
+    ]
+    missing = [name for name in _required(cls) if name not in values]
+    problems += [f"{name}: required, but missing" for name in missing]
+    values = {key: value for key, value in values.items() if key in hints}
+    for name, value in values.items():
+        inner: Any = _alternatives(hints[name])[0]
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(inner):
+            try:
+                values[name] = build(cast(type[Any], inner), value)
+            except ConfigError as error:
+                problems += [f"{name}: {problem}" for problem in error.problems]
+                values[name] = None
+    try:
+        result = None if missing else cls(**values)
+    except ConfigError as error:
+        problems += error.problems
+    if problems or result is None:
+        raise ConfigError.listing(cls.__name__, problems)
+    return result
+
+
+class Check:
+    """Collects the problems of a frozen dataclass while it is being constructed.
+
+    A field that is known to be bad takes no part in later rules, so one mistake gives one line.
+    The type of every field is checked first, against its annotation.
+
+    Args:
+        target: The dataclass instance, inside its `__post_init__`.
+        optional: Fields whose None stands for a default that `derive` will fill in.
+    """
+
+    def __init__(self, target: Any, optional: Iterable[str] = ()) -> None:
+        self.target = target
+        self.problems: list[str] = []
+        self._bad: set[str] = set()
+        self._unset = {name for name in optional if getattr(target, name) is None}
+        for name, hint in field_hints(type(target)).items():
+            if name not in self._unset:
+                value = getattr(target, name)
+                expected, converted = _convert(value, hint)
+                if expected:
+                    self._report(name, expected)
+                elif converted is not value:
+                    object.__setattr__(target, name, converted)
+
+    def rule(
+        self, names: tuple[str, ...], holds: Callable[[], bool], expected: Callable[[], str]
+    ) -> None:
+        """Blame the first of `names` unless the rule holds; skip it while one of them is bad."""
+        if self._ready(names) and not holds():
+            self._report(names[0], expected())
+
+    def at_least(self, minimum: float, *names: str) -> None:
+        """Require numbers no smaller than `minimum`."""
+        self._each(names, lambda value: value >= minimum, f"at least {minimum}")
+
+    def positive(self, *names: str) -> None:
+        """Require numbers above zero."""
+        self._each(names, lambda value: value > 0, "a number above 0")
+
+    def probability(self, *names: str) -> None:
+        """Require numbers from 0 up to, but not including, 1."""
+        self._each(names, lambda value: 0 <= value < 1, "a probability in [0, 1)")
+
+    def derive(self, name: str, sources: tuple[str, ...], compute: Callable[[], Any]) -> None:
+        """Fill a field that was left None; it stays out of the rules if a source is bad."""
+        if name in self._unset and self._ready(sources):
+            object.__setattr__(self.target, name, compute())
+            self._unset.remove(name)
+
+    def done(self) -> None:
+        """Raise the one `ConfigError`, if there is a problem."""
+        if self.problems:
+            raise ConfigError.listing(type(self.target).__name__, self.problems)
+
+    def _ready(self, names: tuple[str, ...]) -> bool:
+        return self._bad.isdisjoint(names) and self._unset.isdisjoint(names)
+
+    def _each(self, names: tuple[str, ...], holds: Callable[[Any], bool], expected: str) -> None:
+        for name in names:
+            if self._ready((name,)) and not holds(getattr(self.target, name)):
+                self._report(name, expected)
+
+    def _report(self, name: str, expected: str) -> None:
+        self._bad.add(name)
+        self.problems.append(f"{name}: expected {expected}, got {getattr(self.target, name)!r}")
+
+
+@functools.cache
+def _field_hints(cls: Any) -> dict[str, Any]:
+    return dict(typing.get_type_hints(cls))
+
+
+def field_hints(cls: type) -> dict[str, Any]:
+    """Return the resolved type of every field of a dataclass, by name."""
+    return _field_hints(cls)
+
+
+def _required(cls: Any) -> list[str]:
+    missing = dataclasses.MISSING
+    return [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is missing and field.default_factory is missing
+    ]
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _convert(value: Any, hint: Any) -> tuple[str, Any]:
+    """Return (what was expected, or "" if `value` fits `hint`; the value as that plain type)."""
+    if isinstance(hint, types.UnionType):  # X | None is the only union a config uses
+        if value is None:
+            return "", None
+        expected, converted = _convert(value, _alternatives(hint)[0])
+        return (f"{expected}, or None" if expected else ""), converted
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        fits = isinstance(value, str) and value in choices
+        return ("" if fits else f"one of {', '.join(map(repr, choices))}"), value
+    is_bool = isinstance(value, bool)
+    if hint is bool:
+        return ("" if is_bool else "True or False"), value
+    if hint is int:
+        fits = isinstance(value, numbers.Integral) and not is_bool
+        return ("", int(value)) if fits else ("a whole number", value)
+    if hint is float:
+        fits = isinstance(value, numbers.Real) and not is_bool and math.isfinite(value)
+        return ("", float(value)) if fits else ("a finite number", value)
+    return ("" if isinstance(value, hint) else f"a {hint.__name__}"), value
