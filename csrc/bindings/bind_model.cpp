@@ -1,0 +1,153 @@
+// Transformer and TrainStep.
+#include <pybind11/stl.h>
+
+#include "bindings/py_model.h"
+#include "core/error.h"
+#include "nn/train_step.h"
+#include "ops/backend.h"
+
+namespace llmcore::bindings {
+namespace {
+
+using TrainStepPtr = std::shared_ptr<TrainStep>;
+
+ModelPtr make_model(const py::dict& values, const std::string& device,
+                    const std::optional<uint64_t>& seed) {
+  const Config config = config_from_dict(values);
+  const Device where = device_from_name(device);
+  py::gil_scoped_release release;
+  auto model = std::make_shared<Transformer>(config, where);
+  if (seed) model->params().initialise(*seed);
+  return model;
+}
+
+// One named view for each parameter; they keep the model alive.
+py::dict named_views(const ModelPtr& model, const Tensor& flat) {
+  py::dict views;
+  for (const ParamInfo& info : model->params().table()) {
+    PyTensor tensor{flat, model};
+    tensor.view.data = flat.f32() + info.offset;
+    tensor.view.rank = static_cast<int32_t>(info.shape.size());
+    std::copy(info.shape.begin(), info.shape.end(), tensor.view.shape);
+    views[py::str(info.name)] = tensor;
+  }
+  return views;
+}
+
+Batch make_batch(const PyTensor& ids, const PyTensor* lengths) {
+  return {.ids = ids.view, .lengths = view_of(lengths)};
+}
+
+void forward(const ModelPtr& model, const PyTensor& ids, const PyTensor* lengths, const PyTensor& out,
+             bool hidden) {
+  const Batch batch = make_batch(ids, lengths);
+  exclusively(*model, [&] {
+    if (hidden)
+      model->encode(batch, out.view);
+    else
+      model->logits(batch, out.view);
+  });
+}
+
+py::tuple loss_tuple(const LossSum& loss) { return py::make_tuple(loss.sum, loss.weight); }
+
+py::tuple step(TrainStep& train_step, const ModelPtr& model, const py::list& micro_batches,
+               double lr, std::pair<double, double> betas, double eps, double weight_decay,
+               double max_grad_norm, double max_loss, double max_norm) {
+  std::vector<PyBatch> owners;
+  std::vector<Batch> batches;
+  for (const py::handle& batch : micro_batches)
+    owners.emplace_back(py::reinterpret_borrow<py::object>(batch));
+  for (const PyBatch& owner : owners) batches.push_back(owner.view);
+  const AdamWOptions options{.lr = static_cast<float>(lr),
+                             .beta1 = static_cast<float>(betas.first),
+                             .beta2 = static_cast<float>(betas.second),
+                             .eps = static_cast<float>(eps),
+                             .weight_decay = static_cast<float>(weight_decay),
+                             .max_grad_norm = max_grad_norm,
+                             .max_loss = max_loss,
+                             .max_norm = max_norm};
+  const StepResult result =
+      exclusively(*model, [&] { return train_step.step(batches, options); });
+  return py::make_tuple(result.loss, result.grad_norm, result.targets, result.skipped);
+}
+
+}  // namespace
+
+PyTensor int32_tensor(const py::object& source, const char* name) {
+  if (source.is_none()) return {};
+  PyTensor tensor = as_tensor(source);
+  CHECK(tensor.view.dtype == DType::kInt32, DTypeError, "model: ", name, " must be int32, got ",
+        dtype_name(tensor.view.dtype));
+  return tensor;
+}
+
+PyBatch::PyBatch(const py::object& batch) {
+  const auto take = [&](const char* name) {
+    tensors.push_back(int32_tensor(batch.attr(name), name));
+    return tensors.back().view;
+  };
+  CHECK(batch.attr("enc_ids").is_none(), ConfigError,
+        "model: the batch has enc_ids, but the model has no encoder");
+  view.ids = take("dec_ids");
+  view.lengths = take("dec_lengths");
+  view.prefix_lengths = take("prefix_lengths");
+  view.types = take("types");
+  view.rows = take("rows");
+  view.targets = take("targets");
+  tensors.push_back(as_tensor(batch.attr("weights")));
+  view.weights = tensors.back().view;
+  view.label_smoothing = batch.attr("label_smoothing").cast<float>();
+}
+
+void bind_model(py::module_& module) {
+  py::class_<Transformer, ModelPtr>(module, "Transformer")
+      .def(py::init(&make_model), py::arg("config"), py::arg("device"), py::arg("seed"))
+      .def("parameters",
+           [](const ModelPtr& model) { return named_views(model, model->params().weights()); })
+      .def("gradients",
+           [](const ModelPtr& model) { return named_views(model, model->params().gradients()); })
+      .def("flat_parameters",
+           [](const ModelPtr& model) { return PyTensor{model->params().weights(), model}; })
+      .def("forward", &forward, py::kw_only(), py::arg("ids"), py::arg("lengths") = py::none(),
+           py::arg("out"), py::arg("hidden"))
+      .def("loss",
+           [](const ModelPtr& model, const py::object& batch) {
+             const PyBatch owner(batch);
+             return loss_tuple(exclusively(*model, [&] { return model->loss(owner.view); }));
+           })
+      .def("row_losses",
+           [](const ModelPtr& model, const py::object& batch, const PyTensor& out) {
+             const PyBatch owner(batch);
+             exclusively(*model, [&] { model->row_losses(owner.view, out.view); });
+           })
+      .def("loss_and_gradients",
+           [](const ModelPtr& model, const py::object& batch) {
+             const PyBatch owner(batch);
+             return loss_tuple(
+                 exclusively(*model, [&] { return loss_and_gradients(*model, owner.view); }));
+           })
+      .def_property(
+          "recompute", [](const ModelPtr& model) { return model->recompute; },
+          [](const ModelPtr& model, bool value) { model->recompute = value; })
+      .def("activation_bytes", [](const ModelPtr& model) { return model->arena().peak_bytes(); })
+      .def("trim", [](const ModelPtr& model) { exclusively(*model, [&] { model->arena().trim(); }); });
+
+  py::class_<TrainStep, TrainStepPtr>(module, "TrainStep")
+      .def(py::init([](const ModelPtr& model, uint64_t dropout_seed) {
+             return std::make_shared<TrainStep>(*model, dropout_seed);
+           }),
+           py::arg("model"), py::arg("dropout_seed"), py::keep_alive<1, 2>())
+      .def("step", &step, py::arg("model"), py::arg("micro_batches"), py::kw_only(), py::arg("lr"),
+           py::arg("betas"), py::arg("eps"), py::arg("weight_decay"), py::arg("max_grad_norm"),
+           py::arg("max_loss"), py::arg("max_norm"))
+      .def_property_readonly(
+          "m", [](const TrainStepPtr& self) { return PyTensor{self->first_moment(), self}; })
+      .def_property_readonly(
+          "v", [](const TrainStepPtr& self) { return PyTensor{self->second_moment(), self}; })
+      .def_readwrite("calls", &TrainStep::calls)
+      .def_readwrite("updates", &TrainStep::updates)
+      .def_readwrite("dropout_seed", &TrainStep::dropout_seed);
+}
+
+}  // namespace llmcore::bindings

@@ -1,0 +1,42 @@
+// Embedding: tokens, positions and segment types added up, then normalised where the config says so.
+#pragma once
+
+#include <optional>
+
+#include "nn/batch.h"
+#include "nn/config.h"
+#include "nn/norm.h"
+#include "nn/params.h"
+
+namespace llmcore {
+
+class Embedding {
+ public:
+  struct Saved {
+    Tensor ids;           // [N]
+    Tensor position_ids;  // [N], rows of the position table; or empty
+    Tensor type_ids;      // [N], or empty
+    Norm::Saved norm;
+  };
+
+  Embedding(const ParamBuilder& builder, const Config& config);
+
+  const Param& tokens() const { return tokens_; }
+
+  // out [N, C] from ids [N], positions [N] and types [N] (or empty), all int32. Throws IndexError.
+  void forward(const Context& context, const Tensor& ids, const Tensor& positions,
+               const Tensor& types, const Tensor& out, Saved& saved) const;
+
+  // Parameter gradients; `gradient` [N, C] is that of the output and is overwritten.
+  void backward(const Context& context, const Saved& saved, const Tensor& gradient) const;
+
+ private:
+  Tensor position_table() const;
+
+  const Config& config_;
+  Param tokens_, positions_, types_;
+  Buffer sinusoids_;
+  std::optional<Norm> norm_;
+};
+
+}  // namespace llmcore

@@ -1,0 +1,81 @@
+// The feed-forward network: activation and its derivative ride on the matrix products.
+#include "nn/feed_forward.h"
+
+#include "ops/elementwise.h"
+
+namespace llmcore {
+namespace {
+
+Linear make_up(const ParamBuilder& builder, const Config& config) {
+  const int64_t width = config.ffn_size;
+  if (config.gated_ffn)
+    return Linear(builder, {{"gate", width}, {"up", width}}, config.hidden_size, config.ffn_bias,
+                  config.init_std);
+  return Linear(builder, {{"up", width}}, config.hidden_size, config.ffn_bias, config.init_std);
+}
+
+}  // namespace
+
+FeedForward::FeedForward(const ParamBuilder& builder, const Config& config, uint32_t site)
+    : config_(config),
+      site_(site),
+      up_(make_up(builder, config)),
+      down_(builder, {{"down", config.hidden_size}}, config.ffn_size, config.ffn_bias,
+            residual_std(config)) {}
+
+Tensor FeedForward::half(const Tensor& both, int which) const {
+  return f32_view(both.f32() + which * config_.ffn_size, both.dim(0), config_.ffn_size);
+}
+
+void FeedForward::forward(const Context& context, const Sequences&, const Tensor& x, const Tensor& y,
+                          Saved& saved, const MatmulArgs& tail) const {
+  Arena& arena = *context.arena;
+  const Dropout dropped = context.dropout(config_.ffn_dropout, inner_site(site_));
+  saved.x = x;
+  saved.up = arena.keep(DType::kFloat32, x.dim(0), up_.out());
+  saved.hidden = arena.keep(DType::kFloat32, x.dim(0), config_.ffn_size);
+  if (config_.gated_ffn) {
+    up_.forward(context, x, saved.up);
+    gated_forward(context, {.activation = config_.activation,
+                            .gate = half(saved.up, 0),
+                            .up = half(saved.up, 1),
+                            .row_stride = up_.out(),
+                            .y = saved.hidden});
+    if (dropped.p > 0.0f)
+      dropout(context, {.dropout = dropped, .x = saved.hidden, .y = saved.hidden});
+  } else {
+    up_.forward(context, x, saved.hidden,
+                {.pre_activation = saved.up, .activation = config_.activation, .dropout = dropped});
+  }
+  down_.forward(context, saved.hidden, y, tail);
+}
+
+void FeedForward::backward(const Context& context, const Sequences&, const Tensor& dy,
+                           const Saved& saved, const Tensor& dx, bool accumulate) const {
+  ScratchScope scope(*context.arena);
+  const Dropout dropped = context.dropout(config_.ffn_dropout, inner_site(site_));
+  const Tensor dup = context.arena->scratch(DType::kFloat32, saved.up.dim(0), saved.up.dim(1));
+  down_.backward_params(context, dy, saved.hidden);
+  if (config_.gated_ffn) {
+    ScratchScope inner(*context.arena);
+    const Tensor dhidden =
+        context.arena->scratch(DType::kFloat32, saved.hidden.dim(0), saved.hidden.dim(1));
+    down_.backward_input(context, dy, dhidden, {.dropout = dropped});
+    gated_backward(context, {.activation = config_.activation,
+                             .dy = dhidden,
+                             .gate = half(saved.up, 0),
+                             .up = half(saved.up, 1),
+                             .dgate = half(dup, 0),
+                             .dup = half(dup, 1),
+                             .row_stride = up_.out(),
+                             .drow_stride = up_.out()});
+  } else {
+    down_.backward_input(context, dy, dup, {.gate_input = saved.up,
+                                            .gate_activation = config_.activation,
+                                            .dropout = dropped});
+  }
+  up_.backward_params(context, dup, saved.x);
+  up_.backward_input(context, dup, dx, {.accumulate = accumulate});
+}
+
+}  // namespace llmcore

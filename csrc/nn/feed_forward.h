@@ -1,0 +1,37 @@
+// Feed-forward network: down(act(up(x))), or gated, down(act(gate(x)) * up(x)) (Shazeer 2020).
+#pragma once
+
+#include "nn/config.h"
+#include "nn/linear.h"
+#include "nn/sequences.h"
+
+namespace llmcore {
+
+class FeedForward {
+ public:
+  struct Saved {
+    Tensor x;       // [N, C]
+    Tensor up;      // [N, F] before the activation; gated: [N, 2F], gate then up
+    Tensor hidden;  // [N, F] what goes into down
+  };
+
+  FeedForward(const ParamBuilder& builder, const Config& config, uint32_t site);
+
+  // y = what `tail` makes of down's output; both [N, C].
+  void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
+               Saved& saved, const MatmulArgs& tail) const;
+
+  // dx = or, with accumulate, dx += the gradient of x.
+  void backward(const Context& context, const Sequences& sequences, const Tensor& dy,
+                const Saved& saved, const Tensor& dx, bool accumulate) const;
+
+ private:
+  // The halves of a gated [N, 2F] matrix.
+  Tensor half(const Tensor& both, int which) const;
+
+  const Config& config_;
+  uint32_t site_;
+  Linear up_, down_;
+};
+
+}  // namespace llmcore

@@ -1,0 +1,40 @@
+// Calls the norm operations with a layer's parameters.
+#include "nn/norm.h"
+
+namespace llmcore {
+
+Norm::Norm(const ParamBuilder& builder, const Config& config)
+    : kind_(config.norm), eps_(config.norm_eps) {
+  weight_ = builder.ones("weight", config.hidden_size);
+  if (config.norm_bias) bias_ = builder.zeros("bias", config.hidden_size);
+}
+
+void Norm::forward(const Context& context, const Tensor& x, const Tensor& y, Saved& saved) const {
+  saved.x = x;
+  saved.rstd = context.arena->keep(DType::kFloat32, x.rows());
+  if (kind_ == NormKind::kLayer) saved.mean = context.arena->keep(DType::kFloat32, x.rows());
+  norm_forward(context, {.kind = kind_,
+                         .eps = eps_,
+                         .x = x,
+                         .weight = weight_.weight(),
+                         .bias = bias_.weight(),
+                         .y = y,
+                         .mean = saved.mean,
+                         .rstd = saved.rstd});
+}
+
+void Norm::backward(const Context& context, const Tensor& dy, const Saved& saved, const Tensor& dx,
+                    bool accumulate) const {
+  norm_backward(context, {.kind = kind_,
+                          .accumulate = accumulate,
+                          .dy = dy,
+                          .x = saved.x,
+                          .weight = weight_.weight(),
+                          .mean = saved.mean,
+                          .rstd = saved.rstd,
+                          .dx = dx,
+                          .dweight = weight_.accumulating_gradient(context),
+                          .dbias = bias_.accumulating_gradient(context)});
+}
+
+}  // namespace llmcore

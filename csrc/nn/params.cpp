@@ -1,0 +1,114 @@
+// Registration, initial values, and the state of gradients during a backward pass.
+#include "nn/params.h"
+
+#include <cmath>
+#include <numbers>
+
+#include "core/error.h"
+#include "core/parallel.h"
+#include "ops/elementwise.h"
+
+namespace llmcore {
+namespace {
+
+// Elements [begin, end) of a parameter, two at a time (Box and Muller 1958).
+void draw_normal(float* data, int64_t begin, int64_t end, uint64_t seed, uint64_t stream, float std) {
+  for (int64_t i = begin; i < end; i += 4) {
+    const Philox4 words = philox(seed, stream, static_cast<uint64_t>(i / 4));
+    for (int64_t pair = 0; pair < 4; pair += 2) {
+      const double radius = std::sqrt(-2.0 * std::log((words.lane[pair] + 1.0) * 0x1p-32));
+      const double angle = 2.0 * std::numbers::pi * words.lane[pair + 1] * 0x1p-32;
+      if (i + pair < end) data[i + pair] = static_cast<float>(std * radius * std::cos(angle));
+      if (i + pair + 1 < end) data[i + pair + 1] = static_cast<float>(std * radius * std::sin(angle));
+    }
+  }
+}
+
+}  // namespace
+
+int ParamStore::add(ParamInfo info) {
+  info.offset = size_;
+  info.size = 1;
+  for (int64_t size : info.shape) info.size *= size;
+  size_ += info.size;
+  table_.push_back(std::move(info));
+  return static_cast<int>(table_.size()) - 1;
+}
+
+void ParamStore::allocate() {
+  weights_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)));
+  stale_.assign(table_.size(), 1);
+}
+
+void ParamStore::initialise(uint64_t seed) {
+  constexpr int64_t kGrain = 1 << 16;
+  for (size_t index = 0; index < table_.size(); ++index) {
+    const ParamInfo& info = table_[index];
+    float* data = weight(static_cast<int>(index)).f32();
+    if (info.init == Init::kNormal)
+      parallel_chunks(info.size, kGrain, [&](int64_t begin, int64_t end, int) {
+        draw_normal(data, begin, end, seed, index, info.std);
+      });
+    else
+      std::fill_n(data, info.size, info.init == Init::kOnes ? 1.0f : 0.0f);
+  }
+}
+
+Tensor ParamStore::view(void* base, int index, int count) const {
+  const ParamInfo& first = table_[index];
+  int64_t size = 0;
+  for (int i = index; i < index + count; ++i) size += table_[i].size;
+  float* data = static_cast<float*>(base) + first.offset;
+  if (first.shape.size() == 1) return f32_view(data, size);
+  return f32_view(data, size / first.shape[1], first.shape[1]);
+}
+
+Tensor ParamStore::weight(int index, int count) const { return view(weights_.data(), index, count); }
+
+Tensor ParamStore::gradients() {
+  if (!has_gradients()) gradients_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)));
+  return f32_view(gradients_.data(), size_);
+}
+
+Tensor ParamStore::gradient(int index, int count) { return view(gradients().data, index, count); }
+
+void ParamStore::begin_gradients() { stale_.assign(table_.size(), 1); }
+
+bool ParamStore::first_write(int index, int count) {
+  const bool stale = stale_[index] != 0;
+  for (int i = index; i < index + count; ++i) stale_[i] = 0;
+  return stale;
+}
+
+Tensor ParamStore::accumulating_gradient(const Context& context, int index, int count) {
+  const Tensor tensor = gradient(index, count);
+  if (first_write(index, count)) fill(context, {.value = 0.0f, .y = tensor});
+  return tensor;
+}
+
+void ParamStore::finish_gradients(const Context& context) {
+  for (size_t index = 0; index < table_.size(); ++index)
+    accumulating_gradient(context, static_cast<int>(index));
+}
+
+ParamBuilder ParamBuilder::scope(const std::string& name) const {
+  return ParamBuilder(store_, prefix_.empty() ? name : prefix_ + "." + name);
+}
+
+Param ParamBuilder::matrix(const std::string& name, int64_t rows, int64_t cols, float std) const {
+  return {&store_, store_.add({.name = prefix_ + "." + name,
+                               .shape = {rows, cols},
+                               .init = Init::kNormal,
+                               .std = std,
+                               .decay = true})};
+}
+
+Param ParamBuilder::ones(const std::string& name, int64_t size) const {
+  return {&store_, store_.add({.name = prefix_ + "." + name, .shape = {size}, .init = Init::kOnes})};
+}
+
+Param ParamBuilder::zeros(const std::string& name, int64_t size) const {
+  return {&store_, store_.add({.name = prefix_ + "." + name, .shape = {size}})};
+}
+
+}  // namespace llmcore

@@ -1,0 +1,95 @@
+// ParamStore: all parameters in one flat buffer, their gradients in another of the same layout.
+//
+// Layers register what they use through a scoped ParamBuilder, so names, shapes and initial values
+// stand beside the layer; the order of registration is the order in memory. Zero-grad, AdamW, the
+// gradient norm and a checkpoint then work on one array.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/context.h"
+#include "core/tensor.h"
+
+namespace llmcore {
+
+enum class Init { kZeros, kOnes, kNormal };
+
+struct ParamInfo {
+  std::string name;
+  std::vector<int64_t> shape;
+  int64_t offset = 0;  // elements from the start of the flat buffers
+  int64_t size = 0;
+  Init init = Init::kZeros;
+  float std = 0.0f;
+  bool decay = false;  // weight decay applies: matrices, not biases or norms
+};
+
+class ParamStore {
+ public:
+  // Registration, until allocate().
+  int add(ParamInfo info);
+  void allocate();
+
+  // Draws initial values: parameter i from Philox stream i of `seed`.
+  void initialise(uint64_t seed);
+
+  const std::vector<ParamInfo>& table() const { return table_; }
+  int64_t size() const { return size_; }
+  Tensor weights() const { return f32_view(weights_.data(), size_); }
+  Tensor gradients();
+  bool has_gradients() const { return gradients_.data() != nullptr; }
+
+  // `count` consecutive parameters from `index` on, seen as one tensor [rows, cols] (or [rows]).
+  Tensor weight(int index, int count = 1) const;
+  Tensor gradient(int index, int count = 1);
+
+  // A backward pass starts with stale gradients: whoever writes one first overwrites it, later
+  // writers add, and finish_gradients() zeroes those nobody wrote.
+  void begin_gradients();
+  bool first_write(int index, int count = 1);
+  // The gradient, zeroed if it is still stale: for kernels that can only add.
+  Tensor accumulating_gradient(const Context& context, int index, int count = 1);
+  void finish_gradients(const Context& context);
+
+ private:
+  Tensor view(void* base, int index, int count) const;
+
+  std::vector<ParamInfo> table_;
+  std::vector<char> stale_;
+  int64_t size_ = 0;
+  Buffer weights_, gradients_;
+};
+
+// A parameter, or consecutive ones used as one matrix, as a layer holds it.
+struct Param {
+  ParamStore* store = nullptr;
+  int index = -1;
+  int count = 1;
+
+  explicit operator bool() const { return store != nullptr; }
+  Tensor weight() const { return store == nullptr ? Tensor{} : store->weight(index, count); }
+  Tensor accumulating_gradient(const Context& context) const {
+    return store == nullptr ? Tensor{} : store->accumulating_gradient(context, index, count);
+  }
+};
+
+class ParamBuilder {
+ public:
+  explicit ParamBuilder(ParamStore& store, std::string prefix = "")
+      : store_(store), prefix_(std::move(prefix)) {}
+  ParamBuilder scope(const std::string& name) const;
+
+  // A weight matrix or table drawn from N(0, std), a vector of ones, a vector of zeros.
+  Param matrix(const std::string& name, int64_t rows, int64_t cols, float std) const;
+  Param ones(const std::string& name, int64_t size) const;
+  Param zeros(const std::string& name, int64_t size) const;
+
+ private:
+  ParamStore& store_;
+  std::string prefix_;
+};
+
+}  // namespace llmcore

@@ -1,0 +1,81 @@
+// Sublayer: the one place for norm placement, dropout and the residual connection.
+//
+//   pre   y = x + dropout(branch(norm(x)))          (Radford et al. 2019)
+//   post  y = norm(x + dropout(branch(x)))          (Vaswani et al. 2017)
+//
+// A Branch computes y = residual + dropout(f(input)), the last step fused into its last matrix product:
+//   void forward(context, sequences, input, output, saved, tail);
+//   void backward(context, sequences, dout, saved, dinput, accumulate);
+#pragma once
+
+#include "nn/norm.h"
+#include "nn/sequences.h"
+#include "ops/elementwise.h"
+
+namespace llmcore {
+
+template <class Branch>
+class Sublayer {
+ public:
+  struct Saved {
+    Norm::Saved norm;
+    typename Branch::Saved branch;
+  };
+
+  Sublayer(const ParamBuilder& builder, const Config& config, uint32_t site)
+      : norm_(builder.scope("norm"), config),
+        branch_(builder, config, site),
+        placement_(config.norm_placement),
+        residual_dropout_(config.residual_dropout),
+        site_(site) {}
+
+  // x and y are [N, C]; y may be x where nothing is saved for backward.
+  void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
+               Saved& saved) const {
+    const MatmulArgs tail{.dropout = dropout(context), .residual = x};
+    if (placement_ == NormPlacement::kPre) {
+      const Tensor normed = context.arena->keep(DType::kFloat32, x.dim(0), x.dim(1));
+      norm_.forward(context, x, normed, saved.norm);
+      branch_.forward(context, sequences, normed, y, saved.branch, tail);
+    } else {
+      const Tensor sum = context.arena->keep(DType::kFloat32, x.dim(0), x.dim(1));
+      branch_.forward(context, sequences, x, sum, saved.branch, tail);
+      norm_.forward(context, sum, y, saved.norm);
+    }
+  }
+
+  // Turns the gradient of y into the gradient of x, in place.
+  void backward(const Context& context, const Sequences& sequences, const Saved& saved,
+                const Tensor& gradient) const {
+    ScratchScope scope(*context.arena);
+    if (placement_ == NormPlacement::kPre) {
+      const Tensor dnormed = context.arena->scratch(DType::kFloat32, gradient.dim(0), gradient.dim(1));
+      branch_.backward(context, sequences, through_dropout(context, gradient), saved.branch, dnormed,
+                       false);
+      norm_.backward(context, dnormed, saved.norm, gradient, true);
+    } else {
+      norm_.backward(context, gradient, saved.norm, gradient, false);
+      branch_.backward(context, sequences, through_dropout(context, gradient), saved.branch, gradient,
+                       true);
+    }
+  }
+
+ private:
+  Dropout dropout(const Context& context) const { return context.dropout(residual_dropout_, site_); }
+
+  // The branch's share of the gradient: masked as its output was.
+  Tensor through_dropout(const Context& context, const Tensor& gradient) const {
+    if (dropout(context).p == 0.0f) return gradient;
+    const Tensor masked = context.arena->scratch(DType::kFloat32, gradient.dim(0), gradient.dim(1));
+    llmcore::dropout(context, {.dropout = dropout(context), .x = gradient, .y = masked});
+    return masked;
+  }
+
+  Norm norm_;
+  Branch branch_;
+  NormPlacement placement_;
+  float residual_dropout_;
+  uint32_t site_;
+};
+
+}  // namespace llmcore

@@ -1,0 +1,52 @@
+// TrainStep: forward, backward, clip and AdamW over one or several micro-batches.
+#pragma once
+
+#include <limits>
+#include <vector>
+
+#include "nn/transformer.h"
+
+namespace llmcore {
+
+struct AdamWOptions {
+  float lr = 0.0f, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0.0f;
+  double max_grad_norm = std::numeric_limits<double>::infinity();
+  // The update is skipped where loss or norm is above these or is not finite.
+  double max_loss = std::numeric_limits<double>::infinity();
+  double max_norm = std::numeric_limits<double>::infinity();
+};
+
+struct StepResult {
+  double loss = 0.0;       // mean over the targets of all micro-batches
+  double grad_norm = 0.0;  // before clipping
+  double targets = 0.0;    // their total weight
+  bool skipped = false;
+};
+
+class TrainStep {
+ public:
+  TrainStep(Transformer& model, uint64_t dropout_seed);
+
+  StepResult step(const std::vector<Batch>& micro_batches, const AdamWOptions& options);
+
+  // First and second moments, flat, in the parameters' layout.
+  Tensor first_moment() const { return f32_view(m_.data(), size_); }
+  Tensor second_moment() const { return f32_view(v_.data(), size_); }
+
+  // Calls of step() so far: numbers the dropout masks. Updates so far: AdamW's bias correction.
+  int64_t calls = 0;
+  int64_t updates = 0;
+  uint64_t dropout_seed = 0;
+
+ private:
+  void update(const Context& context, const AdamWOptions& options, float grad_scale);
+
+  Transformer& model_;
+  int64_t size_;
+  Buffer m_, v_;
+};
+
+// Loss of one batch with its gradients left in the model; dropout is off.
+LossSum loss_and_gradients(Transformer& model, const Batch& batch);
+
+}  // namespace llmcore
