@@ -17,7 +17,7 @@ import numpy as np
 
 from llmcore.atomic import FileContent, write_files
 from llmcore.config import ModelConfig, parameter_shapes
-from llmcore.errors import CheckpointError, ConfigError, did_you_mean
+from llmcore.errors import CheckpointError, ConfigError
 from llmcore.hf_families import FAMILIES, Family, Float32, Row
 from llmcore.safetensors_io import SafetensorsFile, Shape, Source, read_json, write_tensors
 
@@ -74,10 +74,7 @@ def _family_of(values: Mapping[str, Any]) -> Family:
             return family
     known = [family.architecture for family in FAMILIES]
     wanted = str(name if name is not None else values.get("model_type"))
-    raise ConfigError(
-        f"architecture {wanted!r} is not supported{did_you_mean(wanted, known)}; "
-        f"supported: {', '.join(known)}"
-    )
+    raise ConfigError(f"architecture {wanted!r} is not supported; supported: {', '.join(known)}")
 
 
 def _family_for(config: ModelConfig) -> Family:
