@@ -131,75 +131,94 @@ class Crash(BaseException):
 
 
 class Disk:
-    """Counts what is done to the disk, and fails from the given operation on.
+    """Counts what is done to the disk, and fails at the given operation.
 
-    `fail` raises the failure; while `dead`, every later operation raises `Crash`. `durable` is what
-    a directory would hold after a power cut now: names as of its last flush, with the content each
-    file had when it was flushed.
+    A `Crash` is final: every later operation raises it as well. Any other failure comes once,
+    before the operation or, with `late`, right after it.
+
+    For power cuts it keeps what is certain to be on the disk: the content each file had when it was
+    flushed, the names each directory had when it was flushed, and the changes of names since, of
+    which any subset may have reached the disk.
     """
 
-    def __init__(self, monkeypatch, directory: Path, at: int, failure: BaseException):
-        self.directory, self.at, self.failure = directory, at, failure
+    def __init__(self, patch, directory: Path, at: int, failure: BaseException, late=False):
+        self.directory, self.at, self.failure, self.late = directory, at, failure, late
         self.count = 0
-        self.flushed: dict[int, bytes] = {}  # inode -> content
-        self.durable: dict[str, bytes] = {}
-        self._real = {"replace": os.replace, "fsync": os.fsync, "unlink": Path.unlink}
+        self.content: dict[int, bytes] = {}  # inode -> flushed content
+        self.names: dict[str, int] = {}  # flushed names -> inode
+        self.changes: list[tuple[str | None, str | None, int]] = []  # (old name, new name, inode)
+        self.replace, self.fsync, self.unlink = os.replace, os.fsync, Path.unlink
         for path in directory.iterdir():
-            self.flushed[path.stat().st_ino] = self.durable[path.name] = path.read_bytes()
-        monkeypatch.setattr(os, "replace", self.replace)
-        monkeypatch.setattr(os, "fsync", self.fsync)
-        monkeypatch.setattr(Path, "unlink", lambda path, **k: self.unlink(path, **k))
-        monkeypatch.setattr(atomic, "open", self.open, raising=False)
-        monkeypatch.setattr(atomic, "_CHUNK", 300)
+            self.names[path.name] = inode = path.stat().st_ino
+            self.content[inode] = path.read_bytes()
+        patch.setattr(os, "replace", self.faulty_replace)
+        patch.setattr(os, "fsync", self.faulty_fsync)
+        patch.setattr(Path, "unlink", lambda path, **options: self.faulty_unlink(path, **options))
+        patch.setattr(atomic, "open", self.faulty_open, raising=False)
+        patch.setattr(atomic, "_CHUNK", 700)
 
-    def point(self) -> None:
+    @contextlib.contextmanager
+    def operation(self):
         self.count += 1
-        if self.count == self.at or (self.count > self.at and isinstance(self.failure, Crash)):
+        now = self.count == self.at
+        if (now and not self.late) or (self.count > self.at and isinstance(self.failure, Crash)):
+            raise self.failure
+        yield
+        if now:
             raise self.failure
 
-    def replace(self, source, target) -> None:
-        self.point()
-        self._real["replace"](source, target)
+    def faulty_replace(self, source: Path, target: Path) -> None:
+        with self.operation():
+            inode = source.stat().st_ino
+            self.replace(source, target)
+            self.changes.append((source.name, target.name, inode))
 
-    def unlink(self, path, **options) -> None:
-        self.point()
-        self._real["unlink"](path, **options)
+    def faulty_unlink(self, path: Path, **options) -> None:
+        with self.operation():
+            self.unlink(path, **options)
+            self.changes.append((path.name, None, 0))
 
-    def fsync(self, descriptor: int) -> None:
-        self.point()
-        self._real["fsync"](descriptor)
-        status = os.fstat(descriptor)
-        if status.st_ino == self.directory.stat().st_ino:
-            self.durable = {
-                path.name: self.flushed.get(path.stat().st_ino, b"")
-                for path in self.directory.iterdir()
-            }
-        else:
-            with builtins.open(f"/proc/self/fd/{descriptor}", "rb") as file:
-                self.flushed[status.st_ino] = file.read()
+    def faulty_fsync(self, descriptor: int) -> None:
+        with self.operation():
+            self.fsync(descriptor)
+            inode = os.fstat(descriptor).st_ino
+            if inode == self.directory.stat().st_ino:
+                self.names = {path.name: path.stat().st_ino for path in self.directory.iterdir()}
+                self.changes = []
+            else:
+                self.content[inode] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
 
-    def open(self, path, mode="r"):
+    def faulty_open(self, path: Path, mode: str = "r"):
         if "w" not in mode:
             return builtins.open(path, mode)
-        self.point()
         disk = self
 
         class Torn(io.FileIO):
             def write(self, data) -> int:
-                try:
-                    disk.point()
-                except BaseException:
-                    super().write(bytes(data)[: len(data) // 2])
-                    raise
-                return super().write(data)
+                half = len(data) // 2
+                super().write(bytes(data)[:half])
+                with disk.operation():
+                    super().write(bytes(data)[half:])
+                return len(data)
 
-        return Torn(path, mode)
+        with self.operation():
+            file = Torn(path, mode)
+            self.content.pop(os.fstat(file.fileno()).st_ino, None)
+            self.changes.append((None, path.name, os.fstat(file.fileno()).st_ino))
+            return file
 
-    def cut_power(self) -> None:
+    def cut_power(self, rng: random.Random) -> None:
+        """Leave on the disk what is certain, and a random part of what is not."""
+        survival = rng.choice([0.0, 0.5, 0.5, 0.5])
+        for old, name, inode in self.changes:
+            if rng.random() < survival:
+                self.names.pop(old, None)
+                if name is not None:
+                    self.names[name] = inode
         for path in self.directory.iterdir():
-            self._real["unlink"](path)
-        for name, content in self.durable.items():
-            (self.directory / name).write_bytes(content)
+            self.unlink(path)
+        for name, inode in self.names.items():
+            (self.directory / name).write_bytes(self.content.get(inode, b""))
 
 
 def count_operations(directory: Path, candidate: dict) -> int:
@@ -209,8 +228,9 @@ def count_operations(directory: Path, candidate: dict) -> int:
         return disk.count
 
 
-@pytest.mark.parametrize("power_cut", [False, True])
-def test_a_crash_at_any_moment_leaves_the_old_or_the_new(tmp_path, power_cut):
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_a_crash_at_any_moment_leaves_the_old_or_the_new(tmp_path, seed):
+    """Without a seed the process is killed; with one the power fails."""
     old, new, later = parts(CONFIG, 1), parts(BIGGER, 2), parts(CONFIG, 3)
     checkpoint.save(tmp_path / "count", **old)
     total = count_operations(tmp_path / "count", new)
@@ -223,19 +243,22 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new(tmp_path, power_cut):
             disk = Disk(patch, directory, at, failure=Crash())
             with pytest.raises(Crash):
                 checkpoint.save(directory, **new)
-        if power_cut:
-            disk.cut_power()
+        if seed is not None:
+            disk.cut_power(random.Random(f"{seed} {at}"))
         found.append(which(directory, [old, new]))
         # The next save sees to the remains, and may itself be interrupted.
+        rng = random.Random(f"{seed} {at}")
         with pytest.MonkeyPatch.context() as patch:
-            disk = Disk(patch, directory, at=1 + at % 7, failure=Crash())
+            disk = Disk(patch, directory, at=rng.randint(1, total // 2), failure=Crash())
             with pytest.raises(Crash):
                 checkpoint.save(directory, **later)
-        assert which(directory, [old, new]) == found[-1]
+        if seed is not None:
+            disk.cut_power(rng)
+        assert which(directory, [old, new, later]) in (found[-1], 2)
         checkpoint.save(directory, **later)
         assert which(directory, [old, new, later]) == 2
         assert not list(directory.glob(".*"))
-    assert found == sorted(found)
+    assert found == sorted(found) or seed is not None
     assert set(found) == {0, 1}
 
 
@@ -254,6 +277,22 @@ def test_an_error_at_any_moment_leaves_the_old_or_the_new(tmp_path, number):
         found.append(which(directory, [old, new]))
         if found[-1] == 0:  # the room is given back
             assert not list(directory.glob(".*"))
+    assert found == sorted(found)
+    assert set(found) == {0, 1}
+
+
+def test_an_interrupt_right_after_any_operation_leaves_the_old_or_the_new(tmp_path):
+    old, new = parts(CONFIG, 1), parts(CONFIG, 2)
+    checkpoint.save(tmp_path / "count", **old)
+    found = []
+    for at in range(1, count_operations(tmp_path / "count", new) + 1):
+        directory = tmp_path / str(at)
+        checkpoint.save(directory, **old)
+        with pytest.MonkeyPatch.context() as patch:
+            Disk(patch, directory, at, failure=KeyboardInterrupt(), late=True)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save(directory, **new)
+        found.append(which(directory, [old, new]))
     assert found == sorted(found)
     assert set(found) == {0, 1}
 
