@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -201,8 +201,7 @@ class ModelConfig:
     decoder_start_id: int | None = None
 
     def __post_init__(self) -> None:
-        derived = {"num_kv_heads", "head_dim", "ffn_size", "rotary_dim", "attention_scale"}
-        check = Check(self, optional=derived | {"norm_bias"})
+        check = Check(self, optional=_COMPUTED)
         check.at_least(1, "vocab_size", "hidden_size", "num_heads", "num_kv_heads", "head_dim")
         check.at_least(1, "ffn_size", "max_positions", "relative_max_distance")
         check.at_least(2, "rotary_dim", "relative_buckets")
@@ -225,14 +224,8 @@ class ModelConfig:
                 lambda: self.hidden_size % self.num_heads == 0,
                 lambda: f"a multiple of num_heads = {self.num_heads}, or head_dim given",
             )
-        check.derive("num_kv_heads", ("num_heads",), lambda: self.num_heads)
-        check.derive(
-            "head_dim", ("hidden_size", "num_heads"), lambda: self.hidden_size // self.num_heads
-        )
-        check.derive("ffn_size", ("hidden_size",), lambda: 4 * self.hidden_size)
-        check.derive("rotary_dim", ("head_dim",), lambda: self.head_dim)
-        check.derive("attention_scale", ("head_dim",), lambda: 1.0 / math.sqrt(self.head_dim))
-        check.derive("norm_bias", ("norm",), lambda: self.norm == "layer")
+        for name, (sources, compute) in _COMPUTED.items():
+            check.derive(name, sources, lambda compute=compute: compute(self))  # type: ignore[misc]
         self._check_relations(check)
         check.done()
 
@@ -344,15 +337,21 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> ModelConfig:
-        """Return a copy with some fields changed; None asks for a computed default again.
+        """Return a copy with some fields changed.
 
-        Computed fields keep their value unless named, also when what they came from changes.
+        Fields that hold their computed default follow the change, unless they are named too.
 
         Example:
-            >>> ModelConfig.preset("gpt2").replace(vocab_size=50304).vocab_size
-            50304
+            >>> config = ModelConfig.preset("gpt2").replace(hidden_size=1536)
+            >>> config.head_dim, config.ffn_size
+            (128, 6144)
         """
-        return self.from_dict({**self.to_dict(), **changes})
+        follow = {
+            name: None
+            for name, (_, compute) in _COMPUTED.items()
+            if getattr(self, name) == compute(self)
+        }
+        return self.from_dict({**self.to_dict(), **follow, **changes})
 
     def num_parameters(self) -> int:
         """Count the trainable numbers exactly, tied weights once.
@@ -396,6 +395,20 @@ class ModelConfig:
         if self.kind == "encoder-decoder":
             keys += self.num_decoder_layers * sequence_length
         return 6.0 * matrices + 12.0 * self.num_heads * self.head_dim * keys
+
+
+# The fields with a computed default: what they come from, and how.
+_COMPUTED: dict[str, tuple[tuple[str, ...], Callable[[ModelConfig], Any]]] = {
+    "num_kv_heads": (("num_heads",), lambda c: c.num_heads),
+    "head_dim": (
+        ("hidden_size", "num_heads"),
+        lambda c: 0 if c.hidden_size % c.num_heads else c.hidden_size // c.num_heads,
+    ),
+    "ffn_size": (("hidden_size",), lambda c: 4 * c.hidden_size),
+    "rotary_dim": (("head_dim",), lambda c: c.head_dim),
+    "attention_scale": (("head_dim",), lambda c: 1.0 / math.sqrt(c.head_dim)),
+    "norm_bias": (("norm",), lambda c: c.norm == "layer"),
+}
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:

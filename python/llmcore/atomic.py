@@ -1,0 +1,218 @@
+"""Replacing several files of a directory at once, so that a crash at any moment loses nothing.
+
+A set of files becomes current by one rename. Each file is first written beside its place as
+`.NAME.saving` and flushed to the disk. Then a manifest with the size and checksum of all of them is
+renamed to `checkpoint.pending.json`: from here on the new set is the truth, before, the old one is.
+Last, the files are renamed to their places and the manifest to `checkpoint.json`.
+
+A reader that finds a pending manifest takes a file from `.NAME.saving` where that still exists. The
+next writer finishes the renames first. Other files in the directory are never touched. There may be
+one writer at a time, and any number of readers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from llmcore.errors import CheckpointError
+
+MANIFEST = "checkpoint.json"
+PENDING = "checkpoint.pending.json"
+
+_CHUNK = 1 << 22  # bytes written and checksummed at a time: the second pass finds them in cache
+
+
+class ChecksumWriter:
+    """A new file that is flushed to the disk on closing and knows its CRC-32.
+
+    CRC-32 finds every burst of errors up to 32 bits and all but 1 in 2^32 of other accidents, at
+    over 1 GB/s, which hides behind the disk; SHA-256 would take longer than the writing and guard
+    only against an adversary, who could replace the manifest as well.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.size = self.crc32 = 0
+        self._file = open(path, "wb")  # noqa: SIM115  (closed by __exit__)
+
+    def __enter__(self) -> ChecksumWriter:
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        with self._file:
+            if error_type is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+        for start in range(0, len(view), _CHUNK):
+            chunk = view[start : start + _CHUNK]
+            self.crc32 = zlib.crc32(chunk, self.crc32)
+            self.size += self._file.write(chunk)
+
+
+#: Writes the whole content of one file.
+FileContent = Callable[[ChecksumWriter], None]
+
+
+def write_files(directory: str | os.PathLike[str], files: Mapping[str, FileContent]) -> None:
+    """Replace the set of files in a directory, all of them or none.
+
+    Files of the set that is replaced and not of this one are removed.
+
+    Args:
+        directory: Made if need be.
+        files: File name to the function that writes it.
+
+    Raises:
+        CheckpointError: if the disk refuses; the old set is then still in place, whole.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        finish(directory)
+        try:
+            listing = {}
+            for name, write in files.items():
+                with ChecksumWriter(_staged(directory, name)) as file:
+                    write(file)
+                listing[name] = {"size": file.size, "crc32": f"{file.crc32:08x}"}
+            with ChecksumWriter(_staged(directory, PENDING)) as file:
+                file.write(json.dumps({"format": 1, "files": listing}, indent=2).encode())
+            _sync(directory)
+            os.replace(_staged(directory, PENDING), directory / PENDING)
+        except BaseException:
+            if not (directory / PENDING).exists():
+                with contextlib.suppress(OSError):
+                    _remove_staged(directory)  # a full disk gets its room back
+            raise
+        _sync(directory)
+        finish(directory)
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory}: cannot be saved: {reason(error)}; what was saved there before is kept"
+        ) from error
+
+
+def finish(directory: Path) -> None:
+    """Carry an interrupted replacement to its end, forward if it was committed, else back."""
+    listing = _read_manifest(directory / PENDING)
+    if listing is None:
+        _remove_staged(directory)
+        return
+    for name in listing:
+        with contextlib.suppress(FileNotFoundError):  # renamed before the interruption
+            os.replace(_staged(directory, name), directory / name)
+    for name in (_read_manifest(directory / MANIFEST) or {}).keys() - listing.keys():
+        (directory / name).unlink(missing_ok=True)
+    _sync(directory)
+    os.replace(directory / PENDING, directory / MANIFEST)
+    # Durable before the next writer stages files, which must not be taken for those of this set.
+    _sync(directory)
+
+
+def current_files(directory: Path, verify: bool = True) -> dict[str, Path] | None:
+    """Return where each file of the current set is, or None where there is no manifest.
+
+    Args:
+        directory: Written by `write_files`, or by anyone.
+        verify: Compare every size and checksum with the manifest.
+
+    Raises:
+        CheckpointError: naming a file that is missing, truncated or changed.
+    """
+    listing = _read_manifest(directory / PENDING)
+    pending = listing is not None
+    if listing is None:
+        listing = _read_manifest(directory / MANIFEST)
+    if listing is None:
+        return None
+    paths = {}
+    for name, expected in listing.items():
+        staged = _staged(directory, name)
+        path = paths[name] = staged if pending and staged.exists() else directory / name
+        if verify:
+            _verify(path, *expected)
+    return paths
+
+
+def manifest_stamps(directory: Path) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """Return what changes whenever a writer commits or finishes: (manifest, pending manifest)."""
+
+    def stamp(path: Path) -> tuple[int, int] | None:
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    return stamp(directory / MANIFEST), stamp(directory / PENDING)
+
+
+def _verify(path: Path, size: int, crc32: int) -> None:
+    actual_size = actual_crc32 = 0
+    try:
+        actual_size = path.stat().st_size
+        if actual_size == size:
+            with open(path, "rb") as file:
+                while chunk := file.read(_CHUNK):
+                    actual_crc32 = zlib.crc32(chunk, actual_crc32)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
+    if (actual_size, actual_crc32) != (size, crc32):
+        what = (
+            f"expected {size} bytes, got {actual_size}"
+            if actual_size != size
+            else f"expected checksum {crc32:08x}, got {actual_crc32:08x}"
+        )
+        raise CheckpointError(
+            f"{path}: corrupt, or changed since it was saved: {what}; "
+            f"if you changed it yourself, delete {MANIFEST} beside it"
+        )
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, int]] | None:
+    """Read file name -> (size, CRC-32), or None if there is no manifest."""
+    try:
+        files = json.loads(path.read_bytes())["files"]
+        listing = {name: (int(of["size"]), int(of["crc32"], 16)) for name, of in files.items()}
+        if any(Path(name).name != name for name in listing):
+            raise ValueError("it names a file elsewhere")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not a manifest of llmcore ({error}); delete it to load unchecked"
+        ) from error
+    return listing
+
+
+def _staged(directory: Path, name: str) -> Path:
+    return directory / f".{name}.saving"
+
+
+def _remove_staged(directory: Path) -> None:
+    for path in directory.glob(".*.saving"):
+        path.unlink(missing_ok=True)
+
+
+def _sync(directory: Path) -> None:
+    """Flush the names in a directory to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reason(error: OSError) -> str:
+    """Return the operating system's words for an error, without repeating the path."""
+    return error.strerror or str(error)

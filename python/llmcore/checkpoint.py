@@ -1,0 +1,231 @@
+"""Checkpoints: a Hugging Face model directory plus the state of training, saved all or nothing.
+
+    config.json, model.safetensors      what transformers and `hf` read
+    tokenizer.json, …                   if there is a tokenizer
+    training_state.safetensors, .json   optimizer moments; everything else that `--resume` needs
+    checkpoint.json                     sizes and checksums of the files above
+
+A directory that someone else wrote has no checkpoint.json and loads as well, unchecked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from llmcore.atomic import (
+    MANIFEST,
+    ChecksumWriter,
+    FileContent,
+    current_files,
+    manifest_stamps,
+    reason,
+    write_files,
+)
+from llmcore.config import ModelConfig
+from llmcore.errors import CheckpointError
+from llmcore.hf import model_files, read_config, read_state, weight_files
+from llmcore.hf_families import Float32
+from llmcore.safetensors_io import SafetensorsFile, Source, read_json, write_tensors
+
+_STATE = "training_state.json"
+_MOMENTS = "training_state.safetensors"
+_READ_ATTEMPTS = 5
+
+
+class SavesItself(Protocol):
+    """What a tokenizer must be able to do to be part of a checkpoint."""
+
+    def save(self, directory: str | os.PathLike[str]) -> object:
+        """Write the tokenizer's files into a directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """What, beside the weights, decides how training continues, bit for bit.
+
+    Dictionaries hold JSON values; whole numbers of any size and finite floats come back exactly.
+
+    Attributes:
+        step: Optimizer updates made.
+        moments: Flat float32 arrays of the optimizer, "m" and "v".
+        optimizer: The optimizer's other state, such as its dropout seed.
+        schedule: State of the learning rate schedule.
+        rng: Counters or states of random generators.
+        data: The data cursor.
+        accumulation_phase: Micro-batches already added to the gradient; 0 between updates.
+        best_metric: Best evaluation result so far, or None.
+        history: Counters and records that logs go on with.
+    """
+
+    step: int
+    moments: Mapping[str, Float32] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    rng: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    accumulation_phase: int = 0
+    best_metric: float | None = None
+    history: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read.
+
+    Attributes:
+        config: The architecture.
+        parameters: Yields (name, float32 array) once, as `hf.load_state` does.
+        state: The state of training, or None if only a model was saved.
+        files: Where each file is now, by name; tokenizer files among them.
+    """
+
+    config: ModelConfig
+    parameters: Iterator[tuple[str, Float32]]
+    state: TrainState | None
+    files: Mapping[str, Path]
+
+
+def save(
+    directory: str | os.PathLike[str],
+    *,
+    config: ModelConfig,
+    parameters: Mapping[str, Any],
+    state: TrainState | None = None,
+    tokenizer: SavesItself | None = None,
+) -> None:
+    """Save a checkpoint; if anything fails, at any moment, the one saved before is kept whole.
+
+    Tensors are streamed: beyond what is passed in, memory for one tensor is used at most. The disk
+    needs room for both checkpoints until the new one is complete.
+
+    Args:
+        directory: Made if need be. Files of other origin in it are left alone.
+        config: The architecture.
+        parameters: Every parameter by name: float32 arrays, or what NumPy takes for one.
+        state: The state of training, if it is to be resumed.
+        tokenizer: Has `save(directory)`.
+
+    Raises:
+        CheckpointError: if parameters do not fit the config or the disk refuses.
+    """
+    files = model_files(config, parameters)
+    if state is not None:
+        files |= _state_files(state)
+    if tokenizer is not None:
+        files |= _tokenizer_files(tokenizer)
+    write_files(directory, files)
+
+
+def load(directory: str | os.PathLike[str], *, verify: bool = True) -> Checkpoint:
+    """Read a checkpoint; the names, shapes and checksums of everything are checked first.
+
+    Safe while another process saves to the same directory: the result is one of its checkpoints.
+
+    Args:
+        directory: Written by `save`, or a Hugging Face model directory.
+        verify: Read all data once to compare checksums (several GB/s from the page cache).
+
+    Returns:
+        The checkpoint. Arrays are read-only views of the files where possible.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong with it.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        what = "a file" if directory.exists() else "nothing"
+        raise CheckpointError(f"{directory}: expected a directory with a checkpoint, found {what}")
+    # A writer may replace files between two looks of ours. Its manifests tell, and we look again.
+    for _ in range(_READ_ATTEMPTS):
+        before = manifest_stamps(directory)
+        failure: CheckpointError | None = None
+        try:
+            checkpoint = _load(directory, verify)
+        except CheckpointError as error:
+            failure = error
+        if manifest_stamps(directory) == before and (failure is None or before[1] is None):
+            break
+        time.sleep(0.02)
+    if failure is not None:
+        raise failure
+    return checkpoint
+
+
+def _load(directory: Path, verify: bool) -> Checkpoint:
+    current = current_files(directory, verify)
+    if current is None:
+        files = {path.name: path for path in directory.iterdir()}
+        weights = weight_files(directory)
+    else:
+        files = current
+        weights = [files.get("model.safetensors", directory / "model.safetensors")]
+    config, family = read_config(files.get("config.json", directory / "config.json"))
+    parameters = read_state(directory, weights, config, family)
+    state = _read_training_state(files) if current is not None and _STATE in files else None
+    return Checkpoint(config, parameters, state, files)
+
+
+def _state_files(state: TrainState) -> dict[str, FileContent]:
+    values = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    moments = {name: np.asarray(array) for name, array in values.pop("moments").items()}
+    for name, array in moments.items():
+        if array.dtype != np.float32:
+            raise CheckpointError(f"moments: {name}: expected float32, got {array.dtype}")
+    sources = [Source(name, a.shape, partial(np.asarray, a)) for name, a in moments.items()]
+    try:
+        text = json.dumps(values, indent=2, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the training state cannot be saved: {error}") from error
+    return {
+        _MOMENTS: lambda file: write_tensors(file, sources),
+        _STATE: lambda file: file.write(text.encode()),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy's scalars and read-only mappings into what JSON has."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"expected numbers, strings, lists and dicts, got a {type(value).__name__}")
+
+
+def _read_training_state(files: Mapping[str, Path]) -> TrainState:
+    path = files[_STATE]
+    values = read_json(path)
+    known = {f.name for f in dataclasses.fields(TrainState)} - {"moments"}
+    if values.keys() != known:
+        difference = ", ".join(sorted(values.keys() ^ known))
+        raise CheckpointError(f"{path}: its keys are not those of a training state: {difference}")
+    if _MOMENTS not in files:
+        raise CheckpointError(f"{path}: {_MOMENTS}, which belongs to it, is not in {MANIFEST}")
+    moments = SafetensorsFile(files[_MOMENTS])
+    return TrainState(moments={name: moments.float32(name) for name in moments.entries}, **values)
+
+
+def _tokenizer_files(tokenizer: SavesItself) -> dict[str, FileContent]:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save(folder)
+            contents = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    except OSError as error:
+        raise CheckpointError(f"the tokenizer cannot be saved: {reason(error)}") from error
+    return {
+        name: partial(_write_bytes, content=content) for name, content in sorted(contents.items())
+    }
+
+
+def _write_bytes(file: ChecksumWriter, content: bytes) -> None:
+    file.write(content)
