@@ -6,16 +6,15 @@ import os
 import zlib
 from pathlib import Path
 
+import llmcore
 import numpy as np
 import pytest
-
-import llmcore
 from llmcore import _core
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-@pytest.fixture()
+@pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers that differ from test to test and are the same in every run."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
@@ -35,7 +34,7 @@ def _nan_filled_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_core, "empty", nan_filled)
 
 
-@pytest.fixture()
+@pytest.fixture
 def threads() -> object:
     """A function that sets the number of threads; the default comes back after the test."""
     before = llmcore.get_num_threads()

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from llmcore import atomic, checkpoint, hf
 from llmcore.checkpoint import TrainState
 from llmcore.config import ModelConfig, parameter_shapes

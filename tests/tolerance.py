@@ -42,7 +42,9 @@ def assert_matches(
             continue
         got = np.asarray(got, np.float64)
         same = round_bfloat16(np.asarray(same)) if dtype == "bfloat16" else same
-        assert got.shape == np.shape(want), f"result {i}: shape {got.shape}, expected {np.shape(want)}"
+        assert got.shape == np.shape(want), (
+            f"result {i}: shape {got.shape}, expected {np.shape(want)}"
+        )
         assert np.array_equal(np.isfinite(got), np.isfinite(want)), f"result {i}: NaN or infinity"
         finite = np.isfinite(want)
         if not finite.any():

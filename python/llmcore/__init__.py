@@ -28,23 +28,43 @@ from llmcore.tensor import tensor, zeros
 
 if TYPE_CHECKING:
     from llmcore import ops
+    from llmcore.config import ModelConfig, RopeScaling
+    from llmcore.model import StepResult, TrainStep, Transformer
+    from llmcore.objectives import Batch, CausalLM
+    from llmcore.tokenizer import Tokenizer
 
 # Imported on first use, so that `import llmcore` stays quick.
 _LAZY: dict[str, str] = {
+    "Batch": "llmcore.objectives",
+    "CausalLM": "llmcore.objectives",
+    "ModelConfig": "llmcore.config",
+    "RopeScaling": "llmcore.config",
+    "StepResult": "llmcore.model",
+    "Tokenizer": "llmcore.tokenizer",
+    "TrainStep": "llmcore.model",
+    "Transformer": "llmcore.model",
     "ops": "llmcore.ops",
 }
 
 __all__ = [
+    "Batch",
+    "CausalLM",
     "CheckpointError",
     "ConfigError",
     "DTypeError",
     "DataError",
     "DeviceError",
     "LlmcoreError",
+    "ModelConfig",
     "OutOfMemory",
+    "RopeScaling",
     "ShapeError",
+    "StepResult",
     "Tensor",
     "TokenIndexError",
+    "Tokenizer",
+    "TrainStep",
+    "Transformer",
     "__version__",
     "cuda_available",
     "device_info",

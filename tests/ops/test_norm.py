@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import llmcore
 import numpy as np
 import pytest
+from llmcore import ops
 from reference import norm as reference
 from tolerance import assert_matches
-
-import llmcore
-from llmcore import ops
 
 SHAPES = [(1, 3), (3, 5), (7, 16), (33, 257), (2, 3, 768)]
 
@@ -37,9 +36,7 @@ def test_layer_norm(rng, shape, affine):
 def test_rms_norm(rng, shape, affine):
     x, dy, weight = arrays(rng, shape, weight=affine)
     assert_matches(ops.rms_norm(x, weight), reference.rms_norm, x, weight)
-    assert_matches(
-        ops.rms_norm_backward(dy, x, weight), reference.rms_norm_backward, dy, x, weight
-    )
+    assert_matches(ops.rms_norm_backward(dy, x, weight), reference.rms_norm_backward, dy, x, weight)
 
 
 def test_normalises_all_axes_from_axis_on(rng):
@@ -54,7 +51,9 @@ def test_rows_and_gradients_do_not_depend_on_threads(rng, threads):
     for count in (1, 2, 3, 8):
         threads(count)
         dx, dweight, dbias = ops.layer_norm_backward(dy, x, weight)
-        results.append([t.numpy().tobytes() for t in (ops.layer_norm(x, weight), dx, dweight, dbias)])
+        results.append(
+            [t.numpy().tobytes() for t in (ops.layer_norm(x, weight), dx, dweight, dbias)]
+        )
     assert all(result == results[0] for result in results)
 
 

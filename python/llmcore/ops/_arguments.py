@@ -76,9 +76,7 @@ def as_ids(op: str, name: str, array: ArrayLike) -> Tensor:
 def check_shape(op: str, name: str, tensor: Tensor | None, expected: Sequence[int]) -> None:
     """Raise ShapeError unless `tensor` is None or has exactly the shape `expected`."""
     if tensor is not None and tensor.shape != tuple(expected):
-        raise ShapeError(
-            f"{op}: {name} must have shape {list(expected)}, got {list(tensor.shape)}"
-        )
+        raise ShapeError(f"{op}: {name} must have shape {list(expected)}, got {list(tensor.shape)}")
 
 
 def check_rank(op: str, name: str, tensor: Tensor, symbols: str) -> None:
@@ -91,7 +89,9 @@ def normalized_axis(op: str, tensor: Tensor, axis: int) -> int:
     """`axis` counted from the front."""
     rank = len(tensor.shape)
     if not -rank <= axis < rank:
-        raise ShapeError(f"{op}: axis must be in [{-rank}, {rank}) for x of {rank} axes, got {axis}")
+        raise ShapeError(
+            f"{op}: axis must be in [{-rank}, {rank}) for x of {rank} axes, got {axis}"
+        )
     return axis % rank
 
 

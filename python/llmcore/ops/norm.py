@@ -6,7 +6,14 @@ import math
 
 from llmcore import _core
 from llmcore._core import Tensor
-from llmcore.ops._arguments import ArrayLike, Floats, check_shape, empty, empty_like, normalized_axis
+from llmcore.ops._arguments import (
+    ArrayLike,
+    Floats,
+    check_shape,
+    empty,
+    empty_like,
+    normalized_axis,
+)
 
 
 def layer_norm(

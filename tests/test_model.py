@@ -1,0 +1,193 @@
+"""Models: layout, gradients of every kind of layer, and the same answer every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from llmcore import ConfigError, ModelConfig, ShapeError, TrainStep, Transformer
+from llmcore.config import parameter_shapes
+from llmcore.objectives import Batch, CausalLM
+
+TINY = {
+    "vocab_size": 37, "hidden_size": 24, "num_decoder_layers": 2, "num_heads": 4, "max_positions": 40
+}  # fmt: skip
+LLAMA = {
+    "norm": "rms", "positions": "rope", "activation": "silu", "gated_ffn": True, "num_kv_heads": 2,
+    "attention_bias": False, "attention_out_bias": False, "ffn_bias": False,
+    "tie_embeddings": False,
+}  # fmt: skip
+VARIANTS = {
+    "gpt2": {},
+    "llama": LLAMA,
+    "post-norm": {"norm_placement": "post", "final_norm": False, "embedding_norm": True},
+    "sinusoidal": {"positions": "sinusoidal", "embedding_scale": 4.9, "activation": "relu"},
+    "window": {"sliding_window": 3, "attention_softcap": 5.0, "activation": "gelu"},
+    "types": {"type_vocab_size": 3, "position_offset": 2, "head_bias": True},
+    "partial-rope": {**LLAMA, "rotary_dim": 4, "rope_interleaved": True, "head_dim": 10},
+    "scaled-head": {"head_scale": 0.2, "positions": "none", "norm_bias": False},
+}
+DROPOUT = {
+    "embedding_dropout": 0.1, "attention_dropout": 0.1, "residual_dropout": 0.2, "ffn_dropout": 0.1
+}  # fmt: skip
+
+
+def make(variant="gpt2", seed=0, **changes):
+    model = Transformer(ModelConfig(**{**TINY, **VARIANTS[variant], **changes}), seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    for parameter in model.parameters().values():  # leave no parameter at a constant
+        array = parameter.numpy()
+        array += 0.2 * rng.standard_normal(array.shape).astype(np.float32)
+    return model
+
+
+def batch_for(model, rng, rows=3, length=11):
+    ids = rng.integers(0, model.config.vocab_size, (rows, length + 1))
+    full = CausalLM(label_smoothing=0.1)(ids)
+    types = rng.integers(0, 3, (rows, length)) if model.config.type_vocab_size else None
+    chosen = np.sort(rng.choice(rows * length, rows * length // 2, replace=False))
+    return Batch(
+        dec_ids=full.dec_ids, dec_lengths=np.full(rows, length), types=types, rows=chosen,
+        targets=full.targets[chosen], weights=rng.uniform(0.5, 2, chosen.size), label_smoothing=0.1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_are_those_the_config_says(variant):
+    model = make(variant)
+    shapes = {name: tensor.shape for name, tensor in model.parameters().items()}
+    assert list(shapes.items()) == list(parameter_shapes(model.config).items())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_agree_with_finite_differences(variant, rng):
+    """Along each parameter's own gradient, the loss changes by its norm."""
+    model = make(variant)
+    batch = batch_for(model, rng)
+    model.loss_and_grad(batch)
+    gradients = {name: g.numpy().copy() for name, g in model.gradients().items()}
+    for name, parameter in model.parameters().items():
+        gradient = gradients[name].astype(np.float64)
+        norm = np.linalg.norm(gradient)
+        if norm < 1e-6:  # a key's bias does not change a softmax
+            assert name.endswith("k.bias"), f"{name} has no gradient"
+            continue
+        array, before = parameter.numpy(), parameter.numpy().copy()
+        step = 0.02 / norm  # the loss moves by about 0.02, the third order is small beside it
+        direction = (gradient / norm).astype(np.float32)
+        differences = []
+        for size in (step, step / 2):
+            array[...] = before + np.float32(size) * direction
+            above = model.loss(batch)
+            array[...] = before - np.float32(size) * direction
+            differences.append((above - model.loss(batch)) / (2 * size))
+            array[...] = before
+        extrapolated = (4 * differences[1] - differences[0]) / 3  # Richardson
+        assert extrapolated == pytest.approx(norm, rel=2e-3), name
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "post-norm"])
+def test_recompute_changes_nothing(variant, rng):
+    results = []
+    for recompute in (False, True):
+        model = make(variant, **DROPOUT)
+        model.recompute = recompute
+        step = TrainStep(model, lr=1e-2, dropout_seed=5)
+        batch = batch_for(model, np.random.default_rng(3))
+        losses = [step(batch).loss for _ in range(3)]
+        results.append((losses, state_bytes(model)))
+    assert results[0] == results[1]
+
+
+def state_bytes(model):
+    return b"".join(p.numpy().tobytes() for p in model.parameters().values())
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama"])
+def test_training_does_not_depend_on_threads(variant, threads):
+    results = []
+    for count in (1, 2, 3, 8):
+        threads(count)
+        model = make(variant, **DROPOUT)
+        step = TrainStep(model, lr=1e-2, weight_decay=0.1, max_grad_norm=0.5)
+        rng = np.random.default_rng(7)
+        losses = [step([batch_for(model, rng), batch_for(model, rng, 2, 5)]).loss for _ in range(3)]
+        results.append((losses, state_bytes(model)))
+    assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_row_does_not_depend_on_its_batch(variant, rng):
+    model = make(variant)
+    ids = rng.integers(0, TINY["vocab_size"], (5, 12))
+    lengths = np.array([12, 1, 7, 3, 12])
+    together = model(ids, lengths).numpy()
+    for row, length in enumerate(lengths):
+        alone = model(ids[row : row + 1, :length]).numpy()
+        assert np.array_equal(alone[0], together[row, :length])
+
+
+def test_accumulation_is_exact_over_unequal_micro_batches(rng):
+    ids = rng.integers(0, TINY["vocab_size"], (6, 9))
+    lengths = np.array([8, 3, 5, 1, 8, 2])
+    norms, losses, gradients = [], [], []
+    for parts in ([slice(0, 6)], [slice(0, 1), slice(1, 4), slice(4, 6)]):
+        model = make()
+        step = TrainStep(model, lr=0.0)
+        result = step([CausalLM()(ids[part], lengths[part] + 1) for part in parts])
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
+        gradients.append(np.concatenate([g.numpy().ravel() for g in model.gradients().values()]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert np.abs(gradients[0] - gradients[1]).max() <= 1e-5 * np.abs(gradients[0]).max()
+
+
+def test_a_step_that_is_not_finite_is_skipped(rng):
+    model = make()
+    step = TrainStep(model, lr=1e-2)
+    step(batch_for(model, rng))
+    before = state_bytes(model)
+    weight = model.parameters()["decoder.layers.0.feed_forward.up.weight"].numpy()
+    kept = weight[0, 0]
+    weight[0, 0] = np.nan
+    result = step(batch_for(model, rng))
+    assert result.skipped and not np.isfinite(result.loss)
+    weight[0, 0] = kept
+    assert state_bytes(model) == before
+    assert step(batch_for(model, rng), max_norm=1e-9).skipped
+    assert step(batch_for(model, rng), max_loss=1e-9).skipped
+    assert not step(batch_for(model, rng)).skipped
+
+
+def test_optimizer_state_round_trip(rng):
+    batches = [batch_for(make(), rng) for _ in range(4)]
+    model = make(**DROPOUT)
+    step = TrainStep(model, lr=1e-2, dropout_seed=9)
+    for batch in batches[:2]:
+        step(batch)
+    copy = make(seed=4, **DROPOUT)
+    for name, parameter in copy.parameters().items():
+        parameter.numpy()[...] = model.parameters()[name].numpy()
+    resumed = TrainStep(copy, lr=1e-2)
+    resumed.load_state_dict(step.state_dict())
+    for batch in batches[2:]:
+        assert step(batch) == resumed(batch)
+    assert state_bytes(model) == state_bytes(copy)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda m: m(np.zeros((1, 41), int)), ShapeError, ["41", "40"]),
+        (lambda m: m(np.full((2, 3), 37)), IndexError, ["37"]),
+        (lambda m: m(np.zeros(3, int)), ShapeError, ["ids", "[3]"]),
+        (lambda m: m(np.zeros((2, 3))), TypeError, ["ids", "float64"]),
+        (lambda m: m.loss(CausalLM()(np.full((1, 3), 99))), IndexError, ["99"]),
+        (lambda m: TrainStep(m, lr=-1.0), ConfigError, ["lr", "-1"]),
+        (lambda m: TrainStep(m, lr=1.0)([]), ConfigError, ["batch"]),
+    ],
+)
+def test_bad_input_is_named(call, error, words):
+    with pytest.raises(error) as raised:
+        call(make())
+    assert all(word in str(raised.value) for word in words), raised.value
