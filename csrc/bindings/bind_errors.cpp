@@ -32,8 +32,7 @@ void bind_errors(py::module_&) {
     try {
       if (thrown) std::rethrow_exception(thrown);
     } catch (const Error& error) {
-      const py::object type =
-          py::module_::import("llmcore.errors").attr(class_name(error.kind()));
+      const py::object type = py::module_::import("llmcore.errors").attr(class_name(error.kind()));
       py::set_error(type, error.what());
     }
   });

@@ -38,8 +38,8 @@ Batch make_batch(const PyTensor& ids, const PyTensor* lengths) {
   return {.ids = ids.view, .lengths = view_of(lengths)};
 }
 
-void forward(const ModelPtr& model, const PyTensor& ids, const PyTensor* lengths, const PyTensor& out,
-             bool hidden) {
+void forward(const ModelPtr& model, const PyTensor& ids, const PyTensor* lengths,
+             const PyTensor& out, bool hidden) {
   const Batch batch = make_batch(ids, lengths);
   exclusively(*model, [&] {
     if (hidden)
@@ -49,7 +49,9 @@ void forward(const ModelPtr& model, const PyTensor& ids, const PyTensor* lengths
   });
 }
 
-py::tuple loss_tuple(const LossSum& loss) { return py::make_tuple(loss.sum, loss.weight); }
+py::tuple loss_tuple(const LossSum& loss) {
+  return py::make_tuple(loss.sum, loss.weight);
+}
 
 py::tuple step(TrainStep& train_step, const ModelPtr& model, const py::list& micro_batches,
                double lr, std::pair<double, double> betas, double eps, double weight_decay,
@@ -67,8 +69,7 @@ py::tuple step(TrainStep& train_step, const ModelPtr& model, const py::list& mic
                              .max_grad_norm = max_grad_norm,
                              .max_loss = max_loss,
                              .max_norm = max_norm};
-  const StepResult result =
-      exclusively(*model, [&] { return train_step.step(batches, options); });
+  const StepResult result = exclusively(*model, [&] { return train_step.step(batches, options); });
   return py::make_tuple(result.loss, result.grad_norm, result.targets, result.skipped);
 }
 
@@ -108,7 +109,9 @@ void bind_model(py::module_& module) {
       .def("gradients",
            [](const ModelPtr& model) { return named_views(model, model->params().gradients()); })
       .def("flat_parameters",
-           [](const ModelPtr& model) { return PyTensor{model->params().weights(), model}; })
+           [](const ModelPtr& model) {
+             return PyTensor{model->params().weights(), model};
+           })
       .def("forward", &forward, py::kw_only(), py::arg("ids"), py::arg("lengths") = py::none(),
            py::arg("out"), py::arg("hidden"))
       .def("loss",
@@ -131,7 +134,8 @@ void bind_model(py::module_& module) {
           "recompute", [](const ModelPtr& model) { return model->recompute; },
           [](const ModelPtr& model, bool value) { model->recompute = value; })
       .def("activation_bytes", [](const ModelPtr& model) { return model->arena().peak_bytes(); })
-      .def("trim", [](const ModelPtr& model) { exclusively(*model, [&] { model->arena().trim(); }); });
+      .def("trim",
+           [](const ModelPtr& model) { exclusively(*model, [&] { model->arena().trim(); }); });
 
   py::class_<TrainStep, TrainStepPtr>(module, "TrainStep")
       .def(py::init([](const ModelPtr& model, uint64_t dropout_seed) {
@@ -141,10 +145,14 @@ void bind_model(py::module_& module) {
       .def("step", &step, py::arg("model"), py::arg("micro_batches"), py::kw_only(), py::arg("lr"),
            py::arg("betas"), py::arg("eps"), py::arg("weight_decay"), py::arg("max_grad_norm"),
            py::arg("max_loss"), py::arg("max_norm"))
-      .def_property_readonly(
-          "m", [](const TrainStepPtr& self) { return PyTensor{self->first_moment(), self}; })
-      .def_property_readonly(
-          "v", [](const TrainStepPtr& self) { return PyTensor{self->second_moment(), self}; })
+      .def_property_readonly("m",
+                             [](const TrainStepPtr& self) {
+                               return PyTensor{self->first_moment(), self};
+                             })
+      .def_property_readonly("v",
+                             [](const TrainStepPtr& self) {
+                               return PyTensor{self->second_moment(), self};
+                             })
       .def_readwrite("calls", &TrainStep::calls)
       .def_readwrite("updates", &TrainStep::updates)
       .def_readwrite("dropout_seed", &TrainStep::dropout_seed);

@@ -5,7 +5,9 @@
 namespace llmcore::bindings {
 namespace {
 
-NormKind kind_of(bool rms) { return rms ? NormKind::kRms : NormKind::kLayer; }
+NormKind kind_of(bool rms) {
+  return rms ? NormKind::kRms : NormKind::kLayer;
+}
 
 void forward(bool rms, float eps, const PyTensor& x, const PyTensor* weight, const PyTensor* bias,
              const PyTensor& y, const PyTensor* mean, const PyTensor* rstd) {

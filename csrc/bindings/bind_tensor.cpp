@@ -25,14 +25,17 @@ constexpr DTypeRow kDTypes[] = {
     {DType::kBool, {6, 8, 1}, "bool"},
 };
 
-const DTypeRow& row_of(DType dtype) { return kDTypes[static_cast<int>(dtype)]; }
+const DTypeRow& row_of(DType dtype) {
+  return kDTypes[static_cast<int>(dtype)];
+}
 
 std::vector<int64_t> shape_of(const Tensor& tensor) {
   return {tensor.shape, tensor.shape + tensor.rank};
 }
 
 Tensor view_with_shape(void* data, DType dtype, const int64_t* shape, int64_t rank) {
-  CHECK(rank <= kMaxRank, ShapeError, "tensor: at most ", kMaxRank, " axes are supported, got ", rank);
+  CHECK(rank <= kMaxRank, ShapeError, "tensor: at most ", kMaxRank, " axes are supported, got ",
+        rank);
   Tensor view;
   view.data = data;
   view.dtype = dtype;
@@ -71,9 +74,9 @@ PyTensor from_numpy(py::array array) {
     array = py::array::ensure(array, py::array::c_style);
     CHECK(array, DTypeError, "tensor: the array could not be read");
     const std::vector<int64_t> shape(array.shape(), array.shape() + array.ndim());
-    PyTensor tensor{view_with_shape(const_cast<void*>(array.data()), row.dtype, shape.data(),
-                                    array.ndim()),
-                    nullptr};
+    PyTensor tensor{
+        view_with_shape(const_cast<void*>(array.data()), row.dtype, shape.data(), array.ndim()),
+        nullptr};
     // Dropped with the GIL held, whoever is last to let go.
     tensor.owner = std::shared_ptr<void>(new py::object(std::move(array)), [](void* object) {
       py::gil_scoped_acquire gil;
@@ -110,9 +113,10 @@ PyTensor from_dlpack(const py::object& source) {
       copy_strided(dense.view.as<char>(), data, array, dtype_size(row.dtype), 0);
     return dense;
   }
-  throw DTypeError(str("from_dlpack: dtype must be float32, bfloat16, float16, int32, int64, int8 or "
-                       "bool, got DLPack type code ",
-                       int{array.dtype.code}, " of ", int{array.dtype.bits}, " bits"));
+  throw DTypeError(
+      str("from_dlpack: dtype must be float32, bfloat16, float16, int32, int64, int8 or "
+          "bool, got DLPack type code ",
+          int{array.dtype.code}, " of ", int{array.dtype.bits}, " bits"));
 }
 
 // Element conversion goes through double: exact for every value of every type but large int64.
@@ -177,7 +181,8 @@ PyTensor moved(const PyTensor& tensor, const std::optional<std::string>& device,
 }
 
 py::array to_numpy(const PyTensor& tensor) {
-  if (row_of(tensor.view.dtype).numpy[0] == '\0') return to_numpy(converted(tensor, DType::kFloat32));
+  if (row_of(tensor.view.dtype).numpy[0] == '\0')
+    return to_numpy(converted(tensor, DType::kFloat32));
   auto* owner = new std::shared_ptr<void>(tensor.owner);
   py::capsule base(owner, [](void* held) { delete static_cast<std::shared_ptr<void>*>(held); });
   return py::array(py::dtype(row_of(tensor.view.dtype).numpy), shape_of(tensor.view),
@@ -227,8 +232,8 @@ PyTensor reshape(const PyTensor& tensor, const std::vector<int64_t>& shape) {
                                   static_cast<int64_t>(shape.size())),
                   tensor.owner};
   result.view.device = tensor.view.device;
-  CHECK(result.view.numel() == tensor.view.numel(), ShapeError, "reshape: ",
-        shape_string(tensor.view), " has ", tensor.view.numel(), " elements, ",
+  CHECK(result.view.numel() == tensor.view.numel(), ShapeError,
+        "reshape: ", shape_string(tensor.view), " has ", tensor.view.numel(), " elements, ",
         shape_string(result.view), " would have ", result.view.numel());
   return result;
 }
@@ -289,12 +294,14 @@ Example:
       .def_property_readonly(
           "size", [](const PyTensor& t) { return t.view.numel(); }, "Number of elements.")
       .def_property_readonly(
-          "nbytes", [](const PyTensor& t) { return t.view.nbytes(); }, "Size of the elements in bytes.")
+          "nbytes", [](const PyTensor& t) { return t.view.nbytes(); },
+          "Size of the elements in bytes.")
       .def("numpy", &to_numpy,
            "A NumPy array that shares this tensor's memory; of bfloat16, a float32 copy.")
       .def("reshape", &reshape, py::arg("shape"),
            "The same memory under another shape of as many elements; ShapeError otherwise.")
-      .def("to", &moved, py::kw_only(), py::arg("device") = py::none(), py::arg("dtype") = py::none(),
+      .def("to", &moved, py::kw_only(), py::arg("device") = py::none(),
+           py::arg("dtype") = py::none(),
            "This tensor on another device or as another dtype; itself where nothing changes.")
       .def("__array__", &as_array, py::arg("dtype") = py::none(), py::arg("copy") = py::none())
       .def("__dlpack__", &to_dlpack)

@@ -20,8 +20,8 @@ struct PyBatch {
 // An int32 NumPy array or Tensor; None becomes empty.
 PyTensor int32_tensor(const py::object& source, const char* name);
 
-// Runs `work` with the model's lock held and the GIL released. The lock is taken without the GIL, so
-// that a thread waiting for the model does not stop the one that has it.
+// Runs `work` with the model's lock held and the GIL released. The lock is taken without the GIL,
+// so that a thread waiting for the model does not stop the one that has it.
 template <class Work>
 auto exclusively(Transformer& model, Work work) {
   py::gil_scoped_release release;

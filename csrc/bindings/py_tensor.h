@@ -27,7 +27,9 @@ PyTensor allocate(const std::vector<int64_t>& shape, DType dtype, Device device)
 PyTensor as_tensor(const py::object& source);
 
 // The tensor inside an optional argument; empty for None.
-inline Tensor view_of(const PyTensor* tensor) { return tensor == nullptr ? Tensor{} : tensor->view; }
+inline Tensor view_of(const PyTensor* tensor) {
+  return tensor == nullptr ? Tensor{} : tensor->view;
+}
 
 // The context stateless operations run in: this thread's arena, the tensors' device.
 Context op_context(const Tensor& on);
@@ -35,6 +37,7 @@ Context op_context(const Tensor& on);
 void bind_errors(py::module_& module);
 void bind_tensor(py::module_& module);
 void bind_machine(py::module_& module);
+void bind_generate(py::module_& module);
 void bind_model(py::module_& module);
 void bind_norm(py::module_& module);
 

@@ -27,7 +27,9 @@ constexpr int64_t kHugePage = int64_t{2} << 20;
 void poison(void*, int64_t) {}
 #else
 // Released memory reads as NaN, so that a use after release shows in the result.
-void poison(void* data, int64_t bytes) { std::memset(data, 0xff, bytes); }
+void poison(void* data, int64_t bytes) {
+  std::memset(data, 0xff, bytes);
+}
 #endif
 
 }  // namespace

@@ -1,8 +1,8 @@
 // Arena: the memory of a step, two stacks in one reserved range of addresses.
 //
 // keep grows from the bottom: what backward needs, last in, first out. scratch grows from the top,
-// released by scope. Address space is reserved once and pages are touched as they are first used, so
-// nothing ever moves: the first step grows the arena, later ones find the same addresses again.
+// released by scope. Address space is reserved once and pages are touched as they are first used,
+// so nothing ever moves: the first step grows the arena, later ones find the same addresses again.
 #pragma once
 
 #include <cstdint>

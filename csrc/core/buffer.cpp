@@ -15,13 +15,16 @@ constexpr int64_t kHugePage = int64_t{2} << 20;
 std::atomic<int64_t> current_bytes{0};
 std::atomic<int64_t> peak_bytes{0};
 
-int64_t round_up(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
+int64_t round_up(int64_t bytes, int64_t unit) {
+  return (bytes + unit - 1) / unit * unit;
+}
 
 // Small buffers take ordinary pages; large ones are aligned to huge pages by trimming a larger map.
 void* map_pages(int64_t bytes) {
   const bool huge = bytes >= kHugePage;
   const int64_t slack = huge ? kHugePage : 0;
-  void* base = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* base =
+      mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK(base != MAP_FAILED, OutOfMemory, "out of memory: could not allocate ", bytes, " bytes (",
         bytes >> 20, " MiB); use a smaller model or batch");
   if (!huge) return base;
@@ -59,9 +62,13 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   return *this;
 }
 
-MemoryStats memory_stats() { return {current_bytes.load(), peak_bytes.load()}; }
+MemoryStats memory_stats() {
+  return {current_bytes.load(), peak_bytes.load()};
+}
 
-void reset_peak_memory() { peak_bytes.store(current_bytes.load()); }
+void reset_peak_memory() {
+  peak_bytes.store(current_bytes.load());
+}
 
 void detail::count_memory(int64_t bytes) {
   const int64_t now = current_bytes.fetch_add(bytes) + bytes;

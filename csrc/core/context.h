@@ -1,4 +1,5 @@
-// Context: first argument of every operation and layer call. Which device, which kernels, whose memory.
+// Context: first argument of every operation and layer call. Which device, which kernels, whose
+// memory.
 #pragma once
 
 #include <cstdint>

@@ -7,10 +7,13 @@
 
 namespace llmcore {
 namespace {
-constexpr const char* kNames[] = {"float32", "bfloat16", "float16", "int32", "int64", "int8", "bool"};
+constexpr const char* kNames[] = {"float32", "bfloat16", "float16", "int32",
+                                  "int64",   "int8",     "bool"};
 }
 
-const char* dtype_name(DType dtype) { return kNames[static_cast<int>(dtype)]; }
+const char* dtype_name(DType dtype) {
+  return kNames[static_cast<int>(dtype)];
+}
 
 DType dtype_from_name(const char* name) {
   for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i)

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-// For functions that headers share with the per-ISA kernels: a body that is always inlined leaves no
-// symbol behind that was compiled for an instruction set the machine may lack.
+// For functions that headers share with the per-ISA kernels: a body that is always inlined leaves
+// no symbol behind that was compiled for an instruction set the machine may lack.
 #define LLMCORE_INLINE inline __attribute__((always_inline))
 
 namespace llmcore {

@@ -35,8 +35,8 @@ void check_tensor(const char* op, const char* name, const Tensor& tensor, const 
   }
   CHECK(same, ShapeError, op, ": ", name, " must have shape ", symbols, " = ", bracketed(dims),
         ", got ", shape_string(tensor));
-  CHECK(tensor.dtype == dtype, DTypeError, op, ": ", name, " must be ", dtype_name(dtype),
-        ", got ", dtype_name(tensor.dtype));
+  CHECK(tensor.dtype == dtype, DTypeError, op, ": ", name, " must be ", dtype_name(dtype), ", got ",
+        dtype_name(tensor.dtype));
   CHECK(tensor.data != nullptr || tensor.numel() == 0, ShapeError, op, ": ", name, " is missing");
 }
 

@@ -1,6 +1,7 @@
 // Typed errors, one per Python exception class, and the checks that throw them.
 //
-// A message is one sentence that names the operation, the argument, what it must be and what it was:
+// A message is one sentence that names the operation, the argument, what it must be and what it
+// was:
 //   norm_forward: weight must have shape [C] = [768], got [512]
 #pragma once
 
@@ -47,8 +48,8 @@ std::string str(const Parts&... parts) {
 
 std::string shape_string(const Tensor& tensor);
 
-#define CHECK(condition, ErrorType, ...) \
-  do {                                   \
+#define CHECK(condition, ErrorType, ...)                            \
+  do {                                                              \
     if (!(condition)) throw ErrorType(::llmcore::str(__VA_ARGS__)); \
   } while (0)
 

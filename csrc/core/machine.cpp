@@ -73,7 +73,8 @@ CoreCounts core_counts() {
 int usable_cores() {
   const CoreCounts counts = core_counts();
   int cores = std::max(1, counts.physical);
-  if (counts.quota > 0) cores = std::min(cores, std::max(1, static_cast<int>(std::ceil(counts.quota))));
+  if (counts.quota > 0)
+    cores = std::min(cores, std::max(1, static_cast<int>(std::ceil(counts.quota))));
   return cores;
 }
 

@@ -1,7 +1,7 @@
 // The thread pool.
 //
-// One word of state holds whether a loop is open and how many workers are inside it. Workers join an
-// open loop by compare-and-swap, so the caller waits only for those that did join: a worker that
+// One word of state holds whether a loop is open and how many workers are inside it. Workers join
+// an open loop by compare-and-swap, so the caller waits only for those that did join: a worker that
 // the operating system has put aside costs nothing. Workers spin briefly, then park.
 #include "core/parallel.h"
 

@@ -31,7 +31,9 @@ LLMCORE_INLINE void parallel_for(int64_t count, Body&& body) {
   using Plain = std::remove_reference_t<Body>;
   parallel_run(
       count,
-      [](void* context, int64_t index, int worker) { (*static_cast<Plain*>(context))(index, worker); },
+      [](void* context, int64_t index, int worker) {
+        (*static_cast<Plain*>(context))(index, worker);
+      },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

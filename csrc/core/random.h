@@ -33,7 +33,9 @@ LLMCORE_INLINE Philox4 philox(uint64_t seed, uint64_t stream, uint64_t block) {
 }
 
 // A uniform number in [0, 1) with 24 random bits.
-LLMCORE_INLINE float uniform(uint32_t word) { return static_cast<float>(word >> 8) * 0x1p-24f; }
+LLMCORE_INLINE float uniform(uint32_t word) {
+  return static_cast<float>(word >> 8) * 0x1p-24f;
+}
 
 // Dropout keeps element i of (seed, stream) iff word i%4 of block i/4 is at least this threshold.
 LLMCORE_INLINE uint32_t dropout_threshold(float p) {

@@ -6,9 +6,10 @@
 namespace llmcore {
 
 struct Settings {
-  std::string cpu_isa;     // LLMCORE_CPU_ISA: force a kernel table ("generic", "avx2", "avx512", "neon")
-  std::string num_threads; // LLMCORE_NUM_THREADS: size of the thread pool
-  std::string device;      // LLMCORE_DEVICE: default device of the command line ("cpu", "cuda")
+  std::string
+      cpu_isa;  // LLMCORE_CPU_ISA: force a kernel table ("generic", "avx2", "avx512", "neon")
+  std::string num_threads;  // LLMCORE_NUM_THREADS: size of the thread pool
+  std::string device;       // LLMCORE_DEVICE: default device of the command line ("cpu", "cuda")
 };
 
 // Each is empty where the variable is not set.

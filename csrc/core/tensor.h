@@ -75,7 +75,8 @@ LLMCORE_INLINE Tensor reshaped(const Tensor& tensor, Sizes... sizes) {
 LLMCORE_INLINE Tensor row_slice(const Tensor& matrix, int64_t begin, int64_t count) {
   Tensor view = matrix;
   if (matrix.data != nullptr)
-    view.data = matrix.as<char>() + begin * (matrix.numel() / matrix.shape[0]) * dtype_size(matrix.dtype);
+    view.data =
+        matrix.as<char>() + begin * (matrix.numel() / matrix.shape[0]) * dtype_size(matrix.dtype);
   view.shape[0] = count;
   return view;
 }

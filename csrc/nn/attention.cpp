@@ -16,8 +16,7 @@ void append(const Tensor& rows, int64_t offset, const Sequences& sequences, cons
     const int64_t past = sequences.past == nullptr ? 0 : sequences.past[b];
     for (int64_t t = 0; t < sequences.queries && past + t < sequences.lengths[b]; ++t)
       std::memcpy(cache.f32() + (b * cache.dim(1) + past + t) * kept,
-                  rows.f32() + (b * sequences.queries + t) * width + offset,
-                  kept * sizeof(float));
+                  rows.f32() + (b * sequences.queries + t) * width + offset, kept * sizeof(float));
   }
 }
 
@@ -77,7 +76,8 @@ AttentionArgs SelfAttention::arguments(const Context& context, const Sequences& 
           .scale = config_.attention_scale,
           .softcap = config_.attention_softcap,
           .causal = sequences.causal,
-          .window_left = config_.sliding_window > 0 && sequences.causal ? config_.sliding_window - 1 : -1,
+          .window_left =
+              config_.sliding_window > 0 && sequences.causal ? config_.sliding_window - 1 : -1,
           .kv_lengths = sequences.lengths,
           .prefix_lengths = sequences.prefix_lengths,
           .past = sequences.past,

@@ -5,7 +5,8 @@
 
 namespace llmcore {
 
-// int32 tensors. Lengths count real tokens; what follows them in a row is padding that nothing sees.
+// int32 tensors. Lengths count real tokens; what follows them in a row is padding that nothing
+// sees.
 struct Batch {
   Tensor ids;             // [B, T]
   Tensor lengths;         // [B], or empty: all T

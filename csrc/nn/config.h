@@ -1,7 +1,7 @@
 // The architecture of a model, whole: the plain-data twin of llmcore.ModelConfig.
 //
-// python/llmcore/config.py holds the defaults and says what is wrong with a config; what arrives here
-// is complete and consistent. Weights must match it; nothing is inferred from their presence.
+// python/llmcore/config.py holds the defaults and says what is wrong with a config; what arrives
+// here is complete and consistent. Weights must match it; nothing is inferred from their presence.
 #pragma once
 
 #include <cstdint>

@@ -10,14 +10,16 @@
 namespace llmcore {
 namespace {
 
-// Vaswani et al. 2017, section 3.5, sines first and cosines second as Marian and fairseq lay them out.
+// Vaswani et al. 2017, section 3.5, sines first and cosines second as Marian and fairseq lay them
+// out.
 Buffer sinusoid_table(int64_t positions, int64_t width) {
   Buffer buffer(positions * width * static_cast<int64_t>(sizeof(float)));
   float* table = static_cast<float*>(buffer.data());
   for (int64_t p = 0; p < positions; ++p)
     for (int64_t i = 0; i < width / 2; ++i) {
-      const double angle = static_cast<double>(p) /
-                           std::pow(10000.0, 2.0 * static_cast<double>(i) / static_cast<double>(width));
+      const double angle =
+          static_cast<double>(p) /
+          std::pow(10000.0, 2.0 * static_cast<double>(i) / static_cast<double>(width));
       table[p * width + i] = static_cast<float>(std::sin(angle));
       table[p * width + width / 2 + i] = static_cast<float>(std::cos(angle));
     }

@@ -1,4 +1,5 @@
-// Embedding: tokens, positions and segment types added up, then normalised where the config says so.
+// Embedding: tokens, positions and segment types added up, then normalised where the config says
+// so.
 #pragma once
 
 #include <optional>

@@ -27,8 +27,8 @@ Tensor FeedForward::half(const Tensor& both, int which) const {
   return f32_view(both.f32() + which * config_.ffn_size, both.dim(0), config_.ffn_size);
 }
 
-void FeedForward::forward(const Context& context, const Sequences&, const Tensor& x, const Tensor& y,
-                          Saved& saved, const MatmulArgs& tail) const {
+void FeedForward::forward(const Context& context, const Sequences&, const Tensor& x,
+                          const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
   Arena& arena = *context.arena;
   const Dropout dropped = context.dropout(config_.ffn_dropout, inner_site(site_));
   saved.x = x;
@@ -70,9 +70,9 @@ void FeedForward::backward(const Context& context, const Sequences&, const Tenso
                              .row_stride = up_.out(),
                              .drow_stride = up_.out()});
   } else {
-    down_.backward_input(context, dy, dup, {.gate_input = saved.up,
-                                            .gate_activation = config_.activation,
-                                            .dropout = dropped});
+    down_.backward_input(
+        context, dy, dup,
+        {.gate_input = saved.up, .gate_activation = config_.activation, .dropout = dropped});
   }
   up_.backward_params(context, dup, saved.x);
   up_.backward_input(context, dup, dx, {.accumulate = accumulate});

@@ -18,14 +18,15 @@ struct LinearPart {
 
 class Linear {
  public:
-  Linear(const ParamBuilder& builder, std::initializer_list<LinearPart> parts, int64_t in, bool bias,
-         float std);
+  Linear(const ParamBuilder& builder, std::initializer_list<LinearPart> parts, int64_t in,
+         bool bias, float std);
 
   int64_t in() const { return in_; }
   int64_t out() const { return out_; }
 
   // y [N, out] from x [N, in]. `fused` carries activation, dropout and residual.
-  void forward(const Context& context, const Tensor& x, const Tensor& y, MatmulArgs fused = {}) const;
+  void forward(const Context& context, const Tensor& x, const Tensor& y,
+               MatmulArgs fused = {}) const;
 
   // Parameter gradients from dy [N, out] and the input x [N, in] of the forward pass.
   void backward_params(const Context& context, const Tensor& dy, const Tensor& x) const;

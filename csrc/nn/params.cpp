@@ -12,14 +12,16 @@ namespace llmcore {
 namespace {
 
 // Elements [begin, end) of a parameter, two at a time (Box and Muller 1958).
-void draw_normal(float* data, int64_t begin, int64_t end, uint64_t seed, uint64_t stream, float std) {
+void draw_normal(float* data, int64_t begin, int64_t end, uint64_t seed, uint64_t stream,
+                 float std) {
   for (int64_t i = begin; i < end; i += 4) {
     const Philox4 words = philox(seed, stream, static_cast<uint64_t>(i / 4));
     for (int64_t pair = 0; pair < 4; pair += 2) {
       const double radius = std::sqrt(-2.0 * std::log((words.lane[pair] + 1.0) * 0x1p-32));
       const double angle = 2.0 * std::numbers::pi * words.lane[pair + 1] * 0x1p-32;
       if (i + pair < end) data[i + pair] = static_cast<float>(std * radius * std::cos(angle));
-      if (i + pair + 1 < end) data[i + pair + 1] = static_cast<float>(std * radius * std::sin(angle));
+      if (i + pair + 1 < end)
+        data[i + pair + 1] = static_cast<float>(std * radius * std::sin(angle));
     }
   }
 }
@@ -63,16 +65,22 @@ Tensor ParamStore::view(void* base, int index, int count) const {
   return f32_view(data, size / first.shape[1], first.shape[1]);
 }
 
-Tensor ParamStore::weight(int index, int count) const { return view(weights_.data(), index, count); }
+Tensor ParamStore::weight(int index, int count) const {
+  return view(weights_.data(), index, count);
+}
 
 Tensor ParamStore::gradients() {
   if (!has_gradients()) gradients_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)));
   return f32_view(gradients_.data(), size_);
 }
 
-Tensor ParamStore::gradient(int index, int count) { return view(gradients().data, index, count); }
+Tensor ParamStore::gradient(int index, int count) {
+  return view(gradients().data, index, count);
+}
 
-void ParamStore::begin_gradients() { stale_.assign(table_.size(), 1); }
+void ParamStore::begin_gradients() {
+  stale_.assign(table_.size(), 1);
+}
 
 bool ParamStore::first_write(int index, int count) {
   const bool stale = stale_[index] != 0;
@@ -104,7 +112,8 @@ Param ParamBuilder::matrix(const std::string& name, int64_t rows, int64_t cols, 
 }
 
 Param ParamBuilder::ones(const std::string& name, int64_t size) const {
-  return {&store_, store_.add({.name = prefix_ + "." + name, .shape = {size}, .init = Init::kOnes})};
+  return {&store_,
+          store_.add({.name = prefix_ + "." + name, .shape = {size}, .init = Init::kOnes})};
 }
 
 Param ParamBuilder::zeros(const std::string& name, int64_t size) const {

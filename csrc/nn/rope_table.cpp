@@ -18,8 +18,8 @@ double llama3_frequency(double frequency, const RopeScaling& scaling) {
   const double turns = original * frequency / (2.0 * pi);  // over the original context
   if (turns < scaling.low_freq_factor) return frequency / scaling.factor;
   if (turns > scaling.high_freq_factor) return frequency;
-  const double keep = (turns - scaling.low_freq_factor) /
-                      (scaling.high_freq_factor - scaling.low_freq_factor);
+  const double keep =
+      (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
   return (1.0 - keep) * frequency / scaling.factor + keep * frequency;
 }
 

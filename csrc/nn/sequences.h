@@ -29,7 +29,11 @@ inline constexpr uint32_t kEmbeddingSite = 0xfffff;
 inline uint32_t sublayer_site(int64_t layer, int sublayer) {
   return static_cast<uint32_t>(layer * 8 + sublayer * 2);
 }
-inline uint32_t inner_site(uint32_t site) { return site + 1; }
-inline int64_t layer_of_site(uint32_t site) { return site / 8; }
+inline uint32_t inner_site(uint32_t site) {
+  return site + 1;
+}
+inline int64_t layer_of_site(uint32_t site) {
+  return site / 8;
+}
 
 }  // namespace llmcore

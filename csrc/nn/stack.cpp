@@ -39,8 +39,8 @@ Tensor Stack::forward(const Context& context, const Sequences& sequences, const 
   return output;
 }
 
-void Stack::backward(const Context& context, const Sequences& sequences, bool recompute, Saved& saved,
-                     const Tensor& gradient) const {
+void Stack::backward(const Context& context, const Sequences& sequences, bool recompute,
+                     Saved& saved, const Tensor& gradient) const {
   if (final_norm_) final_norm_->backward(context, gradient, saved.final_norm, gradient, false);
   for (size_t layer = blocks_.size(); layer-- > 0;) {
     KeepScope scope(*context.arena);

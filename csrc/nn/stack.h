@@ -19,8 +19,8 @@ class Stack {
   Stack(const ParamBuilder& builder, const Config& config, int64_t num_layers);
 
   // Forward for training: everything backward needs is kept in the arena. Returns [N, C].
-  Tensor forward(const Context& context, const Sequences& sequences, const Tensor& x, bool recompute,
-                 Saved& saved) const;
+  Tensor forward(const Context& context, const Sequences& sequences, const Tensor& x,
+                 bool recompute, Saved& saved) const;
 
   // Turns the gradient of the output into the gradient of x, in place.
   void backward(const Context& context, const Sequences& sequences, bool recompute, Saved& saved,

@@ -3,7 +3,8 @@
 //   pre   y = x + dropout(branch(norm(x)))          (Radford et al. 2019)
 //   post  y = norm(x + dropout(branch(x)))          (Vaswani et al. 2017)
 //
-// A Branch computes y = residual + dropout(f(input)), the last step fused into its last matrix product:
+// A Branch computes y = residual + dropout(f(input)), the last step fused into its last matrix
+// product:
 //   void forward(context, sequences, input, output, saved, tail);
 //   void backward(context, sequences, dout, saved, dinput, accumulate);
 #pragma once
@@ -49,19 +50,22 @@ class Sublayer {
                 const Tensor& gradient) const {
     ScratchScope scope(*context.arena);
     if (placement_ == NormPlacement::kPre) {
-      const Tensor dnormed = context.arena->scratch(DType::kFloat32, gradient.dim(0), gradient.dim(1));
-      branch_.backward(context, sequences, through_dropout(context, gradient), saved.branch, dnormed,
-                       false);
+      const Tensor dnormed =
+          context.arena->scratch(DType::kFloat32, gradient.dim(0), gradient.dim(1));
+      branch_.backward(context, sequences, through_dropout(context, gradient), saved.branch,
+                       dnormed, false);
       norm_.backward(context, dnormed, saved.norm, gradient, true);
     } else {
       norm_.backward(context, gradient, saved.norm, gradient, false);
-      branch_.backward(context, sequences, through_dropout(context, gradient), saved.branch, gradient,
-                       true);
+      branch_.backward(context, sequences, through_dropout(context, gradient), saved.branch,
+                       gradient, true);
     }
   }
 
  private:
-  Dropout dropout(const Context& context) const { return context.dropout(residual_dropout_, site_); }
+  Dropout dropout(const Context& context) const {
+    return context.dropout(residual_dropout_, site_);
+  }
 
   // The branch's share of the gradient: masked as its output was.
   Tensor through_dropout(const Context& context, const Tensor& gradient) const {

@@ -108,7 +108,8 @@ Tensor Transformer::infer(const Context& context, const Batch& batch, const Sequ
   return hidden;
 }
 
-Tensor Transformer::selected_rows(const Context& context, const Batch& batch, const Tensor& hidden) {
+Tensor Transformer::selected_rows(const Context& context, const Batch& batch,
+                                  const Tensor& hidden) {
   if (!batch.rows) return hidden;
   const Tensor selected =
       context.arena->keep(DType::kFloat32, batch.rows.numel(), config_.hidden_size);
@@ -148,7 +149,8 @@ LossSum Transformer::loss(const Batch& batch) {
   return weighted_sum(losses, batch.weights);
 }
 
-LossSum Transformer::add_gradients(const Context& context, const Batch& batch, double total_weight) {
+LossSum Transformer::add_gradients(const Context& context, const Batch& batch,
+                                   double total_weight) {
   check_batch(config_, batch);
   check_targets(batch);
   Arena& arena = *context.arena;
@@ -160,7 +162,8 @@ LossSum Transformer::add_gradients(const Context& context, const Batch& batch, d
   Stack::Saved saved_stack;
   const Tensor embedded = arena.keep(DType::kFloat32, rows, config_.hidden_size);
   embedding_.forward(context, reshaped(batch.ids, rows), reshaped(sequences.positions, rows),
-                     batch.types ? reshaped(batch.types, rows) : Tensor{}, embedded, saved_embedding);
+                     batch.types ? reshaped(batch.types, rows) : Tensor{}, embedded,
+                     saved_embedding);
   const Tensor hidden = stack_.forward(context, sequences, embedded, recompute, saved_stack);
 
   // The head turns hidden states into their gradient in place.

@@ -17,8 +17,9 @@
 
 namespace llmcore {
 
-// Element (b, t, h, d) is at data[b * batch_stride + t * row_stride + h * head_stride + d], so that q,
-// k and v can be read from one packed [N, (H + 2 Hkv) D] matrix, from [B, H, T, D], or from a cache.
+// Element (b, t, h, d) is at data[b * batch_stride + t * row_stride + h * head_stride + d], so that
+// q, k and v can be read from one packed [N, (H + 2 Hkv) D] matrix, from [B, H, T, D], or from a
+// cache.
 struct HeadView {
   float* data = nullptr;
   int64_t batch_stride = 0, row_stride = 0, head_stride = 0;
@@ -51,9 +52,9 @@ struct AttentionArgs {
 };
 
 struct AttentionForwardArgs : AttentionArgs {
-  HeadView out;            // [B, T, H, Dv]
-  float* lse = nullptr;    // [B, H, T] log of the sum of exponentials, saved for backward, or null
-  Tensor scratch;          // provided by the checking layer
+  HeadView out;          // [B, T, H, Dv]
+  float* lse = nullptr;  // [B, H, T] log of the sum of exponentials, saved for backward, or null
+  Tensor scratch;        // provided by the checking layer
 };
 
 struct AttentionBackwardArgs : AttentionArgs {

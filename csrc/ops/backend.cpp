@@ -9,8 +9,8 @@ namespace llmcore {
 
 const Kernels& kernels_for(Device device) {
   if (device.type == DeviceType::kCpu) return cpu_kernels();
-  CHECK(cuda_kernels() != nullptr, DeviceError, "device 'cuda' cannot be used: ",
-        cuda_unavailable_reason());
+  CHECK(cuda_kernels() != nullptr, DeviceError,
+        "device 'cuda' cannot be used: ", cuda_unavailable_reason());
   return *cuda_kernels();
 }
 

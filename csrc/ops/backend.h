@@ -8,7 +8,8 @@
 
 namespace llmcore {
 
-// The kernel table of a device. Throws DeviceError with the reason and the cure where there is none.
+// The kernel table of a device. Throws DeviceError with the reason and the cure where there is
+// none.
 const Kernels& kernels_for(Device device);
 
 // Parses "cpu", "cuda", "cuda:1"; throws DeviceError.

@@ -3,7 +3,9 @@
 
 namespace llmcore {
 
-const Kernels* cuda_kernels() { return nullptr; }
+const Kernels* cuda_kernels() {
+  return nullptr;
+}
 
 std::string cuda_unavailable_reason() {
   return "this build of llmcore has no CUDA back end; use device='cpu'";

@@ -11,28 +11,28 @@
 namespace llmcore {
 
 struct CrossEntropyArgs {
-  Tensor logits;                 // [N, V]
-  Tensor targets;                // [N] int32; a negative one is ignored: loss 0, gradient 0
+  Tensor logits;   // [N, V]
+  Tensor targets;  // [N] int32; a negative one is ignored: loss 0, gradient 0
   float label_smoothing = 0.0f;
-  Tensor class_weight;           // [V] weight of each target class, or empty: ones
-  Tensor losses;                 // [N]
-  Tensor row_scale;              // [N] d(total)/d(loss_n); with dlogits
-  Tensor dlogits;                // [N, V], may be logits; or empty
+  Tensor class_weight;  // [V] weight of each target class, or empty: ones
+  Tensor losses;        // [N]
+  Tensor row_scale;     // [N] d(total)/d(loss_n); with dlogits
+  Tensor dlogits;       // [N, V], may be logits; or empty
 };
 
 // Loss of hidden states under an output matrix, in chunks of rows: [N, V] is never held whole.
 struct LinearCrossEntropyArgs {
-  Tensor hidden;                 // [N, C]
-  Tensor weight;                 // [V, C]
-  Tensor bias;                   // [V], or empty
-  Tensor targets;                // [N] int32, negative: ignored
+  Tensor hidden;   // [N, C]
+  Tensor weight;   // [V, C]
+  Tensor bias;     // [V], or empty
+  Tensor targets;  // [N] int32, negative: ignored
   float label_smoothing = 0.0f;
-  float logit_scale = 1.0f;      // logits = logit_scale * (hidden weight^T + bias)
-  Tensor losses;                 // [N]
-  Tensor row_scale;              // [N]; with the gradients
-  Tensor dhidden;                // [N, C], or empty: no backward; may be hidden
-  Tensor dweight;                // [V, C] accumulates, or empty
-  Tensor dbias;                  // [V] accumulates, or empty
+  float logit_scale = 1.0f;  // logits = logit_scale * (hidden weight^T + bias)
+  Tensor losses;             // [N]
+  Tensor row_scale;          // [N]; with the gradients
+  Tensor dhidden;            // [N, C], or empty: no backward; may be hidden
+  Tensor dweight;            // [V, C] accumulates, or empty
+  Tensor dbias;              // [V] accumulates, or empty
 };
 
 struct CrossEntropyKernels {

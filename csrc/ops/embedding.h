@@ -21,15 +21,15 @@ struct EmbeddingArgs {
 };
 
 struct EmbeddingBackwardArgs {
-  Tensor ids;           // [N] int32
+  Tensor ids;  // [N] int32
   float scale = 1.0f;
   Tensor position_ids;  // [N] int32, or empty
   Tensor type_ids;      // [N] int32, or empty
   Dropout dropout;
-  Tensor dout;          // [N, C]
-  Tensor dtable;        // [V, C] accumulates, rows in ascending n; or empty
-  Tensor dpositions;    // [P, C] accumulates, or empty
-  Tensor dtypes;        // [S, C] accumulates, or empty
+  Tensor dout;        // [N, C]
+  Tensor dtable;      // [V, C] accumulates, rows in ascending n; or empty
+  Tensor dpositions;  // [P, C] accumulates, or empty
+  Tensor dtypes;      // [S, C] accumulates, or empty
 };
 
 struct EmbeddingKernels {

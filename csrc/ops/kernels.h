@@ -1,8 +1,8 @@
 // The table of kernels a back end fills in, and the conventions every operation keeps.
 //
 // An operation is one header (contract), `<family>.cpp` (checks), `<family>_cpu.cpp` and
-// `<family>_cuda.cu` (kernels), side by side. Call norm_forward(context, args): it checks `args`, then
-// calls the back end's kernel with the same struct.
+// `<family>_cuda.cu` (kernels), side by side. Call norm_forward(context, args): it checks `args`,
+// then calls the back end's kernel with the same struct.
 //
 // Conventions, said once:
 //   * Tensors are dense, row-major, on the context's device; shapes are in the struct's comments.
@@ -10,7 +10,8 @@
 //     unless the struct has `accumulate` and it is set.
 //   * Output may alias input only where the comment says so.
 //   * An empty tensor means not given, or not wanted.
-//   * Sums are taken in fp32, in an order that depends on sizes alone: never on the number of threads,
+//   * Sums are taken in fp32, in an order that depends on sizes alone: never on the number of
+//   threads,
 //     nor on which other rows are in the batch.
 //   * Kernels do not allocate. Scratch comes from the context's arena, in the checking layer.
 #pragma once
@@ -40,8 +41,8 @@ struct Kernels {
   const OptimizerKernels* optimizer;
 };
 
-// The table for this machine's processor, chosen once; LLMCORE_CPU_ISA overrides. Throws ConfigError
-// for a table this processor cannot run, listing those it can.
+// The table for this machine's processor, chosen once; LLMCORE_CPU_ISA overrides. Throws
+// ConfigError for a table this processor cannot run, listing those it can.
 const Kernels& cpu_kernels();
 
 // Names of the CPU tables this build has and this processor can run, best last.

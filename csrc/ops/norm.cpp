@@ -9,7 +9,9 @@ namespace {
 constexpr int64_t kMaxPartials = 64;
 }
 
-int64_t norm_partials(int64_t rows) { return rows < kMaxPartials ? rows : kMaxPartials; }
+int64_t norm_partials(int64_t rows) {
+  return rows < kMaxPartials ? rows : kMaxPartials;
+}
 
 void norm_forward(const Context& context, const NormForwardArgs& args) {
   const int64_t rows = args.x.rows(), width = args.x.cols();
@@ -28,7 +30,8 @@ void norm_backward(const Context& context, const NormBackwardArgs& args) {
   check_tensor("norm_backward", "dy", args.dy, "[N, C]", {rows, width});
   check_tensor("norm_backward", "dx", args.dx, "[N, C]", {rows, width});
   check_tensor("norm_backward", "rstd", args.rstd, "[N]", {rows});
-  if (args.kind == NormKind::kLayer) check_tensor("norm_backward", "mean", args.mean, "[N]", {rows});
+  if (args.kind == NormKind::kLayer)
+    check_tensor("norm_backward", "mean", args.mean, "[N]", {rows});
   check_optional("norm_backward", "weight", args.weight, "[C]", {width});
   check_optional("norm_backward", "dweight", args.dweight, "[C]", {width});
   check_optional("norm_backward", "dbias", args.dbias, "[C]", {width});

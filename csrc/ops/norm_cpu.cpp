@@ -45,10 +45,13 @@ void forward_row(const NormForwardArgs& args, int64_t n) {
   float mean = 0.0f;
   if (args.kind == NormKind::kLayer)
     mean = row_sum(width, [&](int64_t c, int64_t n) { return load_up_to(x + c, n); }) / count;
-  const float variance = row_sum(width, [&](int64_t c, int64_t n) {
-    const Vec centred = load_up_to(x + c, n) - mean;
-    return n >= kLanes ? centred * centred : mask_tail(centred * centred, n);
-  }) / count;
+  const float variance =
+      row_sum(width,
+              [&](int64_t c, int64_t n) {
+                const Vec centred = load_up_to(x + c, n) - mean;
+                return n >= kLanes ? centred * centred : mask_tail(centred * centred, n);
+              }) /
+      count;
   const float rstd = 1.0f / __builtin_sqrtf(variance + args.eps);
 
   for (int64_t c = 0; c < width; c += kLanes) {
@@ -116,8 +119,7 @@ void backward(const Context&, const NormBackwardArgs& args) {
   const auto add_up = [&](const Tensor& out, int64_t which) {
     if (!out) return;
     for (int64_t block = 0; block < partials; ++block)
-      for (int64_t c = 0; c < width; ++c)
-        out.f32()[c] += partial[(block * 2 + which) * width + c];
+      for (int64_t c = 0; c < width; ++c) out.f32()[c] += partial[(block * 2 + which) * width + c];
   };
   add_up(args.dweight, 0);
   add_up(args.dbias, 1);

@@ -17,9 +17,9 @@ struct AdamWArgs {
 };
 
 struct SquareSumArgs {
-  Tensor x;                // [n]
-  double* sum = nullptr;   // out
-  Tensor partial;          // scratch, provided by the checking layer
+  Tensor x;               // [n]
+  double* sum = nullptr;  // out
+  Tensor partial;         // scratch, provided by the checking layer
 };
 
 struct OptimizerKernels {

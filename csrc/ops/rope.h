@@ -12,9 +12,9 @@ namespace llmcore {
 
 struct RopeArgs {
   int64_t batch = 0, rows = 0, heads = 0, head_dim = 0;  // B, T, H, D
-  HeadView x;            // [B, T, H, D]
-  HeadView y;            // where the result goes; may be x
-  int64_t rotary_dim = 0;  // R, even, at most D; the rest is copied
+  HeadView x;                                            // [B, T, H, D]
+  HeadView y;                                            // where the result goes; may be x
+  int64_t rotary_dim = 0;                                // R, even, at most D; the rest is copied
   bool interleaved = false;
   bool inverse = false;  // rotate back: the gradient of the rotation
   Tensor cos, sin;       // [P, R/2]

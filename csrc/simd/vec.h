@@ -29,14 +29,18 @@ using Vec [[gnu::vector_size(kVecBytes)]] = float;
 using VecI [[gnu::vector_size(kVecBytes)]] = int32_t;
 using VecU [[gnu::vector_size(kVecBytes)]] = uint32_t;
 
-LLMCORE_INLINE Vec broadcast(float x) { return x - Vec{}; }
+LLMCORE_INLINE Vec broadcast(float x) {
+  return x - Vec{};
+}
 
 LLMCORE_INLINE Vec load(const float* p) {
   Vec v;
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
-LLMCORE_INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
+LLMCORE_INLINE void store(float* p, Vec v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
 
 // The first `count` < kLanes elements; the other lanes are `fill`.
 LLMCORE_INLINE Vec load_partial(const float* p, int64_t count, float fill = 0.0f) {
@@ -48,12 +52,20 @@ LLMCORE_INLINE void store_partial(float* p, Vec v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 }
 
-LLMCORE_INLINE Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
-LLMCORE_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
-LLMCORE_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+LLMCORE_INLINE Vec select(VecI mask, Vec yes, Vec no) {
+  return mask ? yes : no;
+}
+LLMCORE_INLINE Vec max(Vec a, Vec b) {
+  return a > b ? a : b;
+}
+LLMCORE_INLINE Vec min(Vec a, Vec b) {
+  return a < b ? a : b;
+}
 
 // a * b + c; one rounding where the instruction set has fused multiply-add.
-LLMCORE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+LLMCORE_INLINE Vec fma(Vec a, Vec b, Vec c) {
+  return a * b + c;
+}
 
 // Horizontal reductions by halving: a fixed tree.
 template <class Combine>

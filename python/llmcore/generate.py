@@ -215,7 +215,7 @@ def _rounds(
     tokenizer = model.tokenizer
     texts = [_Text(tokenizer.stream() if tokenizer else None, config.stop_strings) for _ in rows]
     while not core.done:
-        for index, token, logprob, reason in core.step():
+        for index, token, logprob, reason in core.step(model._core):
             text_token = None if token in stop_ids else token
             shown, stopped = texts[index].push(text_token, last=reason is not None)
             if stopped and not reason:
