@@ -541,6 +541,16 @@ def test_splitting_in_order_is_nanogpts(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data.read(0, len(data)), expected)
 
 
+def test_a_text_cut_for_validation_ends_only_once(tmp_path: Path, corpus: list[Path]) -> None:
+    result = tokenize_files(corpus[0], BPE, tmp_path / "out", val_fraction=0.5)
+    train, val = (TokenDataset.open(tmp_path / "out", split) for split in ("train", "val"))
+    ids = [data.read(0, len(data)) for data in (train, val)]
+    assert [(part == BPE.eos_id).sum() for part in ids] == [0, 1]
+    assert BPE.decode(np.concatenate(ids)) == corpus[0].read_text()
+    assert result.documents == 1
+    assert train.document_starts.tolist() == val.document_starts.tolist() == [0]
+
+
 def test_splitting_in_order_keeps_documents_whole(tmp_path: Path, corpus: list[Path]) -> None:
     tokenize_files(corpus[1], BPE, tmp_path / "out", val_fraction=0.25)
     expected = texts(corpus[1])
@@ -667,6 +677,16 @@ def test_a_full_disk_leaves_what_was_there(
     with pytest.raises(DataError, match="out: cannot be written: No space left on device"):
         tokenize_files(file, CHAR, out, overwrite=True)
     assert contents(out) == before
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("to be")
+    left = tmp_path / "out" / ".writing-1"
+    left.mkdir(parents=True)
+    (left / "train-00000.bin").write_bytes(b"half")
+    tokenize_files(tmp_path / "a.txt", CHAR, tmp_path / "out")
+    assert not left.exists()
+    assert len(TokenDataset.open(tmp_path / "out")) == 5
 
 
 # -- opening shards -------------------------------------------------------------------------------

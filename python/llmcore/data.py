@@ -152,7 +152,7 @@ class TokenDataset:
                 f"{directory}: there is no split {split!r}; it has {', '.join(map(repr, splits))}"
             )
         entry = splits[split]
-        dtype = np.dtype(index["dtype"])
+        dtype = np.dtype(index["dtype"]).newbyteorder("<")
         parts = [map_file(directory, shard, dtype, verify) for shard in entry["shards"]]
         documents = map_file(directory, entry["document_starts"], np.dtype("<u8"), verify)
         checksums = [shard["crc32"] for shard in entry["shards"]]

@@ -39,8 +39,8 @@ class TokenizeResult:
 
     Attributes:
         directory: Where the shards and `index.json` are.
-        documents: Number of documents read (a text cut in two for validation counts twice).
-        bytes: Bytes of input.
+        documents: Number of documents read; empty ones do not count.
+        bytes: Bytes of input they take.
         tokens: Tokens of each split, end-of-text tokens included.
     """
 
@@ -85,7 +85,7 @@ def tokenize_files(
             file, which is cut where the share begins (nanoGPT's rule). "hash": documents chosen by
             a hash of their text, so that equal documents are on the same side.
         end_of_text: Put the tokenizer's end-of-text token (`eos_id`, else `sep_id`) after each
-            document. None: if there is one and the text is not split or joined in mid-document.
+            document; None: if it has one. Where a text file is cut for validation there is none.
         errors: Invalid UTF-8: "strict" raises, "replace" reads U+FFFD in its place.
         shard_tokens: Tokens of a shard, at most.
         overwrite: Replace the data set that `out_dir` holds.
