@@ -135,13 +135,24 @@ class TokenDataset:
         """
         directory = Path(path)
         index = load_index(directory)
+        try:
+            return cls._of_index(directory, index, split, verify)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{directory}: its index.json is incomplete ({error!r}); tokenize again"
+            ) from None
+
+    @classmethod
+    def _of_index(
+        cls, directory: Path, index: dict[str, Any], split: str, verify: bool
+    ) -> TokenDataset:
         splits = index["splits"]
         if split not in splits:
             raise DataError(
                 f"{directory}: there is no split {split!r}; it has {', '.join(map(repr, splits))}"
             )
         entry = splits[split]
-        dtype = np.dtype(index["dtype"])
+        dtype = np.dtype(index["dtype"]).newbyteorder("<")
         parts = [map_file(directory, shard, dtype, verify) for shard in entry["shards"]]
         documents = map_file(directory, entry["document_starts"], np.dtype("<u8"), verify)
         checksums = [shard["crc32"] for shard in entry["shards"]]
@@ -153,6 +164,11 @@ class TokenDataset:
             fingerprint=_digest([index["dtype"], entry["tokens"], checksums]),
             max_id=entry["max_id"],
         )
+
+    @staticmethod
+    def splits(path: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Return the names of the splits in a directory of shards: "train", and maybe "val"."""
+        return tuple(load_index(Path(path)).get("splits", ()))
 
     def __len__(self) -> int:
         """Return the number of tokens."""

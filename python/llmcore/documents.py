@@ -89,6 +89,11 @@ def read_documents(
             yield from _read_jsonl(file, text_field, errors)
         elif suffix == ".parquet":
             yield from _read_parquet(file, text_field)
+        elif suffix == ".json":
+            raise DataError(
+                f"{file}: a .json file may be anything; rename it to .jsonl if each line is an "
+                "object with a text, or to .txt if it is the text itself"
+            )
         else:
             yield from _read_text(file, errors, border)
     except OSError as error:

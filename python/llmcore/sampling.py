@@ -183,7 +183,8 @@ class _Permutation:
         right: UInt64Array = values % self._side
         for key in self._keys:
             left, right = right, (left + _mix(right + key) % self._side) % self._side
-        return left * self._side + right
+        joined: UInt64Array = left * self._side + right
+        return joined
 
 
 # Which of the independent random streams of a seed is meant.
@@ -207,7 +208,8 @@ def _mix(words: UInt64Array) -> UInt64Array:
     """Scatter 64-bit words: the finalizer of SplitMix64 (Steele et al. 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    scattered: UInt64Array = words ^ (words >> np.uint64(31))
+    return scattered
 
 
 def check_sizes(block_size: int, batch_size: int) -> None:

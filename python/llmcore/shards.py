@@ -103,11 +103,15 @@ def map_file(directory: Path, entry: dict[str, Any], dtype: np.dtype[Any], verif
 def staging(directory: Path) -> Iterator[Path]:
     """Yield a directory inside `directory` to write to, and remove it in the end.
 
+    What a killed process left of its own is removed too; only one at a time may write.
+
     Raises:
         DataError: For any `OSError` on the way: no permission, a full disk.
     """
     existed = directory.exists()
     stage = directory / f".writing-{os.getpid()}"
+    for left in directory.glob(".writing-*"):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         stage.mkdir(parents=True)
         yield stage

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .characters import CHARACTER_PATTERN
 from .documents import list_files, read_documents
-from .errors import DataError, did_you_mean
+from .errors import DataError, LlmcoreError, did_you_mean
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -103,6 +103,15 @@ class _Texts:
         yield item
 
 
+def _fit(backend: Backend, texts: _Texts, trainer: Any) -> None:
+    try:
+        backend.train_from_iterator(iter(texts), trainer)
+    except LlmcoreError:
+        raise
+    except Exception as error:  # the library raises nothing more particular
+        raise DataError(f"cannot train the tokenizer: {error}") from None
+
+
 def _train_characters(texts: _Texts, special: list[str], unknown: str | None) -> Backend:
     """Every character a word of a word-level model, so that the file is one of the library's."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -131,7 +140,7 @@ def _train_bpe(texts: _Texts, special: list[str], vocab_size: int) -> Backend:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(iter(texts), trainer)
+    _fit(backend, texts, trainer)
     return backend
 
 
@@ -160,7 +169,7 @@ def _train_wordpiece(
             limit_alphabet=0x110000,  # every character: the default's cut breaks ties by hash
             show_progress=False,
         )
-        backend.train_from_iterator(iter(texts), trainer)
+        _fit(backend, texts, trainer)
         return backend.get_vocab()
 
     inner = sorted(token for token in trained(special, 0) if token.startswith(prefix))
@@ -205,7 +214,7 @@ def _train_unigram(texts: _Texts, special: list[str], unknown: str, vocab_size: 
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size, special_tokens=special, unk_token=unknown, show_progress=False
     )
-    backend.train_from_iterator(iter(texts), trainer)
+    _fit(backend, texts, trainer)
     scores = json.loads(backend.to_str())["model"]["vocab"]
     pieces = _settled([(token, score) for token, score in scores if token not in special])
     vocab = [*((token, 0.0) for token in special), *pieces]

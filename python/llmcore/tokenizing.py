@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import multiprocessing
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,8 +39,8 @@ class TokenizeResult:
 
     Attributes:
         directory: Where the shards and `index.json` are.
-        documents: Number of documents read (a text cut in two for validation counts twice).
-        bytes: Bytes of input.
+        documents: Number of documents read; empty ones do not count.
+        bytes: Bytes of input they take.
         tokens: Tokens of each split, end-of-text tokens included.
     """
 
@@ -87,7 +85,7 @@ def tokenize_files(
             file, which is cut where the share begins (nanoGPT's rule). "hash": documents chosen by
             a hash of their text, so that equal documents are on the same side.
         end_of_text: Put the tokenizer's end-of-text token (`eos_id`, else `sep_id`) after each
-            document. None: if there is one and the text is not split or joined in mid-document.
+            document; None: if it has one. Where a text file is cut for validation there is none.
         errors: Invalid UTF-8: "strict" raises, "replace" reads U+FFFD in its place.
         shard_tokens: Tokens of a shard, at most.
         overwrite: Replace the data set that `out_dir` holds.
@@ -238,12 +236,25 @@ def _encode_all(
     workers: int,
 ) -> Iterator[tuple[Batch, IdArray, list[int]]]:
     """Yield each batch with its ids, end to end, and the number of ids of each piece, in order."""
-    if workers == 1:
-        for batch in _batches(pieces):
-            with _naming_the_place(batch, tokenizer):
-                ids, lengths = _encode(tokenizer, *_work(batch), eos, dtype)
-            yield batch, ids, lengths
+    if workers > 1:
+        yield from _encode_in_processes(pieces, tokenizer, eos, dtype, workers)
         return
+    for batch in _batches(pieces):
+        with _naming_the_place(batch, tokenizer):
+            ids, lengths = _encode(tokenizer, *_work(batch), eos, dtype)
+        yield batch, ids, lengths
+
+
+def _encode_in_processes(
+    pieces: Iterator[tuple[Piece, str]],
+    tokenizer: Tokenizer,
+    eos: int | None,
+    dtype: np.dtype[Any],
+    workers: int,
+) -> Iterator[tuple[Batch, IdArray, list[int]]]:
+    # Imported here: only this needs them, and they take a tenth of the time to import llmcore.
+    import multiprocessing
+    from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 
     pool = ProcessPoolExecutor(
         workers,
