@@ -261,6 +261,21 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new(tmp_path, seed):
     assert set(found) == {0, 1}
 
 
+def test_the_power_fails_while_the_last_names_change(tmp_path):
+    old, new = parts(CONFIG, 1), parts(CONFIG, 2)
+    checkpoint.save(tmp_path / "count", **old)
+    total = count_operations(tmp_path / "count", new)
+    for seed in range(12):
+        directory = tmp_path / str(seed)
+        checkpoint.save(directory, **old)
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, directory, at=total - seed % 3, failure=Crash())
+            with pytest.raises(Crash):
+                checkpoint.save(directory, **new)
+        disk.cut_power(random.Random(seed))
+        assert which(directory, [old, new]) == 1
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_an_error_at_any_moment_leaves_the_old_or_the_new(tmp_path, number):
     old, new = parts(CONFIG, 1), parts(CONFIG, 2)
@@ -337,6 +352,7 @@ def test_a_full_disk(tmp_path):
 def test_kill_at_a_random_moment(tmp_path):
     code = """
         import sys
+        import time
         import numpy as np
         from llmcore import checkpoint
         from llmcore.config import ModelConfig, parameter_shapes
@@ -349,6 +365,7 @@ def test_kill_at_a_random_moment(tmp_path):
             state = checkpoint.TrainState(step=step, moments=moments)
             checkpoint.save(sys.argv[1], config=config, parameters=values, state=state)
             print(step, flush=True)
+            time.sleep(0.003)
         """
     rng, step = random.Random(0), 0
     for _ in range(8):
@@ -421,6 +438,8 @@ def test_a_broken_manifest(saved, content):
     (saved / "checkpoint.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"checkpoint.json: not a manifest of llmcore"):
         checkpoint.load(saved)
+    checkpoint.save(saved, **parts(CONFIG, 2))
+    assert which(saved, [parts(CONFIG, 2)]) == 0
 
 
 def test_a_broken_training_state(saved):

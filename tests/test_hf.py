@@ -246,9 +246,10 @@ def test_sharded(tmp_path):
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: cannot be read"):
         hf.load_state(tmp_path, LLAMA)
-    index.write_text(json.dumps({"weight_map": {"a": "../a.safetensors"}}))
-    with pytest.raises(CheckpointError, match="weight_map must map"):
-        hf.load_state(tmp_path, LLAMA)
+    for name in ("../a.safetensors", "", "a\0", "\ud800", ["a"], None):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(CheckpointError, match="weight_map must map"):
+            hf.load_state(tmp_path, LLAMA)
 
 
 def test_all_that_does_not_fit_is_listed_together(tmp_path):

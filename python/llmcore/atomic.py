@@ -72,6 +72,13 @@ def write_files(directory: str | os.PathLike[str], files: Mapping[str, FileConte
 
     Raises:
         CheckpointError: if the disk refuses; the old set is then still in place, whole.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_files(folder, {"a.txt": lambda file: file.write(b"hello")})
+        ...     print(current_files(Path(folder))["a.txt"].read_text())
+        hello
     """
     directory = Path(directory)
     try:
@@ -109,7 +116,10 @@ def finish(directory: Path) -> None:
     for name in listing:
         with contextlib.suppress(FileNotFoundError):  # renamed before the interruption
             os.replace(_staged(directory, name), directory / name)
-    for name in (_read_manifest(directory / MANIFEST) or {}).keys() - listing.keys():
+    old: Mapping[str, object] = {}
+    with contextlib.suppress(CheckpointError):  # a broken old manifest must not stop a new one
+        old = _read_manifest(directory / MANIFEST) or old
+    for name in old.keys() - listing.keys():
         (directory / name).unlink(missing_ok=True)
     _sync(directory)
     os.replace(directory / PENDING, directory / MANIFEST)
@@ -142,17 +152,22 @@ def current_files(directory: Path, verify: bool = True) -> dict[str, Path] | Non
     return paths
 
 
-def manifest_stamps(directory: Path) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-    """Return what changes whenever a writer commits or finishes: (manifest, pending manifest)."""
+def manifests(directory: Path) -> tuple[bytes | None, bytes | None]:
+    """Return the manifest and the pending one, as bytes.
 
-    def stamp(path: Path) -> tuple[int, int] | None:
+    They change with every commit. Their inodes and times do not tell: both are used again soon.
+    """
+
+    def content(path: Path) -> bytes | None:
         try:
-            status = path.stat()
+            return path.read_bytes()
         except OSError:
             return None
-        return status.st_ino, status.st_mtime_ns
 
-    return stamp(directory / MANIFEST), stamp(directory / PENDING)
+    # The pending one first: were it last, a set could be committed and finished between the two
+    # looks, and neither would show it.
+    pending = content(directory / PENDING)
+    return content(directory / MANIFEST), pending
 
 
 def _verify(path: Path, size: int, crc32: int) -> None:
@@ -182,7 +197,7 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, int]] | None:
     try:
         files = json.loads(path.read_bytes())["files"]
         listing = {name: (int(of["size"]), int(of["crc32"], 16)) for name, of in files.items()}
-        if any(Path(name).name != name for name in listing):
+        if not all(map(is_file_name, listing)):
             raise ValueError("it names a file elsewhere")
     except FileNotFoundError:
         return None
@@ -193,6 +208,11 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, int]] | None:
             f"{path}: not a manifest of llmcore ({error}); delete it to load unchecked"
         ) from error
     return listing
+
+
+def is_file_name(name: object) -> bool:
+    """Whether a value read from a file is the name of a file, not a path to somewhere else."""
+    return isinstance(name, str) and name.isprintable() and Path(name).name == name != ""
 
 
 def _staged(directory: Path, name: str) -> Path:

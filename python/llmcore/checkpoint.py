@@ -28,7 +28,7 @@ from llmcore.atomic import (
     ChecksumWriter,
     FileContent,
     current_files,
-    manifest_stamps,
+    manifests,
     reason,
     write_files,
 )
@@ -40,7 +40,6 @@ from llmcore.safetensors_io import SafetensorsFile, Source, read_json, write_ten
 
 _STATE = "training_state.json"
 _MOMENTS = "training_state.safetensors"
-_READ_ATTEMPTS = 5
 
 
 class SavesItself(Protocol):
@@ -54,7 +53,8 @@ class SavesItself(Protocol):
 class TrainState:
     """What, beside the weights, decides how training continues, bit for bit.
 
-    Dictionaries hold JSON values; whole numbers of any size and finite floats come back exactly.
+    Dictionaries hold JSON values: keys are strings, tuples come back as lists, whole numbers of any
+    size and floats come back exactly.
 
     Attributes:
         step: Optimizer updates made.
@@ -118,6 +118,15 @@ def save(
 
     Raises:
         CheckpointError: if parameters do not fit the config or the disk refuses.
+
+    Example:
+        >>> from llmcore.config import parameter_shapes
+        >>> config = ModelConfig.preset("gpt-nano", num_decoder_layers=1)
+        >>> parameters = {n: np.ones(s, np.float32) for n, s in parameter_shapes(config).items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(folder, config=config, parameters=parameters, state=TrainState(step=7))
+        ...     load(folder).state.step
+        7
     """
     files = model_files(config, parameters)
     if state is not None:
@@ -147,19 +156,20 @@ def load(directory: str | os.PathLike[str], *, verify: bool = True) -> Checkpoin
         what = "a file" if directory.exists() else "nothing"
         raise CheckpointError(f"{directory}: expected a directory with a checkpoint, found {what}")
     # A writer may replace files between two looks of ours. Its manifests tell, and we look again.
-    for _ in range(_READ_ATTEMPTS):
-        before = manifest_stamps(directory)
-        failure: CheckpointError | None = None
+    failures = 0
+    for _ in range(100):
+        before = manifests(directory)
         try:
             checkpoint = _load(directory, verify)
-        except CheckpointError as error:
-            failure = error
-        if manifest_stamps(directory) == before and (failure is None or before[1] is None):
-            break
-        time.sleep(0.02)
-    if failure is not None:
-        raise failure
-    return checkpoint
+            if manifests(directory) == before:
+                return checkpoint
+        except CheckpointError:
+            if manifests(directory) == before:
+                failures += 1
+                if before[1] is None or failures == 5:  # not for want of a file being renamed
+                    raise
+        time.sleep(0.01)
+    raise CheckpointError(f"{directory}: is saved over faster than it can be read; try again")
 
 
 def _load(directory: Path, verify: bool) -> Checkpoint:

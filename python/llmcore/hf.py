@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llmcore.atomic import FileContent, write_files
+from llmcore.atomic import FileContent, is_file_name, write_files
 from llmcore.config import ModelConfig, parameter_shapes
 from llmcore.errors import CheckpointError, ConfigError
 from llmcore.hf_families import FAMILIES, Family, Float32, Row
@@ -138,9 +138,7 @@ def weight_files(path: Path) -> list[Path]:
         return [whole]
     if index.exists():
         names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not all(
-            isinstance(name, str) and Path(name).name == name for name in names.values()
-        ):
+        if not isinstance(names, dict) or not all(map(is_file_name, names.values())):
             raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
         return [path / name for name in dict.fromkeys(names.values())]
     if not path.is_dir():
@@ -250,6 +248,15 @@ def save_state(
 
     Raises:
         CheckpointError: if parameters do not match the config, or the disk refuses.
+
+    Example:
+        >>> import tempfile
+        >>> config = ModelConfig.preset("gpt-nano", num_decoder_layers=1)
+        >>> parameters = {n: np.ones(s, np.float32) for n, s in parameter_shapes(config).items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_state(config, parameters, folder)
+        ...     float(dict(load_state(folder, config))["decoder.norm.weight"].sum())
+        128.0
     """
     write_files(path, model_files(config, parameters))
 

@@ -150,8 +150,8 @@ def _entry(name: str, value: Any, start: int, path: Path) -> Entry:
     def natural(numbers: Any) -> bool:
         return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
 
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: corrupt: the header entry of {name} is no object")
+    if not isinstance(value, dict) or not name.isprintable():
+        raise CheckpointError(f"{path}: corrupt: the header has a broken entry {name!r}")
     fields: dict[str, Any] = {"dtype": None, "shape": None, "data_offsets": None, **value}
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:

@@ -28,6 +28,11 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: naming every unknown key with the nearest known one, every required key that
             is missing, and every bad value.
+
+    Example:
+        >>> from llmcore.config import RopeScaling
+        >>> build(RopeScaling, {"type": "linear", "factor": 2}).factor
+        2.0
     """
     hints, values = field_hints(cls), dict(values)
     problems = [
@@ -57,7 +62,8 @@ class Check:
     """Collects the problems of a frozen dataclass while it is being constructed.
 
     A field that is known to be bad takes no part in later rules, so one mistake gives one line.
-    The type of every field is checked first, against its annotation.
+    The type of every field is checked first, against its annotation: bool, int, float, str, a
+    Literal, a dataclass, or one of these and None. Numbers become plain Python numbers.
 
     Args:
         target: The dataclass instance, inside its `__post_init__`.
