@@ -10,5 +10,6 @@ PYBIND11_MODULE(_core, module) {
   bind_machine(module);
   bind_generate(module);
   bind_model(module);
+  bind_matmul(module);
   bind_norm(module);
 }

@@ -39,6 +39,7 @@ void bind_tensor(py::module_& module);
 void bind_machine(py::module_& module);
 void bind_generate(py::module_& module);
 void bind_model(py::module_& module);
+void bind_matmul(py::module_& module);
 void bind_norm(py::module_& module);
 
 }  // namespace llmcore::bindings

@@ -6,11 +6,16 @@ B batch, T query positions, S key positions, N rows, C width, H heads, D head wi
 
 from __future__ import annotations
 
+from llmcore.ops.matmul import linear, linear_backward, matmul, matmul_backward
 from llmcore.ops.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 
 __all__ = [
     "layer_norm",
     "layer_norm_backward",
+    "linear",
+    "linear_backward",
+    "matmul",
+    "matmul_backward",
     "rms_norm",
     "rms_norm_backward",
 ]
