@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
 from llmcore.errors import ConfigError
+
+#: Least seconds between two updates of the progress line: redrawn in place, or a line of its own.
+_LIVE_INTERVAL, _PLAIN_INTERVAL = 0.25, 2.0
 
 
 class MetricsLog:
@@ -57,11 +61,16 @@ class MetricsLog:
         record = {"step": step, **values, "time": round(time.time(), 3)}
         record = {key: _json_safe(value) for key, value in record.items()}
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
+        try:
+            self._file.write(json.dumps(record) + "\n")
+        except OSError as error:  # say which file; a bare write does not
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def close(self) -> None:
         """Close the file; further writes are errors."""
-        self._file.close()
+        # What could not be written was reported by `write`; closing tries it once more.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -157,13 +166,12 @@ class Progress:
         """Whether the line is redrawn in place, so that calling `update` often costs no lines."""
         return self._bar is not None
 
-    def update(self, step: int, values: Mapping[str, str]) -> None:
-        """Show the values, for example {"loss": "1.934", "ETA": "0:48"}, of this step."""
+    def update(self, step: int, parts: Sequence[str]) -> None:
+        """Show the parts, most wanted first: a narrow terminal leaves out the last of them."""
         if self._bar is None:
-            self.say(_line(step, self._total, values, width=None))
+            self.say(_line(step, self._total, parts, width=None))
         else:
-            room = self._console.width - 14
-            line = _line(step, self._total, values, width=room)
+            line = _line(step, self._total, parts, width=self._console.width - 14)
             self._bar.update(self._task, completed=step, description=line)
 
     def say(self, text: str) -> None:
@@ -179,15 +187,68 @@ class Progress:
             self._bar.stop()
 
 
-def _line(step: int, total: int, values: Mapping[str, str], width: int | None) -> str:
-    """Join the values; where they do not fit, leave out the least wanted, which come last."""
-    head = f"step {step:>{len(str(total))}}/{total}"
-    shown = dict(values)
-    while True:
-        line = "  ".join([head, *(f"{name} {value}".strip() for name, value in shown.items())])
-        if width is None or len(line) <= width or not shown:
-            return line
-        shown.popitem()
+class RunLog:
+    """Everything a run tells, in one place: metrics file, screen, and TensorBoard if asked.
+
+    Args:
+        directory: where metrics.jsonl and tensorboard/ go.
+        total: number of steps.
+        done: steps made before.
+        resumed: keep the metrics up to `done`; a run that is not resumed starts an empty file.
+        tensorboard: whether to write events for it.
+    """
+
+    def __init__(
+        self, directory: Path, *, total: int, done: int, resumed: bool, tensorboard: bool
+    ) -> None:
+        self._board = None
+        if tensorboard:
+            self._board = TensorBoardLog(directory / "tensorboard", first_step=done)
+        self._metrics = MetricsLog(
+            directory / "metrics.jsonl", keep_until=done if resumed else None
+        )
+        self._progress = Progress(total, done=done)
+        self._shown_at = 0.0
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return self._metrics.records
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record numbers of this step in the metrics file and on the board."""
+        self._metrics.write(step=step, **values)
+        if self._board is not None:
+            numbers = {n: float(v) for n, v in values.items() if isinstance(v, (int, float))}
+            self._board.write(step, numbers)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._progress.say(text)
+
+    def wants_update(self) -> bool:
+        """Whether it is time to show the progress again: often on a terminal, else rarely."""
+        interval = _LIVE_INTERVAL if self._progress.live else _PLAIN_INTERVAL
+        return time.monotonic() - self._shown_at >= interval
+
+    def update(self, step: int, parts: Sequence[str]) -> None:
+        """Show where the run stands."""
+        self._shown_at = time.monotonic()
+        self._progress.update(step, parts)
+
+    def close(self) -> None:
+        """Give back the terminal and the files."""
+        self._progress.close()
+        self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _line(step: int, total: int, parts: Sequence[str], width: int | None) -> str:
+    words = [f"step {step:>{len(str(total))}}/{total}", *parts]
+    while width is not None and len(words) > 1 and len("  ".join(words)) > width:
+        words.pop()
+    return "  ".join(words)
 
 
 def format_count(number: float) -> str:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from llmcore.errors import ConfigError, did_you_mean
+from llmcore.schedule import Schedule, ScheduleKind
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
-SCHEDULES = ("cosine", "constant", "linear", "inverse_sqrt", "wsd")
+SCHEDULES: tuple[str, ...] = typing.get_args(ScheduleKind)
 
 
 def _setting(
@@ -70,7 +71,11 @@ class TrainConfig:
     steps: int = _setting(2000, "Updates to make.", minimum=1, resume="warn")
     batch_size: int = _setting(12, "Blocks in one micro-batch.", minimum=1, resume="refuse")
     block_size: int = _setting(64, "Tokens in one block.", minimum=1, resume="refuse")
-    accumulation: int = _setting(1, "Micro-batches in one update.", minimum=1, resume="refuse")
+    accumulation: int = _setting(1, "Micro-batches in one update.", minimum=1, resume="warn")
+    sampling: str = _setting(
+        "random", "random places, as nanoGPT draws them, or epoch: each block once, shuffled.",
+        choices=("random", "epoch"), resume="refuse",
+    )  # fmt: skip
 
     lr: float = _setting(1e-3, "Peak learning rate.", minimum=0.0, resume="warn")
     min_lr: float | None = _setting(
@@ -86,7 +91,7 @@ class TrainConfig:
         resume="warn",
     )  # fmt: skip
     decay_steps: int | None = _setting(
-        None, "Length of the final decay of wsd; a fifth of the run if not given.", minimum=0,
+        None, "Length of the final decay of wsd; a tenth of the run if not given.", minimum=0,
         resume="warn",
     )  # fmt: skip
     betas: tuple[float, float] = _setting(
@@ -148,8 +153,6 @@ class TrainConfig:
                 object.__setattr__(self, "min_lr", float(f"{self.lr / 10:.12g}"))
             if self.warmup_steps is None:
                 object.__setattr__(self, "warmup_steps", min(100, self.steps // 10))
-            if self.decay_steps is None:
-                object.__setattr__(self, "decay_steps", max(1, self.steps // 5))
             if self.save_interval is None:
                 object.__setattr__(self, "save_interval", self.eval_interval)
             problems = self._contradictions()
@@ -158,20 +161,29 @@ class TrainConfig:
 
     def _contradictions(self) -> list[str]:
         """What is wrong between settings that are each in range."""
-        assert self.min_lr is not None
-        assert self.warmup_steps is not None
-        found = []
-        if self.min_lr > self.lr:
-            found.append(f"min_lr must be at most lr = {self.lr:g}, got {self.min_lr:g}")
-        if self.warmup_steps > self.steps:
-            found.append(
-                f"warmup_steps must be at most steps = {self.steps}, got {self.warmup_steps}"
-            )
+        found: list[str] = []
+        try:
+            self.make_schedule()
+        except ConfigError as error:
+            found += error.problems
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             found.append(f"betas must both lie in [0, 1), got {self.betas}")
         if self.resume and self.overwrite:
             found.append("resume and overwrite exclude each other: continue the run or start over")
         return found
+
+    def make_schedule(self) -> Schedule:
+        """The learning rate of every step, as `llmcore.schedule.Schedule` computes it."""
+        assert self.min_lr is not None  # replaced on construction, as is warmup_steps
+        assert self.warmup_steps is not None
+        return Schedule(
+            kind=typing.cast(ScheduleKind, self.schedule),
+            lr=self.lr,
+            min_lr=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.steps,
+            decay_steps=self.decay_steps,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, ready for JSON; the inverse of `from_dict`."""
@@ -359,6 +371,18 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             value = text.strip()
         settings.setdefault(section, {})[key] = value
     return settings
+
+
+def dropout_fields(probability: float) -> dict[str, float]:
+    """The fields of `ModelConfig` that one dropout probability stands for, as in GPT-2.
+
+    Example:
+        >>> from llmcore.train_config import dropout_fields
+        >>> dropout_fields(0.1)["residual_dropout"]
+        0.1
+    """
+    names = ("embedding_dropout", "attention_dropout", "residual_dropout")
+    return dict.fromkeys(names, probability)
 
 
 def resume_changes(
