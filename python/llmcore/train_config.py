@@ -30,12 +30,14 @@ def _setting(
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
     resume: str = "free",
+    option: str | None = None,
 ) -> Any:
     """Declare one setting: its default, its one line of help, its range, and what a resume may do.
 
     ``resume`` says what happens when a resumed run asks for another value than the run it
     continues: "free" (it does not touch the weights), "warn" (the run goes on, but no longer
     equals an uninterrupted one) or "refuse" (the data cursor would mean something else).
+    ``option`` is its name on the command line, where that is not its own.
     """
     metadata = {
         "help": help_text,
@@ -43,6 +45,7 @@ def _setting(
         "maximum": maximum,
         "choices": choices,
         "resume": resume,
+        "option": option,
     }
     return field(default=default, metadata=metadata)
 
@@ -106,7 +109,7 @@ class TrainConfig:
     )
     dropout: float | None = _setting(
         None, "Dropout of embeddings, attention and residuals; the model's own if not given.",
-        minimum=0.0, maximum=0.999, resume="warn",
+        minimum=0.0, maximum=0.999, resume="refuse",
     )  # fmt: skip
     seed: int = _setting(
         1337, "Seed of weights, data order and dropout.", minimum=0, resume="refuse"
@@ -217,6 +220,7 @@ class DataConfig:
     path: str | None = _setting(
         None, "Text file or directory of shards to train on; Shakespeare, shipped, if not given.",
         resume="refuse",
+        option="data",
     )  # fmt: skip
     validation: str | None = _setting(
         None, "Text file or shards to evaluate on; the end of the data if not given.",

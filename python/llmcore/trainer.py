@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,7 @@ from llmcore.atomic import current_files
 from llmcore.config import ModelConfig
 from llmcore.data import BlockSampler, TokenDataset
 from llmcore.errors import CheckpointError, ConfigError, LlmcoreError
+from llmcore.evaluate import HasLoss, evaluate
 from llmcore.interrupt import Interrupts
 from llmcore.log import RunLog, format_count, format_duration
 from llmcore.objectives import Batch, CausalLM, Objective
@@ -25,9 +27,10 @@ from llmcore.viz import save_loss_curve
 
 if TYPE_CHECKING:
     from llmcore.tokenizer import Tokenizer
+    from numpy.typing import NDArray
 
 
-class TrainableModel(Protocol):
+class TrainableModel(HasLoss, Protocol):
     """What the loop needs of a model; `llmcore.Transformer` has it."""
 
     @property
@@ -36,9 +39,6 @@ class TrainableModel(Protocol):
 
     def parameters(self) -> Mapping[str, Any]:
         """Name → tensor whose ``numpy()`` shares its memory."""
-
-    def loss(self, batch: Batch) -> float:
-        """Mean loss of the batch's targets, without dropout."""
 
 
 class Trainer:
@@ -145,9 +145,7 @@ class Trainer:
         Raises:
             ConfigError: there are no validation data.
         """
-        loss = self._evaluate(None)
-        assert loss is not None  # only a signal, and none is listened to, leaves it unknown
-        return loss
+        return evaluate(self.model, self._validation_batches()).loss
 
     def resume(self, path: str | Path | None = None) -> int:
         """Take up the run whose checkpoint lies at `path`; ``out_dir/last`` if not given.
@@ -269,27 +267,21 @@ class Trainer:
         due = step % self.config.eval_interval == 0 or step == self.config.steps
         return due and self.val_data is not None and self.state.evaluated_step < step
 
-    def _evaluate(self, stop: Interrupts | None) -> float | None:
-        """The validation loss; None if a signal came while it was computed."""
+    def _validation_batches(self) -> Iterator[Batch]:
         if self.val_data is None:
             raise ConfigError("there are no validation data; give the Trainer a pair (train, val)")
         config = self.config
-        total = weight = 0.0
-        for ids, lengths in self.val_data.eval_batches(
+        blocks = self.val_data.eval_batches(
             config.block_size, config.batch_size, config.eval_batches or None
-        ):
-            if stop is not None and stop.signal:
-                return None
-            batch = self._objective(ids, lengths)
-            total += float(self.model.loss(batch)) * batch.num_targets
-            weight += batch.num_targets
-        return total / weight
+        )
+        return (self._objective(ids, lengths) for ids, lengths in blocks)
 
     def _evaluate_and_keep(self, stop: Interrupts) -> None:
         started = time.perf_counter()
-        loss = self._evaluate(stop)
-        if loss is None:
-            return
+        batches = itertools.takewhile(lambda _: not stop.signal, self._validation_batches())
+        loss = evaluate(self.model, batches).loss
+        if stop.signal:
+            return  # cut short; the resumed run evaluates at this step
         state = self.state
         self._clock.evaluation_seconds = time.perf_counter() - started
         better = state.record_evaluation(loss)
@@ -358,9 +350,7 @@ class Trainer:
                 " never interrupted",
                 flush=True,
             )
-        own = self.model.parameters()
-        for name, array in saved.parameters:
-            np.copyto(own[name].numpy(), array)
+        copy_parameters(saved.parameters, self.model)
         self._step.load_state_dict({**saved.state.optimizer, **saved.state.moments})
         self._sampler.load_state_dict(dict(saved.state.data))
         self.state = RunState.from_dict(saved.state.history["run"])
@@ -408,12 +398,8 @@ class Trainer:
                 data.check_vocab(model.vocab_size)
 
     def _prepare_out_dir(self) -> None:
-        if _holds_checkpoint(self.out_dir / "last") and not self._resumed:
-            if not self.config.overwrite:
-                raise CheckpointError(
-                    f"{self.out_dir} already holds a run: continue it with --resume, start over"
-                    " with --overwrite, or choose another place with --out-dir"
-                )
+        if not self._resumed:
+            refuse_second_run(self.config)
             for name in ("last", "best"):
                 shutil.rmtree(self.out_dir / name, ignore_errors=True)
         try:
@@ -478,6 +464,29 @@ def resolve_data(data: Any) -> tuple[TokenDataset, TokenDataset | None]:
         has_val = "val" in load_index(Path(data))["splits"]
         return TokenDataset.open(data), TokenDataset.open(data, "val") if has_val else None
     return TokenDataset.from_ids(data), None
+
+
+def copy_parameters(
+    source: Iterable[tuple[str, NDArray[np.float32]]], model: TrainableModel
+) -> None:
+    """Copy arrays, by parameter name, into a model of the same architecture."""
+    own = model.parameters()
+    for name, array in source:
+        np.copyto(own[name].numpy(), array)
+
+
+def refuse_second_run(config: TrainConfig) -> None:
+    """Raise unless the run of `config` may write to its directory.
+
+    Raises:
+        CheckpointError: another run's checkpoint is there, and neither resume nor overwrite is set.
+    """
+    out_dir = Path(config.out_dir)
+    if not (config.resume or config.overwrite) and _holds_checkpoint(out_dir / "last"):
+        raise CheckpointError(
+            f"{out_dir} already holds a run: continue it with --resume, start over with"
+            " --overwrite, or choose another place with --out-dir"
+        )
 
 
 def _holds_checkpoint(directory: Path) -> bool:
