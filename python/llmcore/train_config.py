@@ -1,0 +1,480 @@
+"""Every setting of a training run, in three small frozen dataclasses: model, data, train."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmcore.errors import ConfigError, did_you_mean
+from llmcore.schedule import Schedule, ScheduleKind
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+SCHEDULES: tuple[str, ...] = typing.get_args(ScheduleKind)
+
+
+def _setting(
+    default: Any,
+    help_text: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    resume: str = "free",
+    option: str | None = None,
+) -> Any:
+    """Declare one setting: its default, its one line of help, its range, and what a resume may do.
+
+    ``resume`` says what happens when a resumed run asks for another value than the run it
+    continues: "free" (it does not touch the weights), "warn" (the run goes on, but no longer
+    equals an uninterrupted one) or "refuse" (the data cursor would mean something else).
+    ``option`` is its name on the command line, where that is not its own.
+    """
+    metadata = {
+        "help": help_text,
+        "minimum": minimum,
+        "maximum": maximum,
+        "choices": choices,
+        "resume": resume,
+        "option": option,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train: the length, the optimizer, the evaluation, and where the results go.
+
+    The defaults are the CPU preset of nanoGPT's README (Karpathy 2022): 2000 steps of 12 blocks
+    of 64 tokens. ``None`` means "derived from the others" and is replaced on construction.
+
+    Raises:
+        ConfigError: lists every setting that is out of range, of the wrong type or unknown.
+
+    Example:
+        >>> from llmcore.train_config import TrainConfig
+        >>> config = TrainConfig(steps=500, lr=3e-4)
+        >>> config.warmup_steps, config.min_lr
+        (50, 3e-05)
+        >>> TrainConfig.from_dict({"step": 500})
+        Traceback (most recent call last):
+        ...
+        llmcore.errors.ConfigError: TrainConfig: unknown setting 'step', did you mean 'steps'?
+    """
+
+    steps: int = _setting(2000, "Updates to make.", minimum=1, resume="warn")
+    batch_size: int = _setting(12, "Blocks in one micro-batch.", minimum=1, resume="refuse")
+    block_size: int = _setting(64, "Tokens in one block.", minimum=1, resume="refuse")
+    accumulation: int = _setting(1, "Micro-batches in one update.", minimum=1, resume="warn")
+    sampling: str = _setting(
+        "random", "random places, as nanoGPT draws them, or epoch: each block once, shuffled.",
+        choices=("random", "epoch"), resume="refuse",
+    )  # fmt: skip
+
+    lr: float = _setting(1e-3, "Peak learning rate.", minimum=0.0, resume="warn")
+    min_lr: float | None = _setting(
+        None, "Learning rate at the end; a tenth of the peak if not given.", minimum=0.0,
+        resume="warn",
+    )  # fmt: skip
+    schedule: str = _setting(
+        "cosine", "Shape of the learning rate: " + ", ".join(SCHEDULES) + ".", choices=SCHEDULES,
+        resume="warn",
+    )  # fmt: skip
+    warmup_steps: int | None = _setting(
+        None, "Linear warmup; 100 if not given, a tenth of a shorter run.", minimum=0,
+        resume="warn",
+    )  # fmt: skip
+    decay_steps: int | None = _setting(
+        None, "Length of the final decay of wsd; a tenth of the run if not given.", minimum=0,
+        resume="warn",
+    )  # fmt: skip
+    betas: tuple[float, float] = _setting(
+        (0.9, 0.99), "Decay of AdamW's two moments.", resume="warn"
+    )
+    eps: float = _setting(1e-8, "AdamW's epsilon.", minimum=0.0, resume="warn")
+    weight_decay: float = _setting(
+        0.1, "Decoupled weight decay, on matrices only.", minimum=0.0, resume="warn"
+    )
+    max_grad_norm: float = _setting(
+        1.0, "Clip the gradient to this global norm; 0 does not clip.", minimum=0.0, resume="warn"
+    )
+    dropout: float | None = _setting(
+        None, "Dropout of embeddings, attention and residuals; the model's own if not given.",
+        minimum=0.0, maximum=0.999, resume="refuse",
+    )  # fmt: skip
+    seed: int = _setting(
+        1337, "Seed of weights, data order and dropout.", minimum=0, resume="refuse"
+    )
+
+    eval_interval: int = _setting(250, "Steps between two evaluations.", minimum=1, resume="warn")
+    eval_batches: int = _setting(
+        20, "Batches in one evaluation; 0 takes all the validation data.", minimum=0, resume="warn"
+    )
+    early_stopping: int = _setting(
+        0, "Stop after this many evaluations without a better loss; 0 never.", minimum=0,
+        resume="warn",
+    )  # fmt: skip
+    skip_outliers: float = _setting(
+        0.0, "Skip a step whose loss or norm lies this many standard deviations above the recent"
+        " ones; 0 skips only those that are not finite.", minimum=0.0, resume="warn",
+    )  # fmt: skip
+    max_skips: int = _setting(
+        10, "Give up after this many skipped steps in a row.", minimum=1, resume="free"
+    )
+
+    log_interval: int = _setting(10, "Steps between two lines of metrics.", minimum=1)
+    save_interval: int | None = _setting(
+        None, "Steps between two checkpoints; those of the evaluations if not given.", minimum=1
+    )
+    out_dir: str = _setting("out/shakespeare-char", "Directory for checkpoints, metrics and curve.")
+    resume: bool = _setting(False, "Continue the run in the output directory, bit for bit.")
+    overwrite: bool = _setting(False, "Start over where the output directory already has a run.")
+    recompute: bool = _setting(
+        False, "Keep only each block's input and compute its inside twice: less memory, more time."
+    )
+    threads: int = _setting(0, "Threads to use; 0 takes all this process may use.", minimum=0)
+    tensorboard: bool = _setting(False, "Also write TensorBoard events (needs that package).")
+    sample_tokens: int = _setting(
+        500, "Tokens of the sample printed at the end; 0 prints none.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        problems = _problems(type(self), self.to_dict())
+        if not problems:
+            object.__setattr__(self, "betas", tuple(self.betas))
+            if self.min_lr is None:
+                # Rounded, so that a tenth of 3e-4 reads 3e-05 in every file it is written to.
+                object.__setattr__(self, "min_lr", float(f"{self.lr / 10:.12g}"))
+            if self.warmup_steps is None:
+                object.__setattr__(self, "warmup_steps", min(100, self.steps // 10))
+            if self.save_interval is None:
+                object.__setattr__(self, "save_interval", self.eval_interval)
+            problems = self._contradictions()
+        if problems:
+            raise ConfigError.listing("TrainConfig", problems)
+
+    def _contradictions(self) -> list[str]:
+        """What is wrong between settings that are each in range."""
+        found: list[str] = []
+        try:
+            self.make_schedule()
+        except ConfigError as error:
+            found += error.problems
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            found.append(f"betas must both lie in [0, 1), got {self.betas}")
+        if self.resume and self.overwrite:
+            found.append("resume and overwrite exclude each other: continue the run or start over")
+        return found
+
+    def make_schedule(self) -> Schedule:
+        """The learning rate of every step, as `llmcore.schedule.Schedule` computes it."""
+        assert self.min_lr is not None  # replaced on construction, as is warmup_steps
+        assert self.warmup_steps is not None
+        return Schedule(
+            kind=typing.cast(ScheduleKind, self.schedule),
+            lr=self.lr,
+            min_lr=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.steps,
+            decay_steps=self.decay_steps,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings by name, ready for JSON; the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> TrainConfig:
+        """Build from a mapping of settings; unknown names are errors that suggest the nearest."""
+        return _from_dict(cls, settings)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> TrainConfig:
+        """Read the ``[train]`` table of a TOML file."""
+        return cls.from_dict(read_toml(path).get("train", {}))
+
+    def replace(self, **settings: Any) -> TrainConfig:
+        """A copy with other values, checked anew."""
+        return self.from_dict({**self.to_dict(), **settings})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train on: a text file, a directory of shards, or (by default) Shakespeare.
+
+    Example:
+        >>> from llmcore.train_config import DataConfig
+        >>> DataConfig(path="notes.txt", tokenizer="bpe", vocab_size=4096).validation_fraction
+        0.1
+    """
+
+    path: str | None = _setting(
+        None, "Text file or directory of shards to train on; Shakespeare, shipped, if not given.",
+        resume="refuse",
+        option="data",
+    )  # fmt: skip
+    validation: str | None = _setting(
+        None, "Text file or shards to evaluate on; the end of the data if not given.",
+        resume="refuse",
+    )  # fmt: skip
+    validation_fraction: float = _setting(
+        0.1, "Share of the data, from its end, kept for evaluation.", minimum=0.0, maximum=0.9,
+        resume="refuse",
+    )  # fmt: skip
+    tokenizer: str | None = _setting(
+        None, "Tokenizer for text: char, bpe, wordpiece, unigram (trained on it), or a path.",
+        resume="refuse",
+    )  # fmt: skip
+    vocab_size: int | None = _setting(
+        None, "Size of the vocabulary to train for bpe, wordpiece and unigram.", minimum=1,
+        resume="refuse",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        problems = _problems(type(self), self.to_dict())
+        if problems:
+            raise ConfigError.listing("DataConfig", problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings by name, ready for JSON; the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> DataConfig:
+        """Build from a mapping of settings; unknown names are errors that suggest the nearest."""
+        return _from_dict(cls, settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run: which model, which data, how to train. One TOML file, or one command line.
+
+    ``model`` holds "name" (a preset, or the path of a checkpoint to fine-tune) and any field of
+    `llmcore.ModelConfig` to override; it is checked where the model is built, beside the
+    vocabulary.
+
+    Example:
+        >>> from llmcore.train_config import RunConfig
+        >>> run = RunConfig.from_dict({"model": {"name": "gpt2"}, "train": {"steps": 10}})
+        >>> run.model["name"], run.train.steps
+        ('gpt2', 10)
+    """
+
+    model: Mapping[str, Any] = field(default_factory=lambda: {"name": "gpt-nano"})
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The three sections, ready for JSON; the inverse of `from_dict`."""
+        return {
+            "model": dict(self.model),
+            "data": self.data.to_dict(),
+            "train": self.train.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, sections: Mapping[str, Any]) -> RunConfig:
+        """Build from the sections "model", "data" and "train", each optional."""
+        names = ("model", "data", "train")
+        problems = [
+            f"unknown section [{name}]{did_you_mean(name, names)}"
+            for name in sections
+            if name not in names
+        ]
+        tables: dict[str, Mapping[str, Any]] = {}
+        for name in names:
+            table = sections.get(name, {})
+            if isinstance(table, Mapping):
+                tables[name] = table
+            else:
+                problems.append(f"[{name}] must be a table of settings, got {table!r}")
+        for name, section in (("data", DataConfig), ("train", TrainConfig)):
+            found = _settings_problems(section, tables.get(name, {}))
+            problems += [f"[{name}] {problem}" for problem in found]
+        if problems:
+            raise ConfigError.listing("RunConfig", problems)
+        return cls(
+            model={"name": "gpt-nano", **tables["model"]},
+            data=DataConfig.from_dict(tables["data"]),
+            train=TrainConfig.from_dict(tables["train"]),
+        )
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> RunConfig:
+        """Read a TOML file with the tables ``[model]``, ``[data]`` and ``[train]``."""
+        return cls.from_dict(read_toml(path))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Parse a TOML file into nested dictionaries.
+
+    Raises:
+        ConfigError: the file is missing, a directory, not text, or not TOML; says which.
+    """
+    try:
+        settings: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a directory; expected a TOML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file; expected TOML") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    return settings
+
+
+def merge(*sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested settings from left to right; the rightmost wins.
+
+    Example:
+        >>> from llmcore.train_config import merge
+        >>> merge({"train": {"lr": 1.0, "steps": 5}}, {"train": {"lr": 2.0}})
+        {'train': {'lr': 2.0, 'steps': 5}}
+    """
+    merged: dict[str, Any] = {}
+    for layer in sections:
+        for key, value in layer.items():
+            inside = merged.get(key)
+            if isinstance(inside, Mapping) and isinstance(value, Mapping):
+                value = merge(inside, value)
+            merged[key] = value
+    return merged
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn ``section.key=value`` words of a command line into nested settings.
+
+    Values are read as TOML (``8``, ``1e-3``, ``true``, ``[1, 2]``); what is not TOML is a string.
+
+    Example:
+        >>> from llmcore.train_config import parse_overrides
+        >>> parse_overrides(["model.num_heads=8", "model.norm=rms"])
+        {'model': {'num_heads': 8, 'norm': 'rms'}}
+    """
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and section and key):
+            raise ConfigError(
+                f'--set takes SECTION.NAME=VALUE, for example model.num_heads=8, got "{assignment}"'
+            )
+        try:
+            value = tomllib.loads(f"value = {text.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        settings.setdefault(section, {})[key] = value
+    return settings
+
+
+def dropout_fields(probability: float) -> dict[str, float]:
+    """The fields of `ModelConfig` that one dropout probability stands for, as in GPT-2.
+
+    Example:
+        >>> from llmcore.train_config import dropout_fields
+        >>> dropout_fields(0.1)["residual_dropout"]
+        0.1
+    """
+    names = ("embedding_dropout", "attention_dropout", "residual_dropout")
+    return dict.fromkeys(names, probability)
+
+
+def resume_changes(
+    old: TrainConfig | DataConfig, new: TrainConfig | DataConfig
+) -> tuple[list[str], list[str]]:
+    """Compare the settings of a saved run with those of the run that continues it.
+
+    Returns:
+        (warn, refuse): the changes after which the run no longer equals an uninterrupted one,
+        and those with which it cannot go on; each as "name from old to new".
+    """
+    warn: list[str] = []
+    refuse: list[str] = []
+    for item in dataclasses.fields(old):
+        before, after = getattr(old, item.name), getattr(new, item.name)
+        if before != after:
+            change = f"{item.name} from {before} to {after}"
+            if item.metadata["resume"] == "warn":
+                warn.append(change)
+            elif item.metadata["resume"] == "refuse":
+                refuse.append(change)
+    return warn, refuse
+
+
+# --------------------------------------------------------------------------- checking settings
+
+_Config = typing.TypeVar("_Config", TrainConfig, DataConfig)
+
+
+def _from_dict(cls: type[_Config], settings: Mapping[str, Any]) -> _Config:
+    problems = _settings_problems(cls, settings)
+    if problems:
+        raise ConfigError.listing(cls.__name__, problems)
+    return cls(**settings)
+
+
+def _settings_problems(cls: type, settings: Mapping[str, Any]) -> list[str]:
+    names = [item.name for item in dataclasses.fields(cls)]
+    unknown = [
+        f"unknown setting {name!r}{did_you_mean(name, names)}"
+        for name in settings
+        if name not in names
+    ]
+    return unknown + _problems(cls, settings)
+
+
+def _problems(cls: type, settings: Mapping[str, Any]) -> list[str]:
+    """Check types and ranges of the settings that are there."""
+    hints = typing.get_type_hints(cls)
+    found = []
+    for item in dataclasses.fields(cls):
+        if item.name in settings:
+            problem = _problem(settings[item.name], hints[item.name], item.metadata)
+            if problem:
+                found.append(f"{item.name} must be {problem}")
+    return found
+
+
+def _problem(value: Any, hint: Any, rules: Mapping[str, Any]) -> str:
+    """Say what `value` should have been, or nothing if it is right."""
+    optional = type(None) in typing.get_args(hint)
+    if value is None and optional:
+        return ""
+    kind = next(t for t in typing.get_args(hint) if t is not type(None)) if optional else hint
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is bool:
+        return "" if isinstance(value, bool) else f"true or false, got {value!r}"
+    if kind is str:
+        if not isinstance(value, str):
+            return f"a string, got {value!r}"
+        if rules["choices"] and value not in rules["choices"]:
+            quoted = ", ".join(f'"{choice}"' for choice in rules["choices"])
+            return f'one of {quoted}, got "{value}"' + did_you_mean(value, rules["choices"])
+        return ""
+    if kind is int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return f"a whole number, got {value!r}"
+    elif kind is float:
+        if not is_number or not math.isfinite(value):
+            return f"a number, got {value!r}"
+    else:  # the only other kind: a pair of numbers
+        pair = isinstance(value, (list, tuple)) and len(value) == 2
+        if not pair or not all(isinstance(number, (int, float)) for number in value):
+            return f"two numbers, got {value!r}"
+        return ""
+    low, high = rules["minimum"], rules["maximum"]
+    if low is not None and value < low:
+        return f"at least {low:g}, got {value:g}"
+    if high is not None and value > high:
+        return f"at most {high:g}, got {value:g}"
+    return ""

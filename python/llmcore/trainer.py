@@ -1,0 +1,499 @@
+"""The training loop: steps, evaluation, checkpoints, and everything a run tells on its way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from llmcore import checkpoint, plan
+from llmcore.atomic import current_files
+from llmcore.config import ModelConfig
+from llmcore.data import BlockSampler, TokenDataset
+from llmcore.errors import CheckpointError, ConfigError, LlmcoreError
+from llmcore.evaluate import HasLoss, evaluate
+from llmcore.interrupt import Interrupts
+from llmcore.log import RunLog, format_count, format_duration
+from llmcore.objectives import Batch, CausalLM, Objective
+from llmcore.run_state import Clock, FitResult, RunState, StepResult
+from llmcore.train_config import TrainConfig, dropout_fields, resume_changes
+from llmcore.viz import save_loss_curve
+
+if TYPE_CHECKING:
+    from llmcore.tokenizer import Tokenizer
+    from numpy.typing import NDArray
+
+
+class TrainableModel(HasLoss, Protocol):
+    """What the loop needs of a model; `llmcore.Transformer` has it."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture."""
+
+    def parameters(self) -> Mapping[str, Any]:
+        """Name → tensor whose ``numpy()`` shares its memory."""
+
+
+class Trainer:
+    """Trains a model on token data and keeps what is needed to go on after any end.
+
+    In ``config.out_dir`` it writes ``last/`` (a checkpoint with everything a resume needs),
+    ``best/`` (the weights with the lowest validation loss), ``metrics.jsonl``, ``loss.svg`` and
+    ``run.json`` (the settings).
+
+    A resumed run may change settings that cannot matter; a change after which it no longer equals
+    an uninterrupted run (learning rate, number of steps, …) is said in one line; one that would
+    make the data cursor mean something else (batch, block, seed, data) is refused.
+
+    Args:
+        model: what to train, changed in place.
+        data: a `TokenDataset`, a one-dimensional array of ids, or a directory of tokenized shards;
+            or a pair (training, validation) of these. Without validation data there is no
+            evaluation and no best checkpoint; shards bring their own "val" split if they have one.
+        config: the settings.
+        tokenizer: saved beside the weights if given.
+        objective: tokens to batch; `CausalLM` if not given.
+        origin: more settings to write to run.json, such as where the data came from.
+        train_step: the class that makes the updates; `llmcore.TrainStep` if not given.
+
+    Raises:
+        DataError: the data are smaller than a block, or not where they should be.
+        TokenIndexError: an id lies outside the model's vocabulary.
+        ConfigError: settings that do not fit the model.
+
+    Example:
+        ``Trainer(model, (train_ids, val_ids), TrainConfig(steps=500)).fit().val_loss``
+    """
+
+    def __init__(
+        self,
+        model: TrainableModel,
+        data: Any,
+        config: TrainConfig | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        objective: Objective | None = None,
+        origin: Mapping[str, Any] | None = None,
+        train_step: Callable[..., Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.config = config or TrainConfig()
+        self.train_data, self.val_data = resolve_data(data)
+        self.tokenizer = tokenizer or self.train_data.tokenizer
+        self.out_dir = Path(self.config.out_dir)
+        self.state = RunState()
+        self._objective = objective or CausalLM()
+        self._origin = dict(origin or {})
+        self._check_fit()
+        self._schedule = self.config.make_schedule()
+        self._sampler = BlockSampler(
+            self.train_data,
+            self.config.block_size,
+            self.config.batch_size,
+            self.config.seed,
+            mode=self.config.sampling,  # type: ignore[arg-type]  # one of the two, checked there
+        )
+        self._step = self._make_train_step(train_step)
+        self._saved_step: int | None = None
+        self._resumed = False
+
+    # ------------------------------------------------------------------ what users call
+
+    def fit(self) -> FitResult:
+        """Train to the end: the last step, early stopping, or a signal.
+
+        SIGINT (Ctrl-C) and SIGTERM let the running step end, save, and return; a second one of the
+        same kind kills the process at once.
+
+        Raises:
+            CheckpointError: the output directory already holds a run, or a checkpoint could not be
+                written (the one before it stays).
+            LlmcoreError: too many steps in a row were skipped.
+        """
+        if self.config.resume and not self._resumed:
+            self.resume()
+        self._prepare_out_dir()
+        self._log = RunLog(
+            self.out_dir,
+            total=self.config.steps,
+            done=self.state.step,
+            resumed=self._resumed,
+            tensorboard=self.config.tensorboard,
+        )
+        try:
+            self._announce()
+            self._clock = Clock()
+            with Interrupts() as stop:
+                reason = self._run(stop)
+            self._draw_curve()
+        finally:
+            self._log.close()
+        result = self._result(reason, stop.signal if reason == "interrupted" else 0)
+        print(result.describe(self.out_dir), flush=True)
+        return result
+
+    def evaluate(self) -> float:
+        """Mean loss over the same fixed blocks of the validation data every time.
+
+        Raises:
+            ConfigError: there are no validation data.
+        """
+        return evaluate(self.model, self._validation_batches()).loss
+
+    def resume(self, path: str | Path | None = None) -> int:
+        """Take up the run whose checkpoint lies at `path`; ``out_dir/last`` if not given.
+
+        Where the output directory has no checkpoint yet (the run was killed before its first), the
+        run starts from its beginning; a `path` that was given must exist.
+
+        Returns:
+            The step at which it continues.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, of another architecture, or was made with
+                settings that this run must not change.
+        """
+        directory = Path(path) if path is not None else self.out_dir / "last"
+        if path is None and not _holds_checkpoint(directory):
+            print(f"no checkpoint in {self.out_dir} yet; starting from step 0", flush=True)
+            self._resumed = True
+            return 0
+        self._load(directory)
+        self._resumed = True
+        self._saved_step = self.state.step
+        return self.state.step
+
+    # ------------------------------------------------------------------ the loop
+
+    def _run(self, stop: Interrupts) -> str:
+        config, state = self.config, self.state
+        while True:
+            if self._evaluation_due() and not stop.signal:
+                self._evaluate_and_keep(stop)
+            reason = self._reason_to_end(stop)
+            at_interval = state.step > 0 and state.step % (config.save_interval or 1) == 0
+            if (reason or at_interval) and state.step != self._saved_step:
+                self._save_last()
+            if reason:
+                return reason
+            self._one_step()
+
+    def _reason_to_end(self, stop: Interrupts) -> str:
+        if self.state.step >= self.config.steps and not self._evaluation_due():
+            return "finished"
+        if stop.signal:
+            return "interrupted"
+        patience = self.config.early_stopping
+        if patience and self.state.worse_evaluations >= patience:
+            return "early stopping"
+        return ""
+
+    def _one_step(self) -> None:
+        config, state = self.config, self.state
+        started = time.perf_counter()
+        batches = [self._objective(self._sampler.next_batch()) for _ in range(config.accumulation)]
+        lr = self._schedule(state.step + 1)
+        max_loss, max_norm = state.limits(config.skip_outliers)
+        result: StepResult = self._step.step(
+            batches if len(batches) > 1 else batches[0], lr, max_loss=max_loss, max_norm=max_norm
+        )
+        state.record_step(result)
+        self._clock.add(time.perf_counter() - started, sum(batch.tokens for batch in batches))
+        if result.skipped:
+            self._tell_skip(result, max_loss, max_norm)
+        self._report(result, lr)
+
+    def _tell_skip(self, result: StepResult, max_loss: float, max_norm: float) -> None:
+        state = self.state
+        what = f"loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}"
+        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
+            what += f" (limits {max_loss:.4g} and {max_norm:.4g})"
+        self._log.write(
+            state.step, {"skipped": 1, "bad_loss": result.loss, "bad_norm": result.grad_norm}
+        )
+        self._log.say(f"step {state.step} skipped: {what}; {state.skipped} skipped so far")
+        if state.skipped_in_a_row >= self.config.max_skips:
+            kept = f"step {self._saved_step}" if self._saved_step is not None else "none yet"
+            raise LlmcoreError(
+                f"{state.skipped_in_a_row} steps in a row were skipped, the last with {what};"
+                f" lower lr (now {self.config.lr:g}) or look at the data. The last good checkpoint"
+                f" is kept ({kept}, {self.out_dir / 'last'})"
+            )
+
+    def _report(self, result: StepResult, lr: float) -> None:
+        """Write the metrics of an interval when it ends, and move the progress line."""
+        state, clock = self.state, self._clock
+        line_ends = state.step % self.config.log_interval == 0 or state.step == self.config.steps
+        share = clock.speed * self._flops_per_token / self._peak_flops
+        if line_ends:
+            values = {
+                "loss": state.end_interval(),
+                "lr": lr,
+                "grad_norm": result.grad_norm,
+                "tokens_per_second": round(clock.speed, 1),
+                "peak_share": round(share, 4),
+            }
+            self._log.write(state.step, values)
+        if self._log.wants_update():
+            parts = [
+                f"loss {result.loss:.4f}",
+                f"val {state.val_loss:.4f}" if state.val_loss is not None else "",
+                f"{format_count(clock.speed)} tok/s",
+                f"ETA {format_duration(self._time_left())}",
+                f"{share:.0%} of peak",
+                f"lr {lr:.2e}",
+                f"norm {result.grad_norm:.2f}",
+            ]
+            self._log.update(state.step, [part for part in parts if part])
+
+    def _time_left(self) -> float:
+        steps_left = self.config.steps - self.state.step
+        evaluations_left = steps_left // self.config.eval_interval + 1
+        return steps_left * self._clock.step_seconds + (
+            evaluations_left * self._clock.evaluation_seconds
+        )
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _evaluation_due(self) -> bool:
+        step = self.state.step
+        due = step % self.config.eval_interval == 0 or step == self.config.steps
+        return due and self.val_data is not None and self.state.evaluated_step < step
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        if self.val_data is None:
+            raise ConfigError("there are no validation data; give the Trainer a pair (train, val)")
+        config = self.config
+        blocks = self.val_data.eval_batches(
+            config.block_size, config.batch_size, config.eval_batches or None
+        )
+        return (self._objective(ids, lengths) for ids, lengths in blocks)
+
+    def _evaluate_and_keep(self, stop: Interrupts) -> None:
+        started = time.perf_counter()
+        batches = itertools.takewhile(lambda _: not stop.signal, self._validation_batches())
+        loss = evaluate(self.model, batches).loss
+        if stop.signal:
+            return  # cut short; the resumed run evaluates at this step
+        state = self.state
+        self._clock.evaluation_seconds = time.perf_counter() - started
+        better = state.record_evaluation(loss)
+        self._log.write(state.step, {"val_loss": loss})
+        note = ""
+        # An untrained model is the first point of the curve, not a checkpoint worth keeping.
+        if better and state.step > 0:
+            self._save("best", None)
+            note = "  best so far"
+        elif state.worse_evaluations:
+            note = f"  best {state.best_loss:.4f} at step {state.best_step}"
+        self._log.say(f"step {state.step} validation loss {loss:.4f}{note}")
+        self._draw_curve()
+
+    def _draw_curve(self) -> None:
+        save_loss_curve(self._log.records, self.out_dir / "loss.svg", title=self._title())
+
+    def _title(self) -> str:
+        return f"{format_count(self.model.config.num_parameters())} parameters, {self.out_dir.name}"
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save(self, name: str, state: checkpoint.TrainState | None) -> None:
+        weights = {name: tensor.numpy() for name, tensor in self.model.parameters().items()}
+        checkpoint.save(
+            self.out_dir / name,
+            config=self.model.config,
+            parameters=weights,
+            state=state,
+            tokenizer=self.tokenizer,
+        )
+
+    def _save_last(self) -> None:
+        optimizer = self._step.state_dict()
+        moments = {name: v for name, v in optimizer.items() if isinstance(v, np.ndarray)}
+        state = checkpoint.TrainState(
+            step=self.state.step,
+            moments=moments,
+            optimizer={name: v for name, v in optimizer.items() if name not in moments},
+            data=self._sampler.state_dict(),
+            best_metric=self.state.best_loss,
+            history={"run": self.state.to_dict(), "settings": self.config.to_dict()},
+        )
+        self._save("last", state)
+        self._saved_step = self.state.step
+
+    def _load(self, directory: Path) -> None:
+        saved = checkpoint.load(directory)
+        if saved.state is None:
+            raise CheckpointError(
+                f"{directory} holds weights only, no training state; resume from last/ of a run"
+            )
+        if saved.config != self.model.config:
+            changed = _differences(saved.config.to_dict(), self.model.config.to_dict())
+            raise CheckpointError(f"{directory} is of another architecture: {changed}")
+        before = TrainConfig.from_dict(saved.state.history["settings"])
+        warn, refuse = resume_changes(before, self.config)
+        if refuse:
+            raise ConfigError(
+                f"cannot resume {directory} with other {', '.join(refuse)}: the data would not"
+                " continue where they stopped; use the old values or start a run of its own"
+            )
+        if warn:
+            print(
+                f"resuming with {', '.join(warn)}: from here on the run differs from one that was"
+                " never interrupted",
+                flush=True,
+            )
+        copy_parameters(saved.parameters, self.model)
+        self._step.load_state_dict({**saved.state.optimizer, **saved.state.moments})
+        self._sampler.load_state_dict(dict(saved.state.data))
+        self.state = RunState.from_dict(saved.state.history["run"])
+
+    # ------------------------------------------------------------------ before and after
+
+    def _make_train_step(self, factory: Callable[..., Any] | None) -> Any:
+        config = self.config
+        if config.threads:
+            from llmcore import set_num_threads
+
+            set_num_threads(config.threads)
+        if factory is None:
+            from llmcore.model import TrainStep
+
+            factory = TrainStep
+        return factory(
+            self.model,
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm or None,
+            dropout_seed=config.seed,
+        )
+
+    def _check_fit(self) -> None:
+        """Refuse data and settings that do not fit the model, before anything is computed."""
+        model, config = self.model.config, self.config
+        limited = model.positions not in ("relative", "none")
+        if limited and config.block_size > model.max_positions:
+            raise ConfigError(
+                f"block_size {config.block_size} is more than the model's max_positions"
+                f" {model.max_positions}; lower the one or raise the other"
+            )
+        if config.dropout is not None:
+            wanted = dropout_fields(config.dropout)
+            if any(getattr(model, name) != value for name, value in wanted.items()):
+                raise ConfigError(
+                    f"dropout {config.dropout:g} is not that of the model, which is part of its"
+                    " architecture; build it with config.replace(**dropout_fields(...))"
+                )
+        for data in (self.train_data, self.val_data):
+            if data is not None:
+                data.check_vocab(model.vocab_size)
+
+    def _prepare_out_dir(self) -> None:
+        if not self._resumed:
+            refuse_second_run(self.config)
+            for name in ("last", "best"):
+                shutil.rmtree(self.out_dir / name, ignore_errors=True)
+        try:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"out_dir {self.out_dir} is a file; name a directory") from None
+        settings = {**self._origin, "train": self.config.to_dict()}
+        (self.out_dir / "run.json").write_text(
+            json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+        )
+
+    def _announce(self) -> None:
+        """Say, before the first step, what is about to happen and what it will cost."""
+        config, model = self.config, self.model.config
+        cost = plan.make_plan(model, config)
+        self._flops_per_token = model.flops_per_token(config.block_size)
+        self._peak_flops = cost.peak_flops
+        say = self._log.say
+        validation = f", {len(self.val_data):,} for validation" if self.val_data else ""
+        say(f"data       {len(self.train_data):,} tokens to train on{validation}")
+        for line in cost.describe():
+            say(line)
+        say(f"results    {self.out_dir}")
+        if self._resumed and self.state.step:
+            say(f"resuming   at step {self.state.step} of {config.steps}")
+        for shortage in plan.find_shortages(cost, self.out_dir):
+            say(f"warning    {shortage}")
+
+    def _result(self, reason: str, signal: int) -> FitResult:
+        return FitResult(
+            step=self.state.step,
+            loss=self.state.loss,
+            val_loss=self.state.val_loss,
+            best_loss=self.state.best_loss,
+            best_step=self.state.best_step,
+            skipped=self.state.skipped,
+            seconds=time.perf_counter() - self._clock.started,
+            reason=reason,
+            signal=signal,
+        )
+
+
+def resolve_data(data: Any) -> tuple[TokenDataset, TokenDataset | None]:
+    """Turn what a user may hand in as data into (training, validation or None).
+
+    Example:
+        >>> from llmcore.trainer import resolve_data
+        >>> train, val = resolve_data(([1, 2, 3], [4, 5]))
+        >>> len(train), len(val)
+        (3, 2)
+    """
+    if isinstance(data, tuple):
+        if len(data) != 2:
+            raise ConfigError(f"data must be one set or a pair (train, val), got {len(data)}")
+        train, val = data
+        return resolve_data(train)[0], None if val is None else resolve_data(val)[0]
+    if isinstance(data, TokenDataset):
+        return data, None
+    if isinstance(data, (str, Path)):
+        from llmcore.shards import load_index
+
+        has_val = "val" in load_index(Path(data))["splits"]
+        return TokenDataset.open(data), TokenDataset.open(data, "val") if has_val else None
+    return TokenDataset.from_ids(data), None
+
+
+def copy_parameters(
+    source: Iterable[tuple[str, NDArray[np.float32]]], model: TrainableModel
+) -> None:
+    """Copy arrays, by parameter name, into a model of the same architecture."""
+    own = model.parameters()
+    for name, array in source:
+        np.copyto(own[name].numpy(), array)
+
+
+def refuse_second_run(config: TrainConfig) -> None:
+    """Raise unless the run of `config` may write to its directory.
+
+    Raises:
+        CheckpointError: another run's checkpoint is there, and neither resume nor overwrite is set.
+    """
+    out_dir = Path(config.out_dir)
+    if not (config.resume or config.overwrite) and _holds_checkpoint(out_dir / "last"):
+        raise CheckpointError(
+            f"{out_dir} already holds a run: continue it with --resume, start over with"
+            " --overwrite, or choose another place with --out-dir"
+        )
+
+
+def _holds_checkpoint(directory: Path) -> bool:
+    """Whether a checkpoint was ever completed there; a kill during the first leaves a directory."""
+    return directory.is_dir() and current_files(directory, verify=False) is not None
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    changed = [name for name in new if old.get(name) != new[name]]
+    return ", ".join(f"{name} was {old.get(name)} and is {new[name]}" for name in changed)
