@@ -18,14 +18,19 @@ LLMCORE_INLINE Vec polynomial(const float (&c)[kCount], Vec x) {
   return sum;
 }
 
-// e^(x + extra) for |extra| <= 0.1: x rounded and what the rounding lost. Within 1 ulp; 1 at 0,
-// infinity from 88.73 on, and 0 below -86.99 (which ends within 2^-125 of the subnormals, slow on
-// many machines).
+LLMCORE_INLINE Vec abs(Vec x) {
+  return __builtin_bit_cast(Vec, __builtin_bit_cast(VecI, x) & 0x7fffffff);
+}
+
+// e^x, or e^(x + extra) where |extra| <= 0.1 is what rounding x lost. Within 1 ulp; 1 at 0,
+// infinity from 88.73 on, 0 below -86.99: the smallest results would be subnormal, slow on many
+// machines.
 //
 // x = n log(2) + r with |r| <= log(2) / 2, and e^x = 2^n e^r, where the factor 2^n is made of
-// integer bits. The polynomial gives 2 e^r, error 2^-28, so that 2^(n - 1) stays in range for the
-// largest results.
-LLMCORE_INLINE Vec exp_sum(Vec x, Vec extra) {
+// integer bits. The polynomial gives 2 e^r, error 2^-28, so that the factor 2^(n - 1) never
+// overflows.
+template <class... Extra>
+LLMCORE_INLINE Vec exp(Vec x, Extra... extra) {
   constexpr float kLog2E = 1.44269504f;
   // log(2) in two parts, the first of 9 bits: n times it is exact.
   constexpr float kLog2High = 0.693359375f, kLog2Low = -2.12194440e-4f;
@@ -39,17 +44,13 @@ LLMCORE_INLINE Vec exp_sum(Vec x, Vec extra) {
                                      2 * 0.00836871f,
                                      2 * 0.0013814612f};
   x = x > 89.0f ? broadcast(89.0f) : x;
-  x = x < -87.4f ? broadcast(-87.4f) : x;  // n = -126: the factor's bits are all zero
+  x = x < -87.4f ? broadcast(-87.4f) : x;  // n = -126: the bits of the factor are all zero
   const Vec shifted = fma(x, broadcast(kLog2E), broadcast(kRound));
   const Vec n = shifted - kRound;
   Vec r = fma(n, broadcast(-kLog2High), x);
-  r = fma(n, broadcast(-kLog2Low), r) + extra;
+  r = (fma(n, broadcast(-kLog2Low), r) + ... + extra);
   const VecI factor = __builtin_bit_cast(VecI, shifted) << 23;
   return polynomial(kCoefficients, r) * __builtin_bit_cast(Vec, factor);
-}
-
-LLMCORE_INLINE Vec exp(Vec x) {
-  return exp_sum(x, Vec{});
 }
 
 // Natural logarithm of one number; rows have one each, so it need not be a vector's.
@@ -63,7 +64,7 @@ struct Sigmoid {
 };
 LLMCORE_INLINE Sigmoid sigmoid_pair(Vec x) {
   const VecI positive = x > 0.0f;
-  const Vec small = exp(positive ? -x : x);  // at most 1: nothing overflows
+  const Vec small = exp(-abs(x));  // at most 1: nothing overflows
   const Vec larger = 1.0f / (1.0f + small), smaller = small * larger;
   return {positive ? larger : smaller, positive ? smaller : larger};
 }
@@ -75,7 +76,7 @@ LLMCORE_INLINE Vec sigmoid(Vec x) {
 LLMCORE_INLINE Vec tanh(Vec x) {
   constexpr float kCoefficients[] = {-0.333333f, 0.13331924f, -0.05378383f, 0.02079597f,
                                      -0.0058951546f};
-  const Vec size = x < 0.0f ? -x : x, square = x * x;
+  const Vec size = abs(x), square = x * x;
   const Vec near = fma(x * square, polynomial(kCoefficients, square), x);
   const Vec far = 1.0f - 2.0f / (1.0f + exp(size + size));
   return size < 0.6f ? near : (x < 0.0f ? -far : far);
@@ -94,10 +95,10 @@ LLMCORE_INLINE Normal normal(Vec x) {
   constexpr float kCoefficients[] = {0.74441606f,    -0.5655618f,  0.315425f,      -0.116052896f,
                                      0.01740691f,    0.006492409f, -0.0031777974f, -0.00049465365f,
                                      0.00042566002f, 0.0001127365f};
-  Vec t = x < 0.0f ? -x : x;
+  Vec t = abs(x);
   t = t > 14.0f ? broadcast(14.0f) : t;
   const Vec high = __builtin_bit_cast(Vec, __builtin_bit_cast(VecI, t) & ~0xfff);  // 12 bits
-  const Vec bell = exp_sum(high * high * -0.5f, (high - t) * (high + t) * 0.5f);
+  const Vec bell = exp(high * high * -0.5f, (high - t) * (high + t) * 0.5f);
   const Vec inverse = 1.0f / (t + 3.5f);
   const Vec tail = bell * (polynomial(kCoefficients, (t - 3.5f) * inverse) * inverse);
   return {bell * 0.39894228f, x < 0.0f ? tail : 1.0f - tail};
