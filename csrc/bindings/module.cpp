@@ -9,4 +9,7 @@ PYBIND11_MODULE(_core, module) {
   bind_tensor(module);
   bind_machine(module);
   bind_norm(module);
+  bind_embedding(module);
+  bind_rope(module);
+  bind_optimizer(module);
 }
