@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, module) {
   bind_errors(module);
   bind_tensor(module);
   bind_machine(module);
+  bind_matmul(module);
   bind_norm(module);
   bind_embedding(module);
   bind_rope(module);

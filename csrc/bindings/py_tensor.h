@@ -39,6 +39,7 @@ Context op_context(const Tensor& on);
 void bind_errors(py::module_& module);
 void bind_tensor(py::module_& module);
 void bind_machine(py::module_& module);
+void bind_matmul(py::module_& module);
 void bind_norm(py::module_& module);
 void bind_embedding(py::module_& module);
 void bind_rope(py::module_& module);

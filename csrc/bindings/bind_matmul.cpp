@@ -1,0 +1,80 @@
+// Matrix products for llmcore.ops.
+#include "bindings/py_tensor.h"
+#include "core/error.h"
+#include "ops/backend.h"
+#include "ops/matmul.h"
+
+namespace llmcore::bindings {
+namespace {
+
+Activation activation_from_name(const std::string& name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "silu") return Activation::kSilu;
+  throw ConfigError(str("activation must be 'none', 'relu', 'gelu', 'gelu_tanh' or 'silu', got '",
+                        name, "'"));
+}
+
+void product(const PyTensor& a, const PyTensor& b, const PyTensor& c, bool transpose_a,
+             bool transpose_b, bool accumulate, const PyTensor* bias,
+             const PyTensor* pre_activation, const std::string& activation,
+             const PyTensor* gate_input, const std::string& gate_activation, float dropout_p,
+             uint64_t dropout_seed, uint64_t dropout_stream, const PyTensor* residual) {
+  const MatmulArgs args{.a = a.view,
+                        .b = b.view,
+                        .c = c.view,
+                        .transpose_a = transpose_a,
+                        .transpose_b = transpose_b,
+                        .accumulate = accumulate,
+                        .bias = view_of(bias),
+                        .pre_activation = view_of(pre_activation),
+                        .activation = activation_from_name(activation),
+                        .gate_input = view_of(gate_input),
+                        .gate_activation = activation_from_name(gate_activation),
+                        .dropout = {dropout_p, dropout_seed, dropout_stream},
+                        .residual = view_of(residual)};
+  py::gil_scoped_release release;
+  matmul(op_context(c.view), args);
+}
+
+void batched(const PyTensor& a, const PyTensor& b, const PyTensor& c, bool transpose_a,
+             bool transpose_b, bool accumulate) {
+  py::gil_scoped_release release;
+  batched_matmul(op_context(c.view), {.a = a.view,
+                                      .b = b.view,
+                                      .c = c.view,
+                                      .transpose_a = transpose_a,
+                                      .transpose_b = transpose_b,
+                                      .accumulate = accumulate});
+}
+
+void sum_of_columns(const PyTensor& x, const PyTensor& out) {
+  py::gil_scoped_release release;
+  column_sum(op_context(x.view), {.x = x.view, .out = out.view});
+}
+
+double peak(double seconds) {
+  py::gil_scoped_release release;
+  return cpu_kernels().matmul->measure_peak(seconds);
+}
+
+}  // namespace
+
+void bind_matmul(py::module_& module) {
+  module.def("matmul", &product, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("c"),
+             py::arg("transpose_a") = false, py::arg("transpose_b") = false,
+             py::arg("accumulate") = false, py::arg("bias") = py::none(),
+             py::arg("pre_activation") = py::none(), py::arg("activation") = "none",
+             py::arg("gate_input") = py::none(), py::arg("gate_activation") = "none",
+             py::arg("dropout_p") = 0.0f, py::arg("dropout_seed") = 0,
+             py::arg("dropout_stream") = 0, py::arg("residual") = py::none());
+  module.def("batched_matmul", &batched, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("c"),
+             py::arg("transpose_a") = false, py::arg("transpose_b") = false,
+             py::arg("accumulate") = false);
+  module.def("column_sum", &sum_of_columns, py::kw_only(), py::arg("x"), py::arg("out"));
+  module.def("measure_peak", &peak, py::arg("seconds"));
+}
+
+}  // namespace llmcore::bindings
