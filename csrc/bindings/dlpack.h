@@ -1,4 +1,4 @@
-// The part of the DLPack 0.8 ABI (https://dmlc.github.io/dlpack) this package speaks.
+// The part of the DLPack ABI (https://dmlc.github.io/dlpack) this package speaks: 1.0, and 0.8 before.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 extern "C" {
 
 struct DLDevice {
-  int32_t device_type;  // 1: CPU, 2: CUDA
+  int32_t device_type;  // 1: CPU, 2: CUDA, 3: CPU memory pinned for CUDA
   int32_t device_id;
 };
 
@@ -26,10 +26,25 @@ struct DLTensor {
   uint64_t byte_offset;
 };
 
+// In a capsule named "dltensor".
 struct DLManagedTensor {
   DLTensor dl_tensor;
   void* manager_ctx;
   void (*deleter)(DLManagedTensor* self);
+};
+
+struct DLPackVersion {
+  uint32_t major;
+  uint32_t minor;
+};
+
+// In a capsule named "dltensor_versioned".
+struct DLManagedTensorVersioned {
+  DLPackVersion version;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensorVersioned* self);
+  uint64_t flags;  // 1: read-only, 2: copied for this export
+  DLTensor dl_tensor;
 };
 
 }  // extern "C"

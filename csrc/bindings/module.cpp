@@ -12,4 +12,7 @@ PYBIND11_MODULE(_core, module) {
   bind_model(module);
   bind_matmul(module);
   bind_norm(module);
+  bind_embedding(module);
+  bind_rope(module);
+  bind_optimizer(module);
 }

@@ -18,6 +18,7 @@ namespace py = pybind11;
 struct PyTensor {
   Tensor view;
   std::shared_ptr<void> owner;
+  bool read_only = false;  // memory of a read-only array: no operation may write to it
 };
 
 // Fresh zero-filled memory.
@@ -25,6 +26,9 @@ PyTensor allocate(const std::vector<int64_t>& shape, DType dtype, Device device)
 
 // A Tensor, a NumPy array, any DLPack array, or nested lists; shares memory where it can.
 PyTensor as_tensor(const py::object& source);
+
+// The same for an argument that is updated in place: throws where memory cannot be shared and written.
+PyTensor in_place_tensor(const py::object& source);
 
 // The tensor inside an optional argument; empty for None.
 inline Tensor view_of(const PyTensor* tensor) {
@@ -41,5 +45,8 @@ void bind_generate(py::module_& module);
 void bind_model(py::module_& module);
 void bind_matmul(py::module_& module);
 void bind_norm(py::module_& module);
+void bind_embedding(py::module_& module);
+void bind_rope(py::module_& module);
+void bind_optimizer(py::module_& module);
 
 }  // namespace llmcore::bindings

@@ -1,6 +1,6 @@
 // Looks rows up in tables and adds them: tokens, positions, segment types.
 //
-//   out[n] = scale * table[ids[n]] + positions[position_ids[n]] + types[type_ids[n]]
+//   out[n] = dropout(scale * table[ids[n]] + positions[position_ids[n]] + types[type_ids[n]])
 #pragma once
 
 #include "core/context.h"
@@ -8,6 +8,7 @@
 
 namespace llmcore {
 
+// Ids may have any shape of N elements: an error then names the place in that shape.
 struct EmbeddingArgs {
   Tensor ids;           // [N] int32, each in [0, V)
   Tensor table;         // [V, C]
@@ -21,10 +22,10 @@ struct EmbeddingArgs {
 };
 
 struct EmbeddingBackwardArgs {
-  Tensor ids;  // [N] int32
+  Tensor ids;  // [N] int32; with dtable
   float scale = 1.0f;
-  Tensor position_ids;  // [N] int32, or empty
-  Tensor type_ids;      // [N] int32, or empty
+  Tensor position_ids;  // [N] int32; with dpositions
+  Tensor type_ids;      // [N] int32; with dtypes
   Dropout dropout;
   Tensor dout;        // [N, C]
   Tensor dtable;      // [V, C] accumulates, rows in ascending n; or empty
@@ -40,5 +41,9 @@ struct EmbeddingKernels {
 // Throws IndexError for an id outside its table, naming the id, its place and the table's size.
 void embedding_forward(const Context& context, const EmbeddingArgs& args);
 void embedding_backward(const Context& context, const EmbeddingBackwardArgs& args);
+
+// Throws IndexError unless every one of `ids` (int32, any shape) is in [0, rows):
+//   embedding: ids[2, 5] = 70 is outside the table of 65 rows
+void check_ids(const char* op, const char* name, const Tensor& ids, int64_t rows);
 
 }  // namespace llmcore

@@ -1,7 +1,8 @@
-// Rotary position embedding (Su et al. 2021), in place.
+// Rotary position embedding (Su et al. 2021).
 //
 // Of each head's D values the first R are rotated in pairs: value i with i + R/2, or with
 // interleaved, 2i with 2i + 1. Backward is the rotation by the opposite angle.
+//   (a, b) -> (a cos - b sin, b cos + a sin)
 #pragma once
 
 #include "core/context.h"
@@ -25,6 +26,7 @@ struct RopeKernels {
   void (*rotate)(const Context&, const RopeArgs&);
 };
 
+// Throws IndexError for a position outside the tables.
 void rope(const Context& context, const RopeArgs& args);
 
 }  // namespace llmcore

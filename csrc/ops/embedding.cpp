@@ -1,0 +1,60 @@
+// Checks of the embedding's arguments, ids included: a kernel never sees one outside its table.
+#include "ops/embedding.h"
+
+#include "core/error.h"
+#include "ops/kernels.h"
+
+namespace llmcore {
+namespace {
+
+// The place of flat element `index` in the shape of `tensor`: "[2, 5]".
+std::string place_string(const Tensor& tensor, int64_t index) {
+  Tensor place = tensor;
+  for (int axis = tensor.rank - 1; axis >= 0; --axis) {
+    place.shape[axis] = index % tensor.shape[axis];
+    index /= tensor.shape[axis];
+  }
+  return shape_string(place);
+}
+
+// One id per row of [N, C], in any shape, and a table for them to index.
+void check_lookup(const char* op, const char* ids_name, const Tensor& ids, const char* table_name,
+                  const Tensor& table, int64_t rows, int64_t width) {
+  check_tensor(op, ids_name, reshaped(ids, ids.numel()), "[N]", {rows}, DType::kInt32);
+  check_tensor(op, table_name, table, "[rows, C]", {table.rank == 2 ? table.dim(0) : 0, width});
+  check_ids(op, ids_name, ids, table.dim(0));
+}
+
+}  // namespace
+
+void check_ids(const char* op, const char* name, const Tensor& ids, int64_t rows) {
+  const auto* id = ids.as<int32_t>();
+  const int64_t count = ids.numel();
+  for (int64_t i = 0; i < count; ++i)
+    CHECK(id[i] >= 0 && id[i] < rows, IndexError, op, ": ", name, place_string(ids, i), " = ",
+          id[i], " is outside the table of ", rows, " rows");
+}
+
+void embedding_forward(const Context& context, const EmbeddingArgs& args) {
+  const char* op = "embedding";
+  const int64_t rows = args.ids.numel(), width = args.table.cols();
+  check_tensor(op, "out", args.out, "[N, C]", {rows, width});
+  check_lookup(op, "ids", args.ids, "table", args.table, rows, width);
+  if (args.positions)
+    check_lookup(op, "position_ids", args.position_ids, "positions", args.positions, rows, width);
+  if (args.types) check_lookup(op, "type_ids", args.type_ids, "types", args.types, rows, width);
+  if (rows * width > 0) context.kernels->embedding->forward(context, args);
+}
+
+void embedding_backward(const Context& context, const EmbeddingBackwardArgs& args) {
+  const char* op = "embedding_backward";
+  const int64_t rows = args.dout.rows(), width = args.dout.cols();
+  check_tensor(op, "dout", args.dout, "[N, C]", {rows, width});
+  if (args.dtable) check_lookup(op, "ids", args.ids, "dtable", args.dtable, rows, width);
+  if (args.dpositions)
+    check_lookup(op, "position_ids", args.position_ids, "dpositions", args.dpositions, rows, width);
+  if (args.dtypes) check_lookup(op, "type_ids", args.type_ids, "dtypes", args.dtypes, rows, width);
+  if (rows * width > 0) context.kernels->embedding->backward(context, args);
+}
+
+}  // namespace llmcore

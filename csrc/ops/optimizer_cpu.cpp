@@ -1,0 +1,115 @@
+// AdamW and the sum of squares on the CPU: one pass each, at the speed of memory.
+#include "core/parallel.h"
+#include "ops/optimizer.h"
+#include "simd/vec.h"
+
+namespace llmcore::LLMCORE_ISA {
+namespace {
+
+// 256 KiB of each of the four streams: long enough for the hardware prefetchers.
+constexpr int64_t kElementsPerTask = int64_t{1} << 16;
+
+LLMCORE_INLINE Vec square_root(Vec v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int i = 0; i < kLanes; ++i) lanes[i] = __builtin_sqrtf(lanes[i]);
+  return load(lanes);
+}
+
+// The scalars of one step, rounded once.
+struct AdamWFactors {
+  float grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
+  float keep;             // 1 - lr weight_decay
+  float step_size;        // lr / (1 - beta1^step)
+  float root_correction;  // sqrt(1 - beta2^step)
+  float eps;
+};
+
+struct AdamWVecs {
+  Vec param, m, v;
+};
+
+LLMCORE_INLINE AdamWVecs adamw_step(const AdamWFactors& f, Vec param, Vec grad, Vec m, Vec v) {
+  grad *= f.grad_scale;
+  param *= f.keep;
+  m = m * f.beta1 + grad * f.one_minus_beta1;
+  v = v * f.beta2 + grad * grad * f.one_minus_beta2;
+  const Vec denominator = square_root(v) / f.root_correction + f.eps;
+  return {param - f.step_size * (m / denominator), m, v};
+}
+
+void adamw(const Context&, const AdamWArgs& args) {
+  const double step = static_cast<double>(args.step);
+  const AdamWFactors factors = {
+      .grad_scale = args.grad_scale,
+      .beta1 = static_cast<float>(args.beta1),
+      .one_minus_beta1 = static_cast<float>(1.0 - args.beta1),
+      .beta2 = static_cast<float>(args.beta2),
+      .one_minus_beta2 = static_cast<float>(1.0 - args.beta2),
+      .keep = static_cast<float>(1.0 - args.lr * args.weight_decay),
+      .step_size = static_cast<float>(args.lr / (1.0 - __builtin_pow(args.beta1, step))),
+      .root_correction = static_cast<float>(__builtin_sqrt(1.0 - __builtin_pow(args.beta2, step))),
+      .eps = static_cast<float>(args.eps)};
+  float* param = args.param.f32();
+  const float* grad = args.grad.f32();
+  float* m = args.m.f32();
+  float* v = args.v.f32();
+  parallel_chunks(args.param.numel(), kElementsPerTask, [&](int64_t begin, int64_t end, int) {
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      const AdamWVecs next =
+          adamw_step(factors, load(param + i), load(grad + i), load(m + i), load(v + i));
+      store(param + i, next.param);
+      store(m + i, next.m);
+      store(v + i, next.v);
+    }
+    if (const int64_t rest = end - i; rest > 0) {
+      const AdamWVecs next =
+          adamw_step(factors, load_partial(param + i, rest), load_partial(grad + i, rest),
+                     load_partial(m + i, rest), load_partial(v + i, rest));
+      store_partial(param + i, next.param, rest);
+      store_partial(m + i, next.m, rest);
+      store_partial(v + i, next.v, rest);
+    }
+  });
+}
+
+using VecD [[gnu::vector_size(kVecBytes)]] = double;
+using VecHalf [[gnu::vector_size(kVecBytes / 2)]] = float;
+constexpr int kDoubleLanes = kVecBytes / 8;
+constexpr int kSums = 4;  // independent, to hide the latency of the additions
+
+LLMCORE_INLINE VecD load_as_double(const float* p) {
+  VecHalf half;
+  __builtin_memcpy(&half, p, sizeof(half));
+  return __builtin_convertvector(half, VecD);
+}
+
+double block_square_sum(const float* x, int64_t count) {
+  VecD sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums * kDoubleLanes <= count; i += kSums * kDoubleLanes)
+    for (int k = 0; k < kSums; ++k) {
+      const VecD value = load_as_double(x + i + k * kDoubleLanes);
+      sums[k] += value * value;
+    }
+  const VecD folded = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  double sum = 0.0;
+  for (int lane = 0; lane < kDoubleLanes; ++lane) sum += folded[lane];
+  for (; i < count; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  return sum;
+}
+
+void square_sum(const Context&, const SquareSumArgs& args) {
+  const float* x = args.x.f32();
+  parallel_chunks(args.x.numel(), kSquareSumBlock, [&](int64_t begin, int64_t end, int) {
+    args.partial[begin / kSquareSumBlock] = block_square_sum(x + begin, end - begin);
+  });
+}
+
+}  // namespace
+
+extern const OptimizerKernels optimizer_kernels;
+const OptimizerKernels optimizer_kernels = {.adamw = adamw, .square_sum = square_sum};
+
+}  // namespace llmcore::LLMCORE_ISA
