@@ -61,11 +61,11 @@ py::tuple step(TrainStep& train_step, const ModelPtr& model, const py::list& mic
   for (const py::handle& batch : micro_batches)
     owners.emplace_back(py::reinterpret_borrow<py::object>(batch));
   for (const PyBatch& owner : owners) batches.push_back(owner.view);
-  const AdamWOptions options{.lr = static_cast<float>(lr),
-                             .beta1 = static_cast<float>(betas.first),
-                             .beta2 = static_cast<float>(betas.second),
-                             .eps = static_cast<float>(eps),
-                             .weight_decay = static_cast<float>(weight_decay),
+  const AdamWOptions options{.lr = lr,
+                             .beta1 = betas.first,
+                             .beta2 = betas.second,
+                             .eps = eps,
+                             .weight_decay = weight_decay,
                              .max_grad_norm = max_grad_norm,
                              .max_loss = max_loss,
                              .max_norm = max_norm};

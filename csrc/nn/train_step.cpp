@@ -75,13 +75,13 @@ void TrainStep::update(const Context& context, const AdamWOptions& options, floa
                     .beta1 = options.beta1,
                     .beta2 = options.beta2,
                     .eps = options.eps,
-                    .weight_decay = table[first].decay ? options.weight_decay : 0.0f,
+                    .weight_decay = table[first].decay ? options.weight_decay : 0.0,
                     .step = updates,
                     .grad_scale = grad_scale,
                     .param = slice(model_.params().weights(), begin, end),
-                    .grad = slice(model_.params().gradients(), begin, end),
                     .m = slice(first_moment(), begin, end),
-                    .v = slice(second_moment(), begin, end)});
+                    .v = slice(second_moment(), begin, end),
+                    .grad = slice(model_.params().gradients(), begin, end)});
   }
 }
 

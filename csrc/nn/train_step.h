@@ -9,7 +9,7 @@
 namespace llmcore {
 
 struct AdamWOptions {
-  float lr = 0.0f, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0.0f;
+  double lr = 0.0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0;
   double max_grad_norm = std::numeric_limits<double>::infinity();
   // The update is skipped where loss or norm is above these or is not finite.
   double max_loss = std::numeric_limits<double>::infinity();
