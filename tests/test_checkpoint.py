@@ -27,6 +27,12 @@ CONFIG = ModelConfig(vocab_size=11, hidden_size=4, num_decoder_layers=1, num_hea
 BIGGER = CONFIG.replace(num_decoder_layers=2)
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    """Here `Disk` decides what was flushed; a real flush would only take time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 class FakeTokenizer:
     """Saves the two files a tokenizer has."""
 

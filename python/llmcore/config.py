@@ -496,12 +496,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
-_GPT2: dict[str, Any] = {
-    "vocab_size": 50257,
-    "max_positions": 1024,
-    "bos_id": 50256,
-    "eos_id": 50256,
-}
+_NO_BIASES = dict.fromkeys(("attention_bias", "attention_out_bias", "ffn_bias"), False)
+_GPT2: dict[str, Any] = {"vocab_size": 50257, "bos_id": 50256, "eos_id": 50256}
 _GPT2_SMALL = {**_GPT2, "hidden_size": 768, "num_decoder_layers": 12, "num_heads": 12}
 
 #: Named architectures, as arguments of `ModelConfig`, with the paper each size comes from.
@@ -520,9 +516,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_heads": 4,
         "max_positions": 64,
         "activation": "gelu",
-        "attention_bias": False,
-        "attention_out_bias": False,
-        "ffn_bias": False,
+        **_NO_BIASES,
         "norm_bias": False,
     },
     # The 15M model of llama2.c, trained on TinyStories.
@@ -537,9 +531,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "positions": "rope",
         "activation": "silu",
         "gated_ffn": True,
-        "attention_bias": False,
-        "attention_out_bias": False,
-        "ffn_bias": False,
+        **_NO_BIASES,
         "bos_id": 1,
         "eos_id": 2,
     },
@@ -592,9 +584,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "positions": "relative",
         "attention_scale": 1.0,
         "activation": "relu",
-        "attention_bias": False,
-        "attention_out_bias": False,
-        "ffn_bias": False,
+        **_NO_BIASES,
         "head_scale": 512**-0.5,
         "embedding_dropout": 0.1,
         "attention_dropout": 0.1,
