@@ -1,6 +1,6 @@
 """Generates python/llmcore/_core.pyi from the built extension, or with --check compares it.
 
-    python .ci/stubs.py [--check]
+python .ci/stubs.py [--check]
 """
 
 from __future__ import annotations

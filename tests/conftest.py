@@ -6,9 +6,10 @@ import os
 import zlib
 from pathlib import Path
 
-import llmcore
 import numpy as np
 import pytest
+
+import llmcore
 from llmcore import _core
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from llmcore import atomic, checkpoint, hf
 from llmcore.checkpoint import TrainState
 from llmcore.config import ModelConfig, parameter_shapes

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+
 from llmcore.config import PRESETS, ModelConfig, RopeScaling, parameter_shapes
 from llmcore.errors import ConfigError
 

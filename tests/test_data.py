@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from llmcore import sampling
 from llmcore.data import BlockSampler, TokenDataset, check_ids, shakespeare
 from llmcore.errors import DataError, DTypeError, ShapeError

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from llmcore import hf
 from llmcore.config import ModelConfig, RopeScaling, parameter_shapes
 from llmcore.errors import CheckpointError, ConfigError

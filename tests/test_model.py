@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from llmcore import ConfigError, ModelConfig, ShapeError, TrainStep, Transformer
 from llmcore.config import parameter_shapes
 from llmcore.objectives import Batch, CausalLM

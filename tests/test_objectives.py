@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llmcore.errors import DataError, DTypeError, ShapeError
 from llmcore.objectives import Batch, CausalLM, as_ids
 

@@ -5,9 +5,10 @@ The exact values are PyTorch's in float64; our error may be at most twice that o
 
 from __future__ import annotations
 
-import llmcore
 import numpy as np
 import pytest
+
+import llmcore
 from llmcore import TrainStep, Transformer
 from llmcore.objectives import CausalLM
 from tolerance import EPS, FLOOR_ULPS

@@ -8,6 +8,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llmcore.errors import ConfigError
 from llmcore.schedule import Schedule
 

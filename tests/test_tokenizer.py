@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from llmcore.data import shakespeare
 from llmcore.errors import DataError, DTypeError, TokenIndexError
 from llmcore.tokenizer import Tokenizer

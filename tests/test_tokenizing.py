@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from llmcore import documents, files
 from llmcore.data import BlockSampler, TokenDataset, shakespeare, tokenize_files
 from llmcore.documents import cut_point, read_documents

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference import embedding as reference
-from reference.random import dropout_mask
-from tolerance import assert_matches
 
 import llmcore
 from llmcore import _core, ops
+from reference import embedding as reference
+from reference.random import dropout_mask
+from tolerance import assert_matches
 
 SHAPES = [((1,), 1, 1), ((3,), 5, 7), ((2, 5), 65, 16), ((4, 33), 11, 131), ((2, 3, 4), 1000, 768)]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import llmcore
 import numpy as np
 import pytest
+
+import llmcore
 from llmcore import ops
 from reference import norm as reference
 from tolerance import assert_matches

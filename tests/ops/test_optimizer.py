@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from reference import optimizer as reference
-from tolerance import assert_matches
 
 import llmcore
 from llmcore import _core, ops
+from reference import optimizer as reference
+from tolerance import assert_matches
 
 SIZES = [1, 3, 16, 257, 70_001]
 SETTINGS = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference import rope as reference
-from tolerance import assert_matches
 
 import llmcore
 from llmcore import _core, ops
+from reference import rope as reference
+from tolerance import assert_matches
 
 SHAPES = [
     ((1, 1, 1, 2), 0), ((2, 3, 5, 6), 0), ((2, 3, 5, 7), 4), ((1, 2, 33, 64), 0), ((3, 1, 17, 80), 20),
@@ -41,7 +41,9 @@ def test_table_with_position_ids(rng, interleaved):
     cos, sin = np.cos(angles), np.sin(angles)
     ids = rng.integers(0, 11, (2, 5))
     by_table = ops.rope(x, cos, sin, position_ids=ids, interleaved=interleaved).numpy()
-    assert np.array_equal(by_table, ops.rope(x, cos[ids], sin[ids], interleaved=interleaved).numpy())
+    assert np.array_equal(
+        by_table, ops.rope(x, cos[ids], sin[ids], interleaved=interleaved).numpy()
+    )
 
 
 def test_scores_depend_on_distance_alone(rng):
@@ -119,5 +121,7 @@ def test_position_outside_the_table():
     table = np.zeros((64, 3), np.float32)
     ids = np.zeros((2, 5), int)
     ids[1, 4] = 64
-    with pytest.raises(IndexError, match=r"position_ids\[1, 4\] = 64 is outside the table of 64 rows"):
+    with pytest.raises(
+        IndexError, match=r"position_ids\[1, 4\] = 64 is outside the table of 64 rows"
+    ):
         ops.rope(np.zeros((2, 1, 5, 6), np.float32), table, table, position_ids=ids)
