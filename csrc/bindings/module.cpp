@@ -8,7 +8,6 @@ PYBIND11_MODULE(_core, module) {
   bind_errors(module);
   bind_tensor(module);
   bind_machine(module);
-  bind_generate(module);
   bind_model(module);
   bind_matmul(module);
   bind_norm(module);
