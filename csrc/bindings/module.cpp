@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, module) {
   bind_machine(module);
   bind_matmul(module);
   bind_norm(module);
+  bind_attention(module);
 }

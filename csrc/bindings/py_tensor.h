@@ -37,5 +37,6 @@ void bind_tensor(py::module_& module);
 void bind_machine(py::module_& module);
 void bind_matmul(py::module_& module);
 void bind_norm(py::module_& module);
+void bind_attention(py::module_& module);
 
 }  // namespace llmcore::bindings

@@ -6,9 +6,12 @@ B batch, T query positions, S key positions, N rows, C width, H heads, D head wi
 
 from __future__ import annotations
 
+from llmcore.ops.attention import attention, attention_backward
 from llmcore.ops.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 
 __all__ = [
+    "attention",
+    "attention_backward",
     "layer_norm",
     "layer_norm_backward",
     "rms_norm",
