@@ -1,4 +1,4 @@
-"""GPT-2 124M training steps beside PyTorch: tokens per second and peak memory, alternating in one run.
+"""GPT-2 training steps beside PyTorch: tokens per second and peak memory, in turns in one run.
 
     python benchmarks/train_step.py --batch 4 --length 64 --rounds 3 --json results.json
 
@@ -93,15 +93,14 @@ def parent(args: argparse.Namespace) -> None:
             "peak_bytes": max(result["peak_bytes"] for result in results),
             "losses": results[0]["losses"][:3],
         }
-    print(
-        f"{'engine':14} {'tokens/s':>9} {'fastest':>9} {'slowest':>9} {'peak GB':>8} {'ratio':>6}"
-    )
+    titles = ("tokens/s", "fastest", "slowest", "peak GB", "ratio")
+    print(f"{'engine':14}" + "".join(f"{title:>10}" for title in titles))
     ours = report["engines"]["llmcore"]["tokens_per_second"]
     for engine, row in report["engines"].items():
         row["llmcore_ratio"] = ours / row["tokens_per_second"]
         print(
-            f"{engine:14} {row['tokens_per_second']:9.1f} {row['fastest']:9.1f} "
-            f"{row['slowest']:9.1f} {row['peak_bytes'] / 1e9:8.2f} {row['llmcore_ratio']:6.2f}"
+            f"{engine:14}{row['tokens_per_second']:10.1f}{row['fastest']:10.1f}"
+            f"{row['slowest']:10.1f}{row['peak_bytes'] / 1e9:10.2f}{row['llmcore_ratio']:10.2f}"
         )
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")

@@ -10,7 +10,8 @@ from llmcore.config import parameter_shapes
 from llmcore.objectives import Batch, CausalLM
 
 TINY = {
-    "vocab_size": 37, "hidden_size": 24, "num_decoder_layers": 2, "num_heads": 4, "max_positions": 40
+    "vocab_size": 37, "hidden_size": 24, "num_decoder_layers": 2, "num_heads": 4,
+    "max_positions": 40,
 }  # fmt: skip
 LLAMA = {
     "norm": "rms", "positions": "rope", "activation": "silu", "gated_ffn": True, "num_kv_heads": 2,
@@ -152,7 +153,8 @@ def test_a_step_that_is_not_finite_is_skipped(rng):
     kept = weight[0, 0]
     weight[0, 0] = np.nan
     result = step(batch_for(model, rng))
-    assert result.skipped and not np.isfinite(result.loss)
+    assert result.skipped
+    assert not np.isfinite(result.loss)
     weight[0, 0] = kept
     assert state_bytes(model) == before
     assert step(batch_for(model, rng), max_norm=1e-9).skipped

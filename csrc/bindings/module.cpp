@@ -14,4 +14,5 @@ PYBIND11_MODULE(_core, module) {
   bind_embedding(module);
   bind_rope(module);
   bind_optimizer(module);
+  bind_attention(module);
 }

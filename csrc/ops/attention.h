@@ -10,6 +10,11 @@
 //   and (window_left < 0, or j >= p - window_left) and (window_right < 0, or j <= p + window_right)
 //   and mask_bij, where a mask is given.
 // A query that sees nothing gives zeros.
+//
+// Bit for bit, output row i of sequence b depends on that sequence's queries, keys and positions alone:
+// not on which other queries are computed with it, so that one decoded token equals the same token in
+// a longer pass; not on batch neighbours or threads; not on keys hidden from it, as long as they are
+// finite. Keys from kv_lengths on are never read.
 #pragma once
 
 #include "core/context.h"
@@ -51,9 +56,33 @@ struct AttentionArgs {
   Dropout dropout;  // on the weights: element ((b * H + h) * T + i) * S + j
 };
 
+// The keys query i of sequence b may see, mask aside: always one run, [begin, end).
+struct KeyRange {
+  int64_t begin, end;
+};
+LLMCORE_INLINE KeyRange visible_keys(const AttentionArgs& args, int64_t b, int64_t i) {
+  const auto smaller = [](int64_t x, int64_t y) { return x < y ? x : y; };
+  const auto larger = [](int64_t x, int64_t y) { return x > y ? x : y; };
+  const int64_t position = i + (args.past != nullptr ? args.past[b] : 0);
+  KeyRange range{0, args.kv_lengths != nullptr ? args.kv_lengths[b] : args.keys};
+  if (args.causal) {
+    const int64_t prefix = args.prefix_lengths != nullptr ? args.prefix_lengths[b] : 0;
+    range.end = smaller(range.end, larger(position + 1, prefix));
+  }
+  if (args.window_left >= 0) range.begin = larger(0, position - args.window_left);
+  if (args.window_right >= 0) range.end = smaller(range.end, position + args.window_right + 1);
+  range.begin = smaller(range.begin, range.end);
+  return range;
+}
+
 struct AttentionForwardArgs : AttentionArgs {
   HeadView out;          // [B, T, H, Dv]
+<<<<<<< HEAD
   float* lse = nullptr;  // [B, H, T] log of the sum of exponentials, saved for backward, or null
+=======
+  float* lse = nullptr;  // [B, H, T] log of the sum of exponentials, saved for backward, or null;
+                         // -inf for a query that sees nothing
+>>>>>>> attention
   Tensor scratch;        // provided by the checking layer
 };
 
@@ -65,14 +94,15 @@ struct AttentionBackwardArgs : AttentionArgs {
   Tensor scratch;              // provided by the checking layer
 };
 
-// The softmax weights themselves, [B, H, T, S], for callers that want to look at them.
+// The softmax weights themselves, before dropout, for callers that want to look at them. v is unused.
 struct AttentionWeightsArgs : AttentionArgs {
-  float* weights = nullptr;
+  float* weights = nullptr;  // [B, H, T, S]
+  Tensor scratch;            // provided by the checking layer
 };
 
 struct AttentionKernels {
-  int64_t (*forward_scratch)(const AttentionForwardArgs&);
-  int64_t (*backward_scratch)(const AttentionBackwardArgs&);
+  int64_t (*forward_scratch)(const AttentionArgs&);   // bytes, for the weights too
+  int64_t (*backward_scratch)(const AttentionArgs&);  // bytes
   void (*forward)(const Context&, const AttentionForwardArgs&);
   void (*backward)(const Context&, const AttentionBackwardArgs&);
   void (*weights)(const Context&, const AttentionWeightsArgs&);

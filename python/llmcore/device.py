@@ -11,9 +11,9 @@ def device_info() -> dict[str, Any]:
     """What the core found on this machine.
 
     Returns:
-        `cpu_model`, `isa_available` and `isa_chosen` (kernel tables), `num_threads`, `logical_cores`,
-        `affinity_cores`, `physical_cores`, `quota_cores` (0: no limit), `memory_bytes` (this process
-        may use), and `cuda` with `available` and `reason`.
+        `cpu_model`, `isa_available` and `isa_chosen` (kernel tables), `num_threads`,
+        `logical_cores`, `affinity_cores`, `physical_cores`, `quota_cores` (0: no limit),
+        `memory_bytes` (that this process may use), and `cuda` with `available` and `reason`.
 
     Example:
         >>> device_info()["isa_chosen"] in device_info()["isa_available"]

@@ -144,7 +144,7 @@ class Transformer:
         return self._forward(ids, lengths, hidden=False)
 
     def encode(self, ids: Any, lengths: Any | None = None) -> Tensor:
-        """Hidden states after the last layer and norm: Tensor [B, T, C]. Arguments as for a call."""
+        """Hidden states after the last layer and norm, [B, T, C]. Arguments as for a call."""
         return self._forward(ids, lengths, hidden=True)
 
     def _forward(self, ids: Any, lengths: Any | None, *, hidden: bool) -> Tensor:
@@ -213,9 +213,9 @@ class StepResult:
 class TrainStep:
     """Forward, backward, clip and AdamW (Loshchilov and Hutter 2019), all in the core.
 
-    Weight decay applies to matrices and tables, not to biases and norms. With several micro-batches
-    the loss is the sum over all of them divided by the weight of all targets, so any split of a batch
-    gives the same mean.
+    Weight decay applies to matrices and tables, not to biases and norms. With several
+    micro-batches the loss is the sum over all of them divided by the weight of all targets, so any
+    split of a batch gives the same mean.
 
     Args:
         model: the model; its parameters are updated in place.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from llmcore.ops.embedding import embedding, embedding_backward
 from llmcore.ops.matmul import linear, linear_backward, matmul, matmul_backward
+from llmcore.ops.attention import attention, attention_backward
 from llmcore.ops.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from llmcore.ops.optimizer import adamw_step, clip_grad_norm
 from llmcore.ops.rope import rope, rope_backward
@@ -17,6 +18,8 @@ __all__ = [
     "clip_grad_norm",
     "embedding",
     "embedding_backward",
+    "attention",
+    "attention_backward",
     "layer_norm",
     "layer_norm_backward",
     "linear",

@@ -26,7 +26,8 @@ def layer_norm(
 ) -> Tensor:
     """Layer normalisation over all axes from `axis` on (Ba et al. 2016).
 
-    `y = (x - mean) / sqrt(variance + eps) * weight + bias`, the variance without Bessel's correction.
+    `y = (x - mean) / sqrt(variance + eps) * weight + bias`, the variance being the mean square
+    of x - mean.
 
     Args:
         x: float32 or bfloat16, any shape.

@@ -1,0 +1,357 @@
+// Attention's backward pass on the CPU: the weights come again from the scores and the saved log of
+// their sum (Dao et al. 2022).
+//
+//   P = exp(score - lse), O = (P K) V with dropout factors K
+//   dV = (P K)^T dO,  dP = K (dO V^T),  dS = P (dP - delta),  delta = rowsum(dO O)
+//   dQ = scale slope dS K,  dK = scale (slope dS)^T Q,  slope: derivative of the softcap
+#include "core/parallel.h"
+#include "ops/attention_tile.h"
+
+namespace llmcore::LLMCORE_ISA {
+namespace {
+
+// Query rows of a kv head that meet a tile of keys together.
+constexpr int64_t kBlockRows = 48;
+
+// What a thread works on: a block of query rows and a tile of keys.
+struct Workspace {
+  int64_t width, value_width;          // padded D and Dv
+  float* q;                            // [kBlockRows, width], scaled
+  float* dout;                         // [kBlockRows, value_width]
+  float* dq;                           // [kBlockRows, width]
+  float* keys;                         // [kTileKeys, width], scaled
+  float *keys_t, *values_t;            // [D, kTileKeys], [Dv, kTileKeys]
+  float *dk, *dv;                      // [kTileKeys, width], [kTileKeys, value_width]
+  float *weights, *dscores;            // [kBlockRows, kTileKeys]
+  KeyRange seen[kBlockRows];           // within the tile
+};
+
+void place(const AttentionArgs& args, Pieces& pieces, Workspace& work) {
+  work.width = padded(args.head_dim);
+  work.value_width = padded(args.value_dim);
+  work.q = pieces.take(kBlockRows * work.width);
+  work.dout = pieces.take(kBlockRows * work.value_width);
+  work.dq = pieces.take(kBlockRows * work.width);
+  work.keys = pieces.take(kTileKeys * work.width);
+  work.keys_t = pieces.take(args.head_dim * kTileKeys);
+  work.values_t = pieces.take(args.value_dim * kTileKeys);
+  work.dk = pieces.take(kTileKeys * work.width);
+  work.dv = pieces.take(kTileKeys * work.value_width);
+  work.weights = pieces.take(kBlockRows * kTileKeys);
+  work.dscores = pieces.take(kBlockRows * kTileKeys);
+}
+
+int64_t floats_per_thread(const AttentionArgs& args) {
+  Pieces count;
+  Workspace work;
+  place(args, count, work);
+  return count.used;
+}
+
+int64_t row_floats(const AttentionArgs& args) {
+  return divide_up(args.batch * args.heads * args.queries, 16) * 16;
+}
+
+// Which gradients a task produces. Each is summed in the same order whichever task does it.
+struct Wanted {
+  bool dq, dkv, dbias;
+};
+
+// Tiles of keys and rows of queries of one kv head.
+struct Part {
+  KvHead head;
+  int64_t first_key, end_key;
+  int64_t first_row, end_row;
+};
+
+// The row's place among [B, H, T].
+int64_t row_index(const AttentionArgs& args, const KvHead& head, int64_t row) {
+  return (head.b * args.heads + head.head(row)) * args.queries + head.query(row);
+}
+
+void add_bias_gradient(const AttentionBackwardArgs& args, const ScoreRow& row, const float* dscores) {
+  const ScoreView& view = args.dbias;
+  float* to = static_cast<float*>(view.data) + row.b * view.stride[0] + row.head * view.stride[1] +
+              row.query * view.stride[2] + row.first * view.stride[3];
+  for (int64_t j = row.seen.begin; j < row.seen.end; ++j) to[j * view.stride[3]] += dscores[j];
+}
+
+// From the row's products q . k (in `weights`) and dout . v (in `dscores`) to what their names say, in
+// place; zeros where the row does not see.
+LLMCORE_NOINLINE void row_backward(const AttentionBackwardArgs& args, const ScoreRow& row, float lse,
+                                   float delta, bool want_dbias, float* weights, float* dscores) {
+  float slope[kTileKeys], factors[kTileKeys];
+  finish_scores(args, row, weights, slope);
+  const bool drop = args.dropout.p > 0.0f;
+  if (drop) dropout_factors(args, row, factors);
+  if (lse == -kInfinity) lse = kInfinity;  // it saw nothing: all weights are exp(-inf)
+  for (int64_t v = 0; v < kTileKeys / kLanes; ++v) {
+    float *weight = weights + v * kLanes, *dscore = dscores + v * kLanes;
+    if (v < row.first_vec() || v >= row.end_vec()) {
+      store(weight, Vec{});
+      store(dscore, Vec{});
+      continue;
+    }
+    const Vec p = exp(load(weight) - lse);
+    Vec dp = load(dscore);
+    Vec kept = p;
+    if (drop) {
+      kept = p * load(factors + v * kLanes);
+      dp *= load(factors + v * kLanes);
+    }
+    store(weight, kept);
+    store(dscore, p * (dp - delta));
+  }
+  if (want_dbias) add_bias_gradient(args, row, dscores);
+  if (args.softcap > 0.0f)
+    for (int64_t v = row.first_vec(); v < row.end_vec(); ++v)
+      store(dscores + v * kLanes, load(dscores + v * kLanes) * load(slope + v * kLanes));
+}
+
+void enter_tile(const AttentionBackwardArgs& args, const KvHead& head, int64_t first, int64_t count,
+                const Wanted& wanted, Workspace& work) {
+  const float* k = args.k.at(head.b, first, head.kv_head);
+  const float* v = args.v.at(head.b, first, head.kv_head);
+  read_transposed(k, args.k.row_stride, count, args.head_dim, work.keys_t);
+  read_transposed(v, args.v.row_stride, count, args.value_dim, work.values_t);
+  if (!wanted.dq) return;
+  for (int64_t j = 0; j < count; ++j)
+    read_row(k + j * args.k.row_stride, args.head_dim, args.scale, work.keys + j * work.width);
+}
+
+// Rows [r, r + rows) of the block: their weights and score gradients, and their share of dq.
+void group_backward(const AttentionBackwardArgs& args, const Part& part, const float* delta,
+                    int64_t first_row, int64_t r, int64_t rows, int64_t first_key,
+                    const Wanted& wanted, Workspace& work) {
+  KeyRange all{kTileKeys, 0};
+  for (int64_t i = r; i < r + rows; ++i)
+    if (!is_empty(work.seen[i]))
+      all = {smaller(all.begin, work.seen[i].begin), larger(all.end, work.seen[i].end)};
+  float* weights = work.weights + r * kTileKeys;
+  float* dscores = work.dscores + r * kTileKeys;
+  if (is_empty(all)) {
+    zero(weights, rows * kTileKeys);
+    zero(dscores, rows * kTileKeys);
+    return;
+  }
+  const int64_t begin = all.begin / kLanes * kLanes;
+  Product product{.rows = rows,
+                  .vecs = divide_up(all.end - begin, kLanes),
+                  .depth = args.head_dim,
+                  .a = work.q + r * work.width,
+                  .a_row = work.width,
+                  .a_k = 1,
+                  .b = work.keys_t + begin,
+                  .b_row = kTileKeys,
+                  .c = weights + begin,
+                  .c_row = kTileKeys,
+                  .accumulate = false};
+  multiply(product);
+  product.depth = args.value_dim;
+  product.a = work.dout + r * work.value_width;
+  product.a_row = work.value_width;
+  product.b = work.values_t + begin;
+  product.c = dscores + begin;
+  multiply(product);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t number = first_row + r + i, index = row_index(args, part.head, number);
+    const ScoreRow row{part.head.b, part.head.head(number), part.head.query(number), first_key,
+                       work.seen[r + i]};
+    row_backward(args, row, args.lse[index], delta[index], wanted.dbias, weights + i * kTileKeys,
+                 dscores + i * kTileKeys);
+  }
+  if (!wanted.dq) return;
+  multiply({.rows = rows,
+            .vecs = work.width / kLanes,
+            .depth = all.end - all.begin,
+            .a = dscores + all.begin,
+            .a_row = kTileKeys,
+            .a_k = 1,
+            .b = work.keys + all.begin * work.width,
+            .b_row = work.width,
+            .c = work.dq + r * work.width,
+            .c_row = work.width,
+            .accumulate = true});
+}
+
+// The block's share of dk and dv: each key's sum over the rows that see it, in ascending order.
+void add_key_gradients(int64_t rows, int64_t count, Workspace& work) {
+  for (int64_t j = 0; j < count; j += kGroupRows) {
+    const int64_t end = smaller(j + kGroupRows, count);
+    int64_t begin_row = rows, end_row = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (work.seen[r].begin >= end || work.seen[r].end <= j) continue;
+      begin_row = smaller(begin_row, r);
+      end_row = r + 1;
+    }
+    if (begin_row >= end_row) continue;
+    Product product{.rows = end - j,
+                    .vecs = work.value_width / kLanes,
+                    .depth = end_row - begin_row,
+                    .a = work.weights + begin_row * kTileKeys + j,
+                    .a_row = 1,
+                    .a_k = kTileKeys,
+                    .b = work.dout + begin_row * work.value_width,
+                    .b_row = work.value_width,
+                    .c = work.dv + j * work.value_width,
+                    .c_row = work.value_width,
+                    .accumulate = true};
+    multiply(product);
+    product.vecs = work.width / kLanes;
+    product.a = work.dscores + begin_row * kTileKeys + j;
+    product.b = work.q + begin_row * work.width;
+    product.b_row = work.width;
+    product.c = work.dk + j * work.width;
+    product.c_row = work.width;
+    multiply(product);
+  }
+}
+
+// Brings the rows' queries, output gradients and dq in reach; false if none sees into the tile.
+bool enter_rows(const AttentionBackwardArgs& args, const Part& part, int64_t first_row, int64_t rows,
+                int64_t first_key, const Wanted& wanted, Workspace& work) {
+  bool any = false;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t query = part.head.query(first_row + r);
+    work.seen[r] = clip_to_tile(visible_keys(args, part.head.b, query), first_key);
+    any |= !is_empty(work.seen[r]);
+  }
+  if (!any) return false;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = first_row + r;
+    read_row(part.head.at(args.q, row), args.head_dim, args.scale, work.q + r * work.width);
+    read_row(part.head.at(args.dout, row), args.value_dim, 1.0f, work.dout + r * work.value_width);
+    if (wanted.dq)
+      read_row(part.head.at(args.dq, row), args.head_dim, 1.0f, work.dq + r * work.width);
+  }
+  return true;
+}
+
+void backward_part(const AttentionBackwardArgs& args, const Part& part, const float* delta,
+                   const Wanted& wanted, Workspace& work) {
+  const KvHead& head = part.head;
+  if (wanted.dq)
+    for (int64_t row = part.first_row; row < part.end_row; ++row)
+      zero(head.at(args.dq, row), args.head_dim);
+  for (int64_t first_key = part.first_key; first_key < part.end_key; first_key += kTileKeys) {
+    const int64_t count = smaller(kTileKeys, args.keys - first_key);
+    bool entered = false;
+    if (wanted.dkv) {
+      zero(work.dk, kTileKeys * work.width);
+      zero(work.dv, kTileKeys * work.value_width);
+    }
+    for (int64_t first_row = part.first_row; first_row < part.end_row; first_row += kBlockRows) {
+      const int64_t rows = smaller(kBlockRows, part.end_row - first_row);
+      if (!enter_rows(args, part, first_row, rows, first_key, wanted, work)) continue;
+      if (!entered) {
+        const int64_t length = args.kv_lengths != nullptr ? args.kv_lengths[head.b] : args.keys;
+        enter_tile(args, head, first_key, smaller(count, length - first_key), wanted, work);
+      }
+      entered = true;
+      for (int64_t r = 0; r < rows; r += kGroupRows)
+        group_backward(args, part, delta, first_row, r, smaller(kGroupRows, rows - r), first_key,
+                       wanted, work);
+      if (wanted.dkv) add_key_gradients(rows, count, work);
+      if (wanted.dq)
+        for (int64_t r = 0; r < rows; ++r)
+          write_row(work.dq + r * work.width, args.head_dim, head.at(args.dq, first_row + r));
+    }
+    if (!wanted.dkv) continue;
+    for (int64_t j = 0; j < count; ++j) {
+      write_row(work.dk + j * work.width, args.head_dim,
+                args.dk.at(head.b, first_key + j, head.kv_head));
+      write_row(work.dv + j * work.value_width, args.value_dim,
+                args.dv.at(head.b, first_key + j, head.kv_head));
+    }
+  }
+}
+
+// delta = rowsum(dout out) for every row.
+void row_deltas(const AttentionBackwardArgs& args, float* delta) {
+  const int64_t queries = args.queries, heads = args.heads;
+  parallel_chunks(args.batch * queries, 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t n = begin; n < end; ++n)
+      for (int64_t h = 0; h < heads; ++h) {
+        const float* out = args.out.at(n / queries, n % queries, h);
+        const float* dout = args.dout.at(n / queries, n % queries, h);
+        Vec sum{};
+        int64_t c = 0;
+        for (; c + kLanes <= args.value_dim; c += kLanes)
+          sum = fma(load(out + c), load(dout + c), sum);
+        if (c < args.value_dim)
+          sum = fma(load_partial(out + c, args.value_dim - c),
+                    load_partial(dout + c, args.value_dim - c), sum);
+        delta[(n / queries * heads + h) * queries + n % queries] = reduce_add(sum);
+      }
+  });
+}
+
+}  // namespace
+
+int64_t attention_backward_scratch(const AttentionArgs& args) {
+  return (row_floats(args) + num_threads() * floats_per_thread(args)) *
+         static_cast<int64_t>(sizeof(float));
+}
+
+void attention_backward_kernel(const Context&, const AttentionBackwardArgs& args) {
+  const int64_t group = args.heads / args.kv_heads, rows = args.queries * group;
+  const int64_t heads = args.batch * args.kv_heads, floats = floats_per_thread(args);
+  const int64_t tiles = divide_up(args.keys, kTileKeys), blocks = divide_up(rows, kBlockRows);
+  float* delta = args.scratch.as<float>();
+  float* scratch = delta + row_floats(args);
+  row_deltas(args, delta);
+
+  const auto kv_head = [&](int64_t head) {
+    return KvHead{head / args.kv_heads, head % args.kv_heads, group};
+  };
+  const auto run = [&](const Part& part, const Wanted& wanted, int worker) {
+    Pieces pieces{scratch + worker * floats};
+    Workspace work;
+    place(args, pieces, work);
+    backward_part(args, part, delta, wanted, work);
+  };
+  const auto rows_of_block = [&](int64_t block, int64_t& first, int64_t& end) {
+    first = block * kBlockRows;
+    end = smaller(first + kBlockRows, rows);
+  };
+
+  // A task per kv head does all at once, five products a tile. Where that leaves threads idle for
+  // longer than it takes to compute the weights twice, dk and dv go by tile, then dq by block: seven.
+  const int64_t threads = num_threads();
+  if (5 * divide_up(heads, threads) * threads <= 7 * heads) {
+    parallel_for(heads, [&](int64_t head, int worker) {
+      run({kv_head(head), 0, args.keys, 0, rows}, {.dq = true, .dkv = true}, worker);
+    });
+  } else {
+    parallel_for(heads * tiles, [&](int64_t task, int worker) {
+      const int64_t first = task % tiles * kTileKeys;
+      run({kv_head(task / tiles), first, smaller(first + kTileKeys, args.keys), 0, rows},
+          {.dkv = true}, worker);
+    });
+    parallel_for(heads * blocks, [&](int64_t task, int worker) {
+      Part part{.head = kv_head(task / blocks), .first_key = 0, .end_key = args.keys};
+      rows_of_block(task % blocks, part.first_row, part.end_row);
+      run(part, {.dq = true}, worker);
+    });
+  }
+  if (args.dbias.data == nullptr) return;
+
+  // Tasks that share no element of dbias; each sums over the broadcast axes in order. Heads that share
+  // elements keep all blocks in one task if a block's edge could part the heads of a query.
+  const int64_t* stride = args.dbias.stride;
+  const int64_t b_tasks = stride[0] != 0 ? args.batch : 1;
+  const int64_t h_tasks = stride[1] != 0 ? args.kv_heads : 1;
+  const bool by_block = stride[2] != 0 && (stride[1] != 0 || kBlockRows % group == 0);
+  const int64_t t_tasks = by_block ? blocks : 1;
+  parallel_for(b_tasks * h_tasks * t_tasks, [&](int64_t task, int worker) {
+    const int64_t b_task = task / (h_tasks * t_tasks), h_task = task / t_tasks % h_tasks;
+    for (int64_t b = b_task; b < args.batch; b += b_tasks)
+      for (int64_t h = h_task; h < args.kv_heads; h += h_tasks) {
+        Part part{kv_head(b * args.kv_heads + h), 0, args.keys, 0, rows};
+        if (t_tasks > 1) rows_of_block(task % t_tasks, part.first_row, part.end_row);
+        run(part, {.dbias = true}, worker);
+      }
+  });
+}
+
+}  // namespace llmcore::LLMCORE_ISA

@@ -1,0 +1,254 @@
+// Attention's forward pass on the CPU: blocks of query rows against tiles of keys, online softmax
+// (Milakov and Gimelshein 2018; Dao et al. 2022).
+#include "core/parallel.h"
+#include "ops/attention_tile.h"
+
+namespace llmcore::LLMCORE_ISA {
+namespace {
+
+// Query rows of a kv head that pass a tile of keys together: the tile is packed once for all of them.
+constexpr int64_t kBlockRows = 96;
+
+// A block of query rows, first_row .. first_row + rows - 1 of a kv head, in one thread's scratch.
+struct Block {
+  KvHead head;
+  int64_t first_row, rows;
+  int64_t value_width;     // padded Dv
+  float* q;                // [kBlockRows, padded D], scaled
+  float* keys;             // [D, kTileKeys]
+  float* values;           // [kTileKeys, padded Dv]
+  float* scores;           // [kGroupRows, kTileKeys]
+  float* states;           // [kBlockRows, padded Dv + kLanes]
+  float* highest;          // [kBlockRows] the highest score so far
+  KeyRange seen[kBlockRows];
+
+  // The running sums of row r: exp(score - highest) v, then, lane by lane, exp(score - highest).
+  float* state(int64_t r) const { return states + r * (value_width + kLanes); }
+};
+
+void place(const AttentionArgs& args, Pieces& pieces, Block& block) {
+  block.value_width = padded(args.value_dim);
+  block.q = pieces.take(kBlockRows * padded(args.head_dim));
+  block.keys = pieces.take(args.head_dim * kTileKeys);
+  block.values = pieces.take(kTileKeys * block.value_width);
+  block.scores = pieces.take(kGroupRows * kTileKeys);
+  block.states = pieces.take(kBlockRows * (block.value_width + kLanes));
+  block.highest = pieces.take(kBlockRows);
+}
+
+int64_t scratch_floats(const AttentionArgs& args) {
+  Pieces count;
+  Block block;
+  place(args, count, block);
+  return count.used;
+}
+
+int64_t forward_scratch(const AttentionArgs& args) {
+  return num_threads() * scratch_floats(args) * static_cast<int64_t>(sizeof(float));
+}
+
+// On its own, so that no compiler fuses the product with a sum after it.
+LLMCORE_NOINLINE void rescale(float* state, int64_t count, float factor) {
+  for (int64_t c = 0; c < count; c += kLanes) store(state + c, load(state + c) * factor);
+}
+
+// A row's scores join its running softmax: they become exp(score - highest), and its running sums are
+// rescaled if the highest rose. A tile that shows the row nothing changes nothing.
+LLMCORE_NOINLINE void softmax_step(const Block& block, int64_t r, const ScoreRow& row, float* scores) {
+  float* total = block.state(r) + block.value_width;
+  const float before = block.highest[r];
+  Vec most = broadcast(before);
+  for (int64_t v = row.first_vec(); v < row.end_vec(); ++v)
+    most = max(most, load(scores + v * kLanes));
+  const float now = reduce_max(most);
+  if (now == -kInfinity) {
+    for (int64_t v = row.first_vec(); v < row.end_vec(); ++v) store(scores + v * kLanes, Vec{});
+    return;
+  }
+  block.highest[r] = now;
+  if (now != before && before != -kInfinity)
+    rescale(block.state(r), block.value_width + kLanes, exp(broadcast(before - now))[0]);
+  Vec sum = load(total);
+  for (int64_t v = row.first_vec(); v < row.end_vec(); ++v) {
+    const Vec weight = exp(load(scores + v * kLanes) - now);
+    store(scores + v * kLanes, weight);
+    sum += weight;
+  }
+  store(total, sum);
+}
+
+// The keys that any of the rows [begin, end) of the block sees in the tile from `first` on.
+KeyRange seen_together(const Block& block, int64_t begin, int64_t end, int64_t first) {
+  KeyRange all{kTileKeys, 0};
+  for (int64_t r = begin; r < end; ++r) {
+    const KeyRange one = clip_to_tile(block.seen[r], first);
+    if (is_empty(one)) continue;
+    all = {smaller(all.begin, one.begin), larger(all.end, one.end)};
+  }
+  return all;
+}
+
+// Takes the block's rows through all keys they see: enter(tile), then for each group of rows that
+// sees something in it, use(tile, r, row, scores) for each row and finish(r, rows, seen) for all.
+template <class Enter, class Use, class Finish>
+LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, Use use, Finish finish) {
+  const int64_t width = padded(args.head_dim);
+  KeyRange all{args.keys, 0};
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const int64_t row = block.first_row + r;
+    read_row(block.head.at(args.q, row), args.head_dim, args.scale, block.q + r * width);
+    block.seen[r] = visible_keys(args, block.head.b, block.head.query(row));
+    if (!is_empty(block.seen[r]))
+      all = {smaller(all.begin, block.seen[r].begin), larger(all.end, block.seen[r].end)};
+    block.highest[r] = -kInfinity;
+    zero(block.state(r), block.value_width + kLanes);
+  }
+  for (int64_t first = all.begin / kTileKeys * kTileKeys; first < all.end; first += kTileKeys) {
+    const int64_t count = smaller(kTileKeys, all.end - first);
+    read_transposed(args.k.at(block.head.b, first, block.head.kv_head), args.k.row_stride, count,
+                    args.head_dim, block.keys);
+    enter(first, count);
+    for (int64_t r = 0; r < block.rows; r += kGroupRows) {
+      const int64_t end = smaller(r + kGroupRows, block.rows);
+      const KeyRange seen = seen_together(block, r, end, first);
+      if (is_empty(seen)) continue;
+      const int64_t begin_vec = seen.begin / kLanes;
+      multiply({.rows = end - r,
+                .vecs = divide_up(seen.end, kLanes) - begin_vec,
+                .depth = args.head_dim,
+                .a = block.q + r * width,
+                .a_row = width,
+                .a_k = 1,
+                .b = block.keys + begin_vec * kLanes,
+                .b_row = kTileKeys,
+                .c = block.scores + begin_vec * kLanes,
+                .c_row = kTileKeys,
+                .accumulate = false});
+      for (int64_t i = r; i < end; ++i) {
+        const int64_t number = block.first_row + i;
+        const ScoreRow row{block.head.b, block.head.head(number), block.head.query(number), first,
+                           clip_to_tile(block.seen[i], first)};
+        float* scores = block.scores + (i - r) * kTileKeys;
+        finish_scores(args, row, scores, nullptr);
+        use(i, row, scores);
+        // The rows of the group share the product to come: what this one does not see weighs zero.
+        for (int64_t v = begin_vec; v * kLanes < seen.end; ++v)
+          if (v < row.first_vec() || v >= row.end_vec()) store(scores + v * kLanes, Vec{});
+      }
+      finish(r, end - r, seen);
+    }
+  }
+}
+
+void forward_block(const AttentionForwardArgs& args, Block& block) {
+  const float* values = block.values;
+  int64_t values_row = block.value_width;
+  const auto enter = [&](int64_t first, int64_t count) {
+    const float* from = args.v.at(block.head.b, first, block.head.kv_head);
+    if (block.rows <= kGroupRows && args.value_dim % kLanes == 0) {
+      values = from;  // read once: packing would not pay
+      values_row = args.v.row_stride;
+      return;
+    }
+    for (int64_t j = 0; j < count; ++j)
+      read_row(from + j * args.v.row_stride, args.value_dim, 1.0f, block.values + j * values_row);
+  };
+  const auto use = [&](int64_t r, const ScoreRow& row, float* scores) {
+    softmax_step(block, r, row, scores);
+    if (args.dropout.p == 0.0f) return;
+    float factors[kTileKeys];
+    dropout_factors(args, row, factors);
+    for (int64_t v = row.first_vec(); v < row.end_vec(); ++v)
+      store(scores + v * kLanes, load(scores + v * kLanes) * load(factors + v * kLanes));
+  };
+  const auto finish = [&](int64_t r, int64_t rows, KeyRange seen) {
+    multiply({.rows = rows,
+              .vecs = block.value_width / kLanes,
+              .depth = seen.end - seen.begin,
+              .a = block.scores + seen.begin,
+              .a_row = kTileKeys,
+              .a_k = 1,
+              .b = values + seen.begin * values_row,
+              .b_row = values_row,
+              .c = block.state(r),
+              .c_row = block.value_width + kLanes,
+              .accumulate = true});
+  };
+  scan(args, block, enter, use, finish);
+
+  for (int64_t r = 0; r < block.rows; ++r) {
+    float* state = block.state(r);
+    const int64_t row = block.first_row + r, head = block.head.head(row);
+    const float total = reduce_add(load(state + block.value_width));
+    const bool saw_something = block.highest[r] != -kInfinity;
+    if (saw_something)
+      for (int64_t c = 0; c < block.value_width; c += kLanes)
+        store(state + c, load(state + c) / total);
+    write_row(state, args.value_dim, block.head.at(args.out, row));
+    if (args.lse != nullptr)
+      args.lse[(block.head.b * args.heads + head) * args.queries + block.head.query(row)] =
+          saw_something ? block.highest[r] + log(total) : -kInfinity;
+  }
+}
+
+void weights_block(const AttentionWeightsArgs& args, Block& block) {
+  const auto out = [&](int64_t row) {
+    const KvHead& head = block.head;
+    return args.weights + ((head.b * args.heads + head.head(row)) * args.queries + head.query(row)) *
+                              args.keys;
+  };
+  for (int64_t r = 0; r < block.rows; ++r)
+    for (int64_t j = 0; j < args.keys; ++j) out(block.first_row + r)[j] = -kInfinity;
+  // The scores first, then what the running softmax came to.
+  scan(
+      args, block, [](int64_t, int64_t) {},
+      [&](int64_t r, const ScoreRow& row, float* scores) {
+        float* to = out(block.first_row + r) + row.first;
+        for (int64_t j = row.seen.begin; j < row.seen.end; ++j) to[j] = scores[j];
+        softmax_step(block, r, row, scores);
+      },
+      [](int64_t, int64_t, KeyRange) {});
+  for (int64_t r = 0; r < block.rows; ++r) {
+    float* to = out(block.first_row + r);
+    const float total = reduce_add(load(block.state(r) + block.value_width));
+    const bool saw_something = block.highest[r] != -kInfinity;
+    for (int64_t j = 0; j < args.keys; j += kLanes) {
+      const int64_t count = smaller(kLanes, args.keys - j);
+      const Vec weight = exp(load_partial(to + j, count) - block.highest[r]) / total;
+      store_partial(to + j, saw_something ? weight : Vec{}, count);
+    }
+  }
+}
+
+// body(args, block) for every block of every kv head, those that see most first.
+template <class Args, class Body>
+LLMCORE_INLINE void for_each_block(const Args& args, Body body) {
+  const int64_t group = args.heads / args.kv_heads, rows = args.queries * group;
+  const int64_t blocks = divide_up(rows, kBlockRows), floats = scratch_floats(args);
+  parallel_for(args.batch * args.kv_heads * blocks, [&](int64_t task, int worker) {
+    const int64_t head = task / blocks, first = (blocks - 1 - task % blocks) * kBlockRows;
+    Pieces pieces{args.scratch.template as<float>() + worker * floats};
+    Block block;
+    block.head = {head / args.kv_heads, head % args.kv_heads, group};
+    block.first_row = first;
+    block.rows = smaller(kBlockRows, rows - first);
+    place(args, pieces, block);
+    body(args, block);
+  });
+}
+
+void forward(const Context&, const AttentionForwardArgs& args) { for_each_block(args, forward_block); }
+void weights(const Context&, const AttentionWeightsArgs& args) { for_each_block(args, weights_block); }
+
+}  // namespace
+
+extern const AttentionKernels attention_kernels;
+const AttentionKernels attention_kernels = {
+    .forward_scratch = forward_scratch,
+    .backward_scratch = attention_backward_scratch,
+    .forward = forward,
+    .backward = attention_backward_kernel,
+    .weights = weights,
+};
+
+}  // namespace llmcore::LLMCORE_ISA

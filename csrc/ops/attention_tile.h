@@ -1,0 +1,298 @@
+// What attention's forward and backward kernels share: tiles of keys, small matrix products, scores.
+//
+// Included by ops/attention*_cpu.cpp alone. Keys are cut into tiles of kTileKeys at fixed places, and
+// every sum runs over keys, or over the head's width, in ascending order as one chain of
+// multiply-adds. What a query does not see is left out, or enters as an exact zero: so a query's bits
+// do not depend on the queries it shares a tile with.
+#pragma once
+
+#include "ops/attention.h"
+#include "simd/math.h"
+#include "simd/philox.h"
+#include "simd/vec.h"
+
+namespace llmcore::LLMCORE_ISA {
+
+// The backward half of the family's table, in attention_backward_cpu.cpp.
+int64_t attention_backward_scratch(const AttentionArgs& args);
+void attention_backward_kernel(const Context& context, const AttentionBackwardArgs& args);
+
+namespace {
+
+#define LLMCORE_NOINLINE inline __attribute__((noinline))
+
+constexpr int64_t kTileKeys = 64;
+// A product holds this many rows and vectors of its result in registers.
+constexpr int64_t kGroupRows = 6;
+constexpr int64_t kPanelVecs = kVecBytes == 64 ? 4 : 2;
+
+constexpr float kInfinity = __builtin_inff();
+
+LLMCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+LLMCORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+LLMCORE_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+LLMCORE_INLINE int64_t padded(int64_t width) { return divide_up(width, kLanes) * kLanes; }
+
+// Hands out 64-byte aligned pieces of one thread's scratch, or counts them where there is none.
+struct Pieces {
+  float* base = nullptr;
+  int64_t used = 0;
+  float* take(int64_t floats) {
+    float* piece = base + used;
+    used += divide_up(floats, 16) * 16;
+    return piece;
+  }
+};
+
+// The query rows that share a kv head, numbered so that what they see moves on with the number: row r
+// is query r / group, head kv_head * group + r % group.
+struct KvHead {
+  int64_t b, kv_head, group;
+  int64_t query(int64_t r) const { return r / group; }
+  int64_t head(int64_t r) const { return kv_head * group + r % group; }
+  float* at(const HeadView& view, int64_t r) const { return view.at(b, query(r), head(r)); }
+};
+
+// ---- Copying between the callers' strided rows and dense tiles, padded to whole vectors ----
+
+LLMCORE_INLINE void read_row(const float* from, int64_t width, float factor, float* to) {
+  int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) store(to + c, load(from + c) * factor);
+  if (c < width) store(to + c, load_partial(from + c, width - c) * factor);
+}
+
+LLMCORE_INLINE void write_row(const float* from, int64_t width, float* to) {
+  int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) store(to + c, load(from + c));
+  if (c < width) store_partial(to + c, load(from + c), width - c);
+}
+
+LLMCORE_INLINE void zero(float* to, int64_t count) {
+  __builtin_memset(to, 0, count * sizeof(float));
+}
+
+// Compile-time lane numbers 0 .. kLanes - 1, for shuffles.
+template <int... kLane>
+struct LaneList {};
+template <int kCount, int... kLane>
+struct MakeLaneList : MakeLaneList<kCount - 1, kCount - 1, kLane...> {};
+template <int... kLane>
+struct MakeLaneList<0, kLane...> {
+  using Type = LaneList<kLane...>;
+};
+using AllLanes = typename MakeLaneList<kLanes>::Type;
+
+// Swaps the lanes of `low` that have bit kHalf set with those of `high` that have it clear.
+template <int kHalf, int... kLane>
+LLMCORE_INLINE void swap_halves(Vec& low, Vec& high, LaneList<kLane...>) {
+  const Vec first =
+      __builtin_shufflevector(low, high, ((kLane & kHalf) ? kLane - kHalf + kLanes : kLane)...);
+  high = __builtin_shufflevector(low, high, ((kLane & kHalf) ? kLane + kLanes : kLane + kHalf)...);
+  low = first;
+}
+
+template <int kHalf>
+LLMCORE_INLINE void transpose_step(Vec (&rows)[kLanes]) {
+  if constexpr (kHalf > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      if ((i & kHalf) == 0) swap_halves<kHalf>(rows[i], rows[i + kHalf], AllLanes{});
+    transpose_step<kHalf / 2>(rows);
+  }
+}
+
+// to[c][j] = the j-th of `count` rows at column c, zeros for j in [count, kTileKeys).
+LLMCORE_NOINLINE void read_transposed(const float* from, int64_t row_stride, int64_t count,
+                                      int64_t width, float* to) {
+  for (int64_t j = 0; j < kTileKeys; j += kLanes) {
+    for (int64_t c = 0; c < width; c += kLanes) {
+      const int64_t columns = smaller(kLanes, width - c);
+      Vec rows[kLanes];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const float* row = from + (j + i) * row_stride + c;
+        rows[i] = j + i >= count      ? Vec{}
+                  : columns == kLanes ? load(row)
+                                      : load_partial(row, columns);
+      }
+      transpose_step<kLanes / 2>(rows);
+      if (columns == kLanes) {
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kLanes; ++i) store(to + (c + i) * kTileKeys + j, rows[i]);
+      } else {
+        for (int64_t i = 0; i < columns; ++i) store(to + (c + i) * kTileKeys + j, rows[i]);
+      }
+    }
+  }
+}
+
+// ---- The small matrix product all of attention is made of ----
+
+// C[r][n] (+)= sum over k ascending of a[r * a_row + k * a_k] * b[k * b_row + n]; C's row stride is
+// c_row, and n runs over `vecs` vectors.
+struct Product {
+  int64_t rows, vecs, depth;
+  const float* a;
+  int64_t a_row, a_k;
+  const float* b;
+  int64_t b_row;
+  float* c;
+  int64_t c_row;
+  bool accumulate;
+};
+
+template <int kRows, int kVecs>
+void multiply_block(const Product& p, int64_t row, int64_t vec) {
+  const float* a = p.a + row * p.a_row;
+  const float* b = p.b + vec * kLanes;
+  float* c = p.c + row * p.c_row + vec * kLanes;
+  const int64_t a_row = p.a_row, a_k = p.a_k, b_row = p.b_row, c_row = p.c_row;
+  Vec sum[kRows][kVecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v)
+      sum[r][v] = p.accumulate ? load(c + r * c_row + v * kLanes) : Vec{};
+  for (int64_t k = p.depth; k > 0; --k, a += a_k, b += b_row) {
+    Vec y[kVecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) y[v] = load(b + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Vec x = broadcast(a[r * a_row]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(x, y[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) store(c + r * c_row + v * kLanes, sum[r][v]);
+}
+
+template <int kVecs>
+LLMCORE_INLINE void multiply_rows(const Product& p, int64_t row, int64_t vec) {
+  switch (smaller(kGroupRows, p.rows - row)) {
+    case 6:
+      return multiply_block<6, kVecs>(p, row, vec);
+    case 5:
+      return multiply_block<5, kVecs>(p, row, vec);
+    case 4:
+      return multiply_block<4, kVecs>(p, row, vec);
+    case 3:
+      return multiply_block<3, kVecs>(p, row, vec);
+    case 2:
+      return multiply_block<2, kVecs>(p, row, vec);
+    default:
+      return multiply_block<1, kVecs>(p, row, vec);
+  }
+}
+
+LLMCORE_NOINLINE void multiply(const Product& p) {
+  for (int64_t vec = 0; vec < p.vecs; vec += kPanelVecs) {
+    const int64_t vecs = smaller(kPanelVecs, p.vecs - vec);
+    for (int64_t row = 0; row < p.rows; row += kGroupRows) {
+      if (kPanelVecs >= 4 && vecs == 4)
+        multiply_rows<kPanelVecs>(p, row, vec);
+      else if (kPanelVecs >= 4 && vecs == 3)
+        multiply_rows<3>(p, row, vec);
+      else if (vecs == 2)
+        multiply_rows<2>(p, row, vec);
+      else
+        multiply_rows<1>(p, row, vec);
+    }
+  }
+}
+
+// ---- From products to scores ----
+
+// One query row against the tile of keys [first, first + kTileKeys), of which it sees the run `seen`
+// (mask aside), counted from `first`.
+struct ScoreRow {
+  int64_t b, head, query, first;
+  KeyRange seen;
+  int64_t first_vec() const { return seen.begin / kLanes; }
+  int64_t end_vec() const { return divide_up(seen.end, kLanes); }
+};
+
+// What of `range` lies in the tile of keys from `first` on, counted from there.
+LLMCORE_INLINE KeyRange clip_to_tile(KeyRange range, int64_t first) {
+  const int64_t end = smaller(larger(range.end - first, 0), kTileKeys);
+  return {smaller(larger(range.begin - first, 0), end), end};
+}
+
+LLMCORE_INLINE bool is_empty(KeyRange range) { return range.begin >= range.end; }
+
+template <class T, class Read>
+LLMCORE_INLINE Vec read_scores(const ScoreView& view, const AttentionArgs& args, const ScoreRow& row,
+                               int64_t column, Read read) {
+  const int64_t key = row.first + column;
+  const T* at = static_cast<const T*>(view.data) + row.b * view.stride[0] +
+                row.head * view.stride[1] + row.query * view.stride[2] + key * view.stride[3];
+  const int64_t count = smaller(kLanes, args.keys - key);
+  Vec values{};
+  for (int64_t i = 0; i < count; ++i) values[i] = read(at[i * view.stride[3]]);
+  return values;
+}
+
+LLMCORE_INLINE Vec read_bias(const AttentionArgs& args, const ScoreRow& row, int64_t column) {
+  const ScoreView& view = args.bias;
+  if (view.stride[3] == 1 && row.first + column + kLanes <= args.keys)
+    return load(static_cast<const float*>(view.data) + row.b * view.stride[0] +
+                row.head * view.stride[1] + row.query * view.stride[2] + row.first + column);
+  return read_scores<float>(view, args, row, column, [](float x) { return x; });
+}
+
+LLMCORE_INLINE VecI lane_numbers() {
+  VecI lanes{};
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// Turns products scale q . k into scores, -inf where the key is hidden, in the vectors that `seen`
+// touches. `slope`, if given, receives the derivative of the softcap.
+LLMCORE_NOINLINE void finish_scores(const AttentionArgs& args, const ScoreRow& row, float* scores,
+                                    float* slope) {
+  const Vec hidden = broadcast(-kInfinity);
+  for (int64_t v = row.first_vec(); v < row.end_vec(); ++v) {
+    const int64_t column = v * kLanes;
+    Vec score = load(scores + column);
+    if (args.softcap > 0.0f) {
+      const Vec capped = tanh(score * (1.0f / args.softcap));
+      if (slope != nullptr) store(slope + column, 1.0f - capped * capped);
+      score = capped * args.softcap;
+    }
+    if (args.bias.data != nullptr) score += read_bias(args, row, column);
+    if (args.mask.data != nullptr) {
+      const Vec may = read_scores<bool>(args.mask, args, row, column,
+                                        [](bool x) { return x ? 1.0f : 0.0f; });
+      score = select(may != 0.0f, score, hidden);
+    }
+    if (column < row.seen.begin || column + kLanes > row.seen.end) {
+      const VecI key = lane_numbers() + static_cast<int32_t>(column);
+      const VecI inside = (key >= static_cast<int32_t>(row.seen.begin)) &
+                          (key < static_cast<int32_t>(row.seen.end));
+      score = select(inside, score, hidden);
+    }
+    store(scores + column, score);
+  }
+}
+
+// What dropout multiplies the row's weights by, 0 or 1 / (1 - p), for the whole tile.
+LLMCORE_NOINLINE void dropout_factors(const AttentionArgs& args, const ScoreRow& row,
+                                      float* factors) {
+  const uint64_t element = static_cast<uint64_t>(
+      ((row.b * args.heads + row.head) * args.queries + row.query) * args.keys + row.first);
+  const uint64_t start = element / 4 * 4;
+  const uint32_t threshold = dropout_threshold(args.dropout.p);
+  const Vec keep = broadcast(1.0f / (1.0f - args.dropout.p));
+  float aligned[kTileKeys + kLanes];
+  for (int64_t c = 0; c < kTileKeys + kLanes; c += kLanes) {
+    const VecU words = philox_words(args.dropout.seed, args.dropout.stream, start + c);
+    store(aligned + c, select(words >= threshold, keep, Vec{}));
+  }
+  __builtin_memcpy(factors, aligned + (element - start), kTileKeys * sizeof(float));
+}
+
+}  // namespace
+}  // namespace llmcore::LLMCORE_ISA
