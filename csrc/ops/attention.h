@@ -22,9 +22,8 @@
 
 namespace llmcore {
 
-// Element (b, t, h, d) is at data[b * batch_stride + t * row_stride + h * head_stride + d], so that
-// q, k and v can be read from one packed [N, (H + 2 Hkv) D] matrix, from [B, H, T, D], or from a
-// cache.
+// Element (b, t, h, d) is at data[b * batch_stride + t * row_stride + h * head_stride + d], so that q,
+// k and v can be read from one packed [N, (H + 2 Hkv) D] matrix, from [B, H, T, D], or from a cache.
 struct HeadView {
   float* data = nullptr;
   int64_t batch_stride = 0, row_stride = 0, head_stride = 0;
@@ -77,12 +76,8 @@ LLMCORE_INLINE KeyRange visible_keys(const AttentionArgs& args, int64_t b, int64
 
 struct AttentionForwardArgs : AttentionArgs {
   HeadView out;          // [B, T, H, Dv]
-<<<<<<< HEAD
-  float* lse = nullptr;  // [B, H, T] log of the sum of exponentials, saved for backward, or null
-=======
   float* lse = nullptr;  // [B, H, T] log of the sum of exponentials, saved for backward, or null;
                          // -inf for a query that sees nothing
->>>>>>> attention
   Tensor scratch;        // provided by the checking layer
 };
 
