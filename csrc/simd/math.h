@@ -1,0 +1,148 @@
+// Elementary functions of vectors, written once for every vector width.
+//
+// Coefficients are minimax in relative error: Remez exchange in 40-digit arithmetic (mpmath), then
+// rounded to float. The bounds in the comments are of the finished functions against float64, with
+// fused multiply-adds; without them (SSE) add one unit in the last place (ulp). A NaN gives a NaN.
+#pragma once
+
+#include "simd/vec.h"
+
+namespace llmcore::LLMCORE_ISA {
+
+// c[0] + c[1] x + c[2] x^2 + ...
+template <int kCount>
+LLMCORE_INLINE Vec polynomial(const float (&c)[kCount], Vec x) {
+  Vec sum = broadcast(c[kCount - 1]);
+#pragma GCC unroll 16
+  for (int i = kCount - 2; i >= 0; --i) sum = fma(sum, x, broadcast(c[i]));
+  return sum;
+}
+
+LLMCORE_INLINE Vec abs(Vec x) {
+  return __builtin_bit_cast(Vec, __builtin_bit_cast(VecI, x) & 0x7fffffff);
+}
+
+// e^x, or e^(x + extra) where |extra| <= 0.1 is what rounding x lost. Within 1 ulp; 1 at 0,
+// infinity from 88.73 on, 0 below -86.99: the smallest results would be subnormal, slow on many
+// machines.
+//
+// x = n log(2) + r with |r| <= log(2) / 2, and e^x = 2^n e^r, where the factor 2^n is made of
+// integer bits. The polynomial gives 2 e^r, error 2^-28, so that the factor 2^(n - 1) never
+// overflows.
+template <class... Extra>
+LLMCORE_INLINE Vec exp(Vec x, Extra... extra) {
+  constexpr float kLog2E = 1.44269504f;
+  // log(2) in two parts, the first of 9 bits: n times it is exact.
+  constexpr float kLog2High = 0.693359375f, kLog2Low = -2.12194440e-4f;
+  // Adding it leaves n + 126, the exponent bits of 2^(n - 1), in the lowest bits of the sum.
+  constexpr float kRound = 0x1.8p23f + 126.0f;
+  constexpr float kCoefficients[] = {2.0f,
+                                     2.0f,
+                                     2 * 0.49999994f,
+                                     2 * 0.16666521f,
+                                     2 * 0.04166839f,
+                                     2 * 0.00836871f,
+                                     2 * 0.0013814612f};
+  x = x > 89.0f ? broadcast(89.0f) : x;
+  x = x < -87.4f ? broadcast(-87.4f) : x;  // n = -126: the bits of the factor are all zero
+  const Vec shifted = fma(x, broadcast(kLog2E), broadcast(kRound));
+  const Vec n = shifted - kRound;
+  Vec r = fma(n, broadcast(-kLog2High), x);
+  r = (fma(n, broadcast(-kLog2Low), r) + ... + extra);
+  const VecI factor = __builtin_bit_cast(VecI, shifted) << 23;
+  return polynomial(kCoefficients, r) * __builtin_bit_cast(Vec, factor);
+}
+
+// Natural logarithm of one number; rows have one each, so it need not be a vector's.
+LLMCORE_INLINE float log(float x) {
+  return __builtin_logf(x);
+}
+
+// sigmoid(x) = 1 / (1 + e^-x) and 1 - sigmoid(x) = sigmoid(-x), both within 3 ulp.
+struct Sigmoid {
+  Vec value, complement;
+};
+LLMCORE_INLINE Sigmoid sigmoid_pair(Vec x) {
+  const VecI positive = x > 0.0f;
+  const Vec small = exp(-abs(x));  // at most 1: nothing overflows
+  const Vec larger = 1.0f / (1.0f + small), smaller = small * larger;
+  return {positive ? larger : smaller, positive ? smaller : larger};
+}
+LLMCORE_INLINE Vec sigmoid(Vec x) {
+  return sigmoid_pair(x).value;
+}
+
+// Within 2 ulp: odd polynomial (error 2^-28) below 0.6, exponentials above.
+LLMCORE_INLINE Vec tanh(Vec x) {
+  constexpr float kCoefficients[] = {-0.333333f, 0.13331924f, -0.05378383f, 0.02079597f,
+                                     -0.0058951546f};
+  const Vec size = abs(x), square = x * x;
+  const Vec near = fma(x * square, polynomial(kCoefficients, square), x);
+  const Vec far = 1.0f - 2.0f / (1.0f + exp(size + size));
+  return size < 0.6f ? near : (x < 0.0f ? -far : far);
+}
+
+// The normal distribution at x: density phi(x) = e^(-x^2 / 2) / sqrt(2 pi) and cumulative
+// Phi(x) = (1 + erf(x / sqrt(2))) / 2, within 3 and 6 ulp, in the far tails too.
+//
+// Phi(-t) = e^(-t^2 / 2) P(w) / (t + 3.5) with w = (t - 3.5) / (t + 3.5), after Shepherd and
+// Laframboise (1981); P is fitted for 0 <= t <= 14, error 2^-27. t^2 is rounded exactly: 84
+// half-ulps of it would show.
+struct Normal {
+  Vec density, cumulative;
+};
+LLMCORE_INLINE Normal normal(Vec x) {
+  constexpr float kCoefficients[] = {0.74441606f,    -0.5655618f,  0.315425f,      -0.116052896f,
+                                     0.01740691f,    0.006492409f, -0.0031777974f, -0.00049465365f,
+                                     0.00042566002f, 0.0001127365f};
+  Vec t = abs(x);
+  t = t > 14.0f ? broadcast(14.0f) : t;
+  const Vec high = __builtin_bit_cast(Vec, __builtin_bit_cast(VecI, t) & ~0xfff);  // 12 bits
+  const Vec bell = exp(high * high * -0.5f, (high - t) * (high + t) * 0.5f);
+  const Vec inverse = 1.0f / (t + 3.5f);
+  const Vec tail = bell * (polynomial(kCoefficients, (t - 3.5f) * inverse) * inverse);
+  return {bell * 0.39894228f, x < 0.0f ? tail : 1.0f - tail};
+}
+
+// The activation functions (ops/activation.h) and their derivatives. Relative accuracy holds for
+// large negative x too, where a textbook 1 + tanh or 1 + erf would cancel.
+
+LLMCORE_INLINE Vec relu(Vec x) {
+  return x < 0.0f ? Vec{} : x;
+}
+LLMCORE_INLINE Vec relu_derivative(Vec x) {
+  return x > 0.0f ? broadcast(1.0f) : Vec{};
+}
+
+LLMCORE_INLINE Vec silu(Vec x) {
+  return x * sigmoid(x);
+}
+LLMCORE_INLINE Vec silu_derivative(Vec x) {
+  const Sigmoid s = sigmoid_pair(x);
+  return s.value * fma(x, s.complement, broadcast(1.0f));
+}
+
+LLMCORE_INLINE Vec gelu(Vec x) {
+  return x * normal(x).cumulative;
+}
+LLMCORE_INLINE Vec gelu_derivative(Vec x) {
+  const Normal at = normal(x);
+  return fma(x, at.density, at.cumulative);
+}
+
+// 0.5 (1 + tanh(u)) = sigmoid(2 u), with 2 u = x (a + b x^2), a = 2 sqrt(2 / pi), b = 0.044715 a.
+inline constexpr float kGeluLinear = 1.59576912f, kGeluCubic = 0.0713548163f;
+LLMCORE_INLINE Vec gelu_tanh(Vec x) {
+  return x * sigmoid(x * fma(x * x, broadcast(kGeluCubic), broadcast(kGeluLinear)));
+}
+LLMCORE_INLINE Vec gelu_tanh_derivative(Vec x) {
+  // Beyond 16 the sigmoid is exactly 0 or 1, and powers of x could overflow.
+  x = x > 16.0f ? broadcast(16.0f) : x;
+  x = x < -16.0f ? broadcast(-16.0f) : x;
+  const Vec square = x * x;
+  const Sigmoid s = sigmoid_pair(x * fma(square, broadcast(kGeluCubic), broadcast(kGeluLinear)));
+  const Vec slope = fma(square, broadcast(3.0f * kGeluCubic), broadcast(kGeluLinear));
+  return s.value * fma(x * slope, s.complement, broadcast(1.0f));
+}
+
+}  // namespace llmcore::LLMCORE_ISA
