@@ -15,4 +15,7 @@ PYBIND11_MODULE(_core, module) {
   bind_rope(module);
   bind_optimizer(module);
   bind_attention(module);
+  bind_activation(module);
+  bind_elementwise(module);
+  bind_cross_entropy(module);
 }
