@@ -1,6 +1,7 @@
 // Every pair of element types, as one loop each.
 #include "core/convert.h"
 
+#include <cmath>
 #include <limits>
 #include <type_traits>
 
@@ -24,13 +25,13 @@ auto value_of(T element) {
 // Whether the integer type Int holds `value` once its fraction is dropped; a NaN it does not.
 template <class Int, class Value>
 bool fits(Value value) {
-  constexpr Int lowest = std::numeric_limits<Int>::min(), highest = std::numeric_limits<Int>::max();
+  constexpr Int lowest = std::numeric_limits<Int>::min();
   if constexpr (std::is_floating_point_v<Value>) {
-    // -lowest is a power of two, exact in any float type, where `highest` may not be.
-    const Value limit = -static_cast<Value>(lowest);
-    return value > static_cast<Value>(lowest) - Value{1} && value < limit;
+    // -lowest is a power of two, exact in any float type, where the highest may not be.
+    const Value limit = -static_cast<Value>(lowest), whole = std::trunc(value);
+    return whole >= -limit && whole < limit;
   } else {
-    return value >= lowest && value <= highest;
+    return value >= lowest && value <= std::numeric_limits<Int>::max();
   }
 }
 

@@ -1,7 +1,7 @@
 // Embedding on the CPU: a gather of rows, and its reverse in stripes of columns.
 #include "core/parallel.h"
-#include "core/random.h"
 #include "ops/embedding.h"
+#include "simd/philox.h"
 #include "simd/vec.h"
 
 namespace llmcore::LLMCORE_ISA {
@@ -24,20 +24,8 @@ LLMCORE_INLINE void store_up_to(float* p, Vec v, int64_t count) {
     store_partial(p, v, count);
 }
 
-// `values` with the mask of `dropout` from element `first` on applied.
-LLMCORE_INLINE Vec drop(const Dropout& dropout, uint32_t threshold, int64_t first, Vec values) {
-  const float keep = 1.0f / (1.0f - dropout.p);
-  for (int i = 0; i < kLanes; ++i) {
-    const uint64_t element = static_cast<uint64_t>(first + i);
-    const Philox4 words = philox(dropout.seed, dropout.stream, element / 4);
-    values[i] = words.lane[element % 4] >= threshold ? values[i] * keep : 0.0f;
-  }
-  return values;
-}
-
 void forward(const Context&, const EmbeddingArgs& args) {
   const int64_t width = args.table.cols();
-  const uint32_t threshold = dropout_threshold(args.dropout.p);
   parallel_chunks(args.ids.numel(), kRowsPerTask, [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
       const float* token = args.table.f32() + args.ids.as<int32_t>()[n] * width;
@@ -52,14 +40,14 @@ void forward(const Context&, const EmbeddingArgs& args) {
         Vec sum = load_up_to(token + c, count) * args.scale;
         if (position != nullptr) sum += load_up_to(position + c, count);
         if (type != nullptr) sum += load_up_to(type + c, count);
-        if (args.dropout.p > 0) sum = drop(args.dropout, threshold, n * width + c, sum);
+        if (args.dropout.p > 0) sum *= dropout_factor(args.dropout, n * width + c);
         store_up_to(out + c, sum, count);
       }
     }
   });
 }
 
-// Adds the gradient rows [0, N), columns [begin, end), to one table's gradient.
+// The gradient of one table, and the row of it that each n adds to.
 struct Gradient {
   float* rows;
   const int32_t* ids;
@@ -67,7 +55,6 @@ struct Gradient {
 
 void backward(const Context&, const EmbeddingBackwardArgs& args) {
   const int64_t rows = args.dout.rows(), width = args.dout.cols();
-  const uint32_t threshold = dropout_threshold(args.dropout.p);
   const Gradient tables[] = {{args.dtable.f32(), args.ids.as<int32_t>()},
                              {args.dpositions.f32(), args.position_ids.as<int32_t>()},
                              {args.dtypes.f32(), args.type_ids.as<int32_t>()}};
@@ -80,7 +67,7 @@ void backward(const Context&, const EmbeddingBackwardArgs& args) {
       for (int64_t c = begin; c < end; c += kLanes) {
         const int64_t count = end - c;
         Vec gradient = load_up_to(dout + c, count);
-        if (args.dropout.p > 0) gradient = drop(args.dropout, threshold, n * width + c, gradient);
+        if (args.dropout.p > 0) gradient *= dropout_factor(args.dropout, n * width + c);
         float scale = args.scale;
         for (const Gradient& table : tables) {
           if (table.rows != nullptr) {

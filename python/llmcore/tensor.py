@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 from llmcore import _core
 from llmcore._core import Tensor
+from llmcore.errors import DTypeError, ShapeError
 
 
 def tensor(obj: Any, dtype: str | None = None, device: str = "cpu") -> Tensor:
@@ -28,21 +31,14 @@ def tensor(obj: Any, dtype: str | None = None, device: str = "cpu") -> Tensor:
         >>> tensor([1.0, 2.5], dtype="bfloat16").numpy()
         array([1. , 2.5], dtype=float32)
     """
-    import numpy as np
-
-    if not isinstance(obj, Tensor):
-        if hasattr(obj, "__dlpack__") and not isinstance(obj, np.ndarray | np.generic):
-            obj = _core.from_dlpack(obj)
-        else:
-            array = np.asarray(obj)
-            obj = _core.as_tensor(array.astype(np.float32) if array.dtype == np.float64 else array)
-    wanted = obj.dtype if dtype is None else dtype
-    if wanted == obj.dtype:
-        copy = _core.zeros(obj.shape, dtype=wanted)
-        _core.copy(source=obj, target=copy)
-        obj = copy
-    result: Tensor = obj.to(dtype=wanted, device=device)
-    return result
+    source = obj if isinstance(obj, Tensor) else _core.as_tensor(_readable(obj))
+    _core.empty([0], device=device)  # an unusable device is told before any work is done
+    if dtype is None or dtype == source.dtype:
+        result = _core.empty(source.shape, dtype=source.dtype)
+        _core.copy(source=source, target=result)
+    else:
+        result = source.to(dtype=dtype)
+    return result.to(device=device)
 
 
 def zeros(shape: Sequence[int] | int, dtype: str = "float32", device: str = "cpu") -> Tensor:
@@ -65,5 +61,22 @@ def zeros(shape: Sequence[int] | int, dtype: str = "float32", device: str = "cpu
         >>> zeros([2, 3])
         llmcore.Tensor(shape=[2, 3], dtype='float32', device='cpu')
     """
-    sizes = [shape] if isinstance(shape, int) else list(shape)
+    try:
+        given = [shape] if isinstance(shape, numbers.Integral) else shape
+        sizes = [operator.index(size) for size in given]
+    except TypeError as error:
+        raise ShapeError(f"zeros: shape must be whole numbers, got {shape!r}") from error
     return _core.zeros(sizes, dtype=dtype, device=device)
+
+
+def _readable(obj: Any) -> Any:
+    """`obj` as something the core takes: element types that no Tensor has go through NumPy."""
+    import numpy as np
+
+    if hasattr(obj, "__dlpack__") and not isinstance(obj, np.ndarray | np.generic):
+        try:
+            return _core.from_dlpack(obj)
+        except DTypeError:
+            obj = np.from_dlpack(obj)
+    array = np.asarray(obj)
+    return array.astype(np.float32) if array.dtype == np.float64 else array

@@ -48,18 +48,21 @@ def test_ten_steps_of_pytorch(rng):
     start = rng.standard_normal(1000).astype(np.float32)
     weight = torch.nn.Parameter(torch.from_numpy(start.copy()))
     theirs = torch.optim.AdamW([weight], lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-    ours, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    ours = [start.copy(), np.zeros_like(start), np.zeros_like(start)]
+    exact = [array.astype(np.float64) for array in ours]
     for step in range(1, 11):
         grad = (rng.standard_normal(1000) * 10.0 ** rng.integers(-6, 2, 1000)).astype(np.float32)
         weight.grad = torch.from_numpy(grad.copy())
         theirs.step()
-        ops.adamw_step(ours, grad, m, v, **SETTINGS, step=step)
+        ops.adamw_step(ours[0], grad, ours[1], ours[2], **SETTINGS, step=step)
+        wide = grad.astype(np.float64)
+        exact = list(reference.adamw(exact[0], wide, *exact[1:], *SETTINGS.values(), step))
         state = theirs.state[weight]
-        # Two correct roundings of one formula: a few units in the last place a step.
-        scale = np.abs(ours).max()
-        assert np.abs(ours - weight.detach().numpy()).max() <= step * 4 * 2.0**-24 * scale
-        np.testing.assert_allclose(m, state["exp_avg"].numpy(), rtol=1e-6, atol=1e-12)
-        np.testing.assert_allclose(v, state["exp_avg_sq"].numpy(), rtol=1e-6, atol=1e-30)
+        for got, same, want in zip(
+            ours, (weight.detach(), state["exp_avg"], state["exp_avg_sq"]), exact, strict=True
+        ):
+            allowed = 2 * np.abs(same.numpy() - want).max() + 2.0**-24 * np.abs(want).max()
+            assert np.abs(got - want).max() <= allowed
 
 
 def test_elements_depend_on_neither_threads_nor_neighbours(rng, threads):
