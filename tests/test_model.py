@@ -22,7 +22,7 @@ VARIANTS = {
     "gpt2": {},
     "llama": LLAMA,
     "post-norm": {"norm_placement": "post", "final_norm": False, "embedding_norm": True},
-    "sinusoidal": {"positions": "sinusoidal", "embedding_scale": 4.9, "activation": "relu"},
+    "sinusoidal": {"positions": "sinusoidal", "embedding_scale": 4.9, "activation": "gelu"},
     "window": {"sliding_window": 3, "attention_softcap": 5.0, "activation": "gelu"},
     "types": {"type_vocab_size": 3, "position_offset": 2, "head_bias": True},
     "partial-rope": {**LLAMA, "rotary_dim": 4, "rope_interleaved": True, "head_dim": 10},
