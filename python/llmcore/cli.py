@@ -178,26 +178,15 @@ def _run_config(
         stated = merge(stated, parse_overrides(overrides or []))
         first = RunConfig.from_dict(merge(below, stated))
         if first.train.resume:
-            below = merge(_stored_run(Path(first.train.out_dir)), below)
+            from llmcore.assemble import stored_run
+
+            below = merge(stored_run(Path(first.train.out_dir)), below)
             below = merge(below, {"train": {"resume": True, "overwrite": False}})
         run = RunConfig.from_dict(merge(below, stated))
         _check_model(run)
     except ConfigError as error:
         raise typer.BadParameter(_sentence(error)) from error
     return run
-
-
-def _stored_run(out_dir: Path) -> dict[str, Any]:
-    """The settings of the run in a directory; none where there is no run yet."""
-    try:
-        settings = json.loads((out_dir / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        from llmcore.errors import CheckpointError
-
-        raise CheckpointError(f"{out_dir / 'run.json'} cannot be read: {error}") from error
-    return dict(settings)
 
 
 def _check_model(run: RunConfig) -> None:
