@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+
 from llmcore import cli
 from llmcore.cli_options import option_name
 from llmcore.train_config import DataConfig, TrainConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from llmcore import doctor, plan
 from llmcore.config import ModelConfig
 from llmcore.errors import ConfigError

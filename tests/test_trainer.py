@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from llmcore import checkpoint, plan
 from llmcore.config import ModelConfig, parameter_shapes
 from llmcore.errors import CheckpointError, ConfigError, DataError, LlmcoreError

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from llmcore import hf
 from llmcore.config import PRESETS, ModelConfig
 from llmcore.data import TokenDataset, shakespeare

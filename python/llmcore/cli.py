@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+
 from llmcore.cli_options import given, options_from
 from llmcore.errors import ConfigError
 from llmcore.train_config import DataConfig, RunConfig, TrainConfig, merge, parse_overrides
@@ -336,12 +337,13 @@ def tokenize(
 
     llmcore tokenize books/*.txt --tokenizer bpe --vocab-size 8192 --out shards
     """
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
     import llmcore
     from llmcore.assemble import choose_tokenizer
     from llmcore.documents import list_files
     from llmcore.log import format_bytes, format_count
     from llmcore.tokenizing import tokenize_files
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     files = list_files(inputs)
     chosen = choose_tokenizer(DataConfig(tokenizer=tokenizer, vocab_size=vocab_size), files)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
 from llmcore import checkpoint, plan
 from llmcore.atomic import current_files
 from llmcore.config import ModelConfig
@@ -27,8 +28,9 @@ from llmcore.train_config import TrainConfig, dropout_fields, resume_changes
 from llmcore.viz import save_loss_curve
 
 if TYPE_CHECKING:
-    from llmcore.tokenizer import Tokenizer
     from numpy.typing import NDArray
+
+    from llmcore.tokenizer import Tokenizer
 
 
 class TrainableModel(HasLoss, Protocol):
