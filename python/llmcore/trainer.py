@@ -373,11 +373,7 @@ class Trainer:
             set_num_threads(config.threads)
         if config.recompute:
             self.model.recompute = True
-        if factory is None:
-            from llmcore.model import TrainStep
-
-            factory = TrainStep
-        return factory(
+        return (factory or _core_train_step())(
             self.model,
             lr=config.lr,
             betas=config.betas,
@@ -450,6 +446,12 @@ class Trainer:
             reason=reason,
             signal=signal,
         )
+
+
+def _core_train_step() -> Callable[..., Any]:
+    from llmcore.model import TrainStep  # loads the compiled core, which not every caller needs
+
+    return TrainStep
 
 
 def resolve_data(data: Any) -> tuple[TokenDataset, TokenDataset | None]:
