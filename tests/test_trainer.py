@@ -46,7 +46,7 @@ class BigramModel:
     """logits(next | token) = head @ embedding[token]; every other parameter is dead weight."""
 
     def __init__(self, seed=0, config=CONFIG):
-        self.config = config
+        self.config, self.recompute = config, False
         shapes = parameter_shapes(config)
         self.flat = np.zeros(sum(math.prod(s) for s in shapes.values()), np.float32)
         rng = np.random.default_rng(seed)
@@ -65,7 +65,8 @@ class BigramModel:
 
     def loss_and_gradient(self, batch, mask=None):
         """Summed loss and its flat gradient."""
-        table, head = self.views["embed.tokens.weight"], self.views["head.weight"]
+        table = self.views["embed.tokens.weight"]
+        head = self.views.get("head.weight", table)
         ids = batch.dec_ids.reshape(-1)
         rows = np.arange(ids.size) if batch.rows is None else batch.rows
         hidden = table[ids[rows]] * (1 if mask is None else mask[: len(rows)])
@@ -81,7 +82,8 @@ class BigramModel:
         for name, view in self.views.items():
             views[name] = gradient[start : start + view.size].reshape(view.shape)
             start += view.size
-        views["head.weight"] += p.T @ hidden
+        head_gradient = views.get("head.weight", views["embed.tokens.weight"])
+        head_gradient += p.T @ hidden
         back = (p @ head) * (1 if mask is None else mask[: len(rows)])
         np.add.at(views["embed.tokens.weight"], ids[rows], back)
         return loss, gradient
@@ -112,7 +114,8 @@ class NumpyTrainStep:
         for index, micro in enumerate(batches):
             counter = [self.step_count, index, 0, 0]
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
-            mask = (rng.random((micro.targets.size, 6)) > 0.1).astype(np.float32) / 0.9
+            shape = micro.targets.size, self.model.config.hidden_size
+            mask = (rng.random(shape) > 0.1).astype(np.float32) / 0.9
             loss, part = self.model.loss_and_gradient(micro, mask)
             total, gradient = total + loss, gradient + part
         loss, gradient = total / targets, gradient / np.float32(targets)
@@ -349,9 +352,9 @@ def test_too_many_skips_end_the_run_and_keep_the_checkpoint(tmp_path):
 
 
 def test_early_stopping_and_best(tmp_path):
-    """Every evaluation after the first two is worse, so the third of those ends the run."""
+    """All after step 20 are worse, so the third of them ends the run; step 0 is no candidate."""
     run = trainer(settings(tmp_path / "run", early_stopping=3, steps=500))
-    scripted = iter([2.0] * 4 + [1.0] * 4 + [1.5] * 100)  # evaluations have four batches
+    scripted = iter([0.5] * 4 + [1.0] * 4 + [1.5] * 100)  # evaluations have four batches
     run.model.loss = lambda batch: next(scripted)
     result = run.fit()
     assert (result.reason, result.step, result.best_step) == ("early stopping", 80, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -19,7 +20,7 @@ from llmcore.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from llmcore.shards import has_index
 from llmcore.tokenizer import Tokenizer
 from llmcore.tokenizing import tokenize_files
-from llmcore.train_config import DataConfig, RunConfig, TrainConfig, dropout_fields
+from llmcore.train_config import DataConfig, RunConfig, TrainConfig, dropout_fields, resume_changes
 from llmcore.trainer import Trainer, copy_parameters, refuse_second_run, resolve_data
 
 if TYPE_CHECKING:
@@ -52,8 +53,13 @@ def build_trainer(run: RunConfig, *, device: str = "cpu", dtype: str = "float32"
 
     train = run.train
     refuse_second_run(train)
+    source = dataclasses.replace(
+        run.data, path=_absolute(run.data.path), validation=_absolute(run.data.validation)
+    )
+    if train.resume:
+        _refuse_other_data(source, Path(train.out_dir))
     name = str(run.model["name"])
-    start = Path(name) if is_directory(name) else None
+    start = find_checkpoint(name) if is_directory(name) else None
     data = load_data(run.data, train, model_directory=start)
     config = build_model_config(run.model, tokenizer=data.tokenizer, train=train)
     if config.kind != "decoder":
@@ -62,10 +68,36 @@ def build_trainer(run: RunConfig, *, device: str = "cpu", dtype: str = "float32"
     if start is not None and not train.resume:
         copy_parameters(hf.load_state(start, config), model)
     model.tokenizer = data.tokenizer
-    data_settings = {**run.data.to_dict(), "path": _absolute(run.data.path)}
-    data_settings["validation"] = _absolute(run.data.validation)
-    origin = {"model": {"name": name, **config.to_dict()}, "data": data_settings}
+    origin = {"model": {"name": name, **config.to_dict()}, "data": source.to_dict()}
     return Trainer(model, (data.train, data.val), train, tokenizer=data.tokenizer, origin=origin)
+
+
+def stored_run(out_dir: Path) -> dict[str, Any]:
+    """The settings of the run in a directory, as ``run.json`` has them; empty without a run.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    file = out_dir / "run.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        raise CheckpointError(
+            f"{file} is damaged; delete it and give the settings of the run again"
+        ) from None
+    return dict(settings)
+
+
+def _refuse_other_data(source: DataConfig, out_dir: Path) -> None:
+    before = DataConfig.from_dict(stored_run(out_dir).get("data", source.to_dict()))
+    changes = resume_changes(before, source)[1]
+    if changes:
+        raise ConfigError(
+            f"cannot resume {out_dir} on other data ({', '.join(changes)}); give it the data it"
+            " began with, or start a run of its own"
+        )
 
 
 def load_data(
@@ -95,16 +127,17 @@ def load_data(
         elif val is None and config.validation_fraction:
             return RunData(*shards.split(config.validation_fraction), shards.tokenizer)
         return RunData(shards, val, shards.tokenizer)
-    _require_file(path)
     out = Path(train.out_dir)
     stored, stored_val = out / "data", out / "data-validation"
     if not (train.resume and has_index(stored)):
+        _require_file(path)
         tokenizer = choose_tokenizer(config, [path], model_directory)
-        fraction = 0.0 if config.validation else config.validation_fraction
-        tokenize_files([path], tokenizer, stored, val_fraction=fraction, overwrite=True)
         if config.validation:
             _require_file(Path(config.validation))
             tokenize_files([Path(config.validation)], tokenizer, stored_val, overwrite=True)
+        # Last, since its presence tells a resumed run that all is there.
+        fraction = 0.0 if config.validation else config.validation_fraction
+        tokenize_files([path], tokenizer, stored, val_fraction=fraction, overwrite=True)
     shards, val = resolve_data(stored)
     if config.validation:
         val = resolve_data(stored_val)[0]
@@ -192,7 +225,7 @@ def build_model_config(
         overrides = {**dropout_fields(train.dropout), **overrides}
     name = str(settings["name"])
     if is_directory(name):
-        return hf.load_config(name).replace(**overrides)
+        return hf.load_config(find_checkpoint(name)).replace(**overrides)
     check_model_name(name)
     fitted: dict[str, Any] = {}
     if tokenizer is not None:

@@ -11,13 +11,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from llmcore.cli_options import given, options_from
 from llmcore.errors import ConfigError
 from llmcore.train_config import DataConfig, RunConfig, TrainConfig, merge, parse_overrides
+
+if TYPE_CHECKING:
+    from llmcore.generate import GenerationConfig
+    from llmcore.trainer import Trainer
 
 # typer may carry its own copy of click; its usage errors are recognised by what they derive from.
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
@@ -150,11 +154,25 @@ def train(
         from llmcore.generate import GenerationConfig
 
         options = GenerationConfig(
-            max_new_tokens=run.train.sample_tokens, temperature=0.8, top_k=200, seed=run.train.seed
+            max_new_tokens=run.train.sample_tokens,
+            temperature=0.8,
+            top_k=200,
+            seed=run.train.seed,
+            overflow="slide",
         )
         print("\nA sample:\n")
-        _print_stream(trainer.model, "\n", options)
+        _print_stream(trainer.model, _first_tokens(trainer), options)
     return 0
+
+
+def _first_tokens(trainer: Trainer) -> list[int]:
+    """What a sample begins with: the token between documents, a line break, or any token."""
+    tokenizer = trainer.tokenizer
+    assert tokenizer is not None
+    for token in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.token_to_id("\n")):
+        if token is not None:
+            return [token]
+    return [int(trainer.train_data.read(0, 1)[0])]
 
 
 def _run_config(
@@ -179,26 +197,15 @@ def _run_config(
         stated = merge(stated, parse_overrides(overrides or []))
         first = RunConfig.from_dict(merge(below, stated))
         if first.train.resume:
-            below = merge(_stored_run(Path(first.train.out_dir)), below)
+            from llmcore.assemble import stored_run
+
+            below = merge(stored_run(Path(first.train.out_dir)), below)
             below = merge(below, {"train": {"resume": True, "overwrite": False}})
         run = RunConfig.from_dict(merge(below, stated))
         _check_model(run)
     except ConfigError as error:
         raise typer.BadParameter(_sentence(error)) from error
     return run
-
-
-def _stored_run(out_dir: Path) -> dict[str, Any]:
-    """The settings of the run in a directory; none where there is no run yet."""
-    try:
-        settings = json.loads((out_dir / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        from llmcore.errors import CheckpointError
-
-        raise CheckpointError(f"{out_dir / 'run.json'} cannot be read: {error}") from error
-    return dict(settings)
 
 
 def _check_model(run: RunConfig) -> None:
@@ -220,10 +227,12 @@ def _default_device() -> str:
     return str(settings.get("LLMCORE_DEVICE") or "cpu")
 
 
-def _print_stream(model: Any, prompt: str, options: Any) -> None:
+def _print_stream(model: Any, prompt: str | list[int], options: GenerationConfig) -> None:
     """Print text as it is generated."""
-    for piece in model.generate([prompt], options, stream=True):
-        print(piece.text, end="", flush=True)
+    from llmcore.generate import stream
+
+    for token in stream(model, [prompt], options):
+        print(token.text, end="", flush=True)
     print()
 
 
@@ -316,8 +325,9 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        stop=stop or [],
+        stop_strings=stop or (),
         seed=seed,
+        overflow="slide",
     )
     print(prompt, end="", flush=True)
     _print_stream(loaded, prompt, options)

@@ -63,7 +63,8 @@ def _parameter(item: dataclasses.Field[Any], hint: Any, panel: str) -> inspect.P
         rich_help_panel=panel,
         show_default=False,
     )
-    annotation = typing.Annotated[_plain(hint) | None, option]
+    kind: Any = _plain(hint) | None
+    annotation: Any = typing.Annotated[kind, option]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )

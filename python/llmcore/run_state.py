@@ -80,9 +80,14 @@ class RunState:
         self.recent_norms = [*self.recent_norms[1 - WINDOW :], result.grad_norm]
 
     def record_evaluation(self, loss: float) -> bool:
-        """Count one evaluation; returns whether it is the best so far."""
+        """Count one evaluation; returns whether it is the best so far.
+
+        That of the untrained model, at step 0, is the first point of the curve and no more.
+        """
         self.evaluated_step = self.step
         self.val_loss = loss if math.isfinite(loss) else None
+        if self.step == 0:
+            return False
         better = self.val_loss is not None and (self.best_loss is None or loss < self.best_loss)
         if better:
             self.best_loss, self.best_step, self.worse_evaluations = loss, self.step, 0

@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,7 +34,13 @@ if TYPE_CHECKING:
 
 
 class TrainableModel(HasLoss, Protocol):
-    """What the loop needs of a model; `llmcore.Transformer` has it."""
+    """What the loop needs of a model; `llmcore.Transformer` has it.
+
+    Attributes:
+        recompute: whether backward runs each block's forward again.
+    """
+
+    recompute: bool
 
     @property
     def config(self) -> ModelConfig:
@@ -289,8 +296,7 @@ class Trainer:
         better = state.record_evaluation(loss)
         self._log.write(state.step, {"val_loss": loss})
         note = ""
-        # An untrained model is the first point of the curve, not a checkpoint worth keeping.
-        if better and state.step > 0:
+        if better:
             self._save("best", None)
             note = "  best so far"
         elif state.worse_evaluations:
@@ -365,11 +371,9 @@ class Trainer:
             from llmcore import set_num_threads
 
             set_num_threads(config.threads)
-        if factory is None:
-            from llmcore.model import TrainStep
-
-            factory = TrainStep
-        return factory(
+        if config.recompute:
+            self.model.recompute = True
+        return (factory or _core_train_step())(
             self.model,
             lr=config.lr,
             betas=config.betas,
@@ -422,7 +426,7 @@ class Trainer:
         say = self._log.say
         validation = f", {len(self.val_data):,} for validation" if self.val_data else ""
         say(f"data       {len(self.train_data):,} tokens to train on{validation}")
-        for line in cost.describe():
+        for line in replace(cost, steps=max(0, config.steps - self.state.step)).describe():
             say(line)
         say(f"results    {self.out_dir}")
         if self._resumed and self.state.step:
@@ -442,6 +446,12 @@ class Trainer:
             reason=reason,
             signal=signal,
         )
+
+
+def _core_train_step() -> Callable[..., Any]:
+    from llmcore.model import TrainStep  # loads the compiled core, which not every caller needs
+
+    return TrainStep
 
 
 def resolve_data(data: Any) -> tuple[TokenDataset, TokenDataset | None]:
