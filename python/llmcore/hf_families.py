@@ -136,6 +136,7 @@ class Family:
         fields = dict(self.fixed)
         for key in self.keys:
             fields[key.ours] = key.decode(values.get(key.theirs, key.default))
+        _drop_foreign_token_ids(fields)
         if self.rope:
             try:
                 fields |= _decode_rope(values, fields["max_positions"])
@@ -219,6 +220,18 @@ def _token_id(value: Any) -> Any:
 def _token_keys(**defaults: int | None) -> tuple[Key, ...]:
     names = ("bos", "eos", "pad")
     return tuple(Key(f"{n}_id", f"{n}_token_id", defaults.get(n), _token_id) for n in names)
+
+
+def _drop_foreign_token_ids(fields: dict[str, Any]) -> None:
+    """Forget special ids outside the vocabulary.
+
+    Small models keep the ids of transformers' defaults (50256 in GPT-2's), which they cannot mean.
+    """
+    size = fields["vocab_size"]
+    for name in ("bos_id", "eos_id", "pad_id"):
+        token = fields.get(name)
+        if isinstance(token, int) and isinstance(size, int) and token >= size:
+            fields[name] = None
 
 
 # Numbers that go with a rope type, beyond its factor; they have the same names on both sides.
