@@ -203,17 +203,18 @@ struct Block {
     for (int64_t j = first; j < end; ++j) {
       alignas(64) float tile[kTileRows * kTileCols];
       const Place panel = panel_at(j, k, depth, in_place);
-      for (int64_t s = 0; s < strips; ++s) {
-        multiply_width(panels.width(j), strip[s], panel, depth, ahead,
-                       tile + s * kStripRows * kTileCols);
-        ahead.data += ahead.rows * ahead.stride;
-      }
       const TilePlace place{.row = row,
                             .col = panels.first_col(j),
                             .rows = valid_rows,
                             .cols = panels.valid_cols(j),
                             .add = k > 0 || args.accumulate,
                             .last = k + depth >= p.depth};
+      prefetch_tile(args, place, p.transposed);
+      for (int64_t s = 0; s < strips; ++s) {
+        multiply_width(panels.width(j), strip[s], panel, depth, ahead,
+                       tile + s * kStripRows * kTileCols);
+        ahead.data += ahead.rows * ahead.stride;
+      }
       if (p.transposed)
         store_transposed_tile(args, place, tile);
       else

@@ -100,6 +100,16 @@ struct TilePlace {
   bool last;           // the sum is complete
 };
 
+// Brings the tile's place in C near while its sums are computed.
+LLMCORE_INLINE void prefetch_tile(const MatmulArgs& args, const TilePlace& place, bool transposed) {
+  const int64_t m = transposed ? place.col : place.row, n = transposed ? place.row : place.col;
+  const int64_t rows = transposed ? place.cols : place.rows;
+  const int64_t cols = transposed ? place.rows : place.cols;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; c += kCacheLine)
+      __builtin_prefetch(args.c.f32() + (m + r) * args.c.dim(1) + n + c, 1, 3);
+}
+
 LLMCORE_INLINE void store_row(const MatmulArgs& args, const TilePlace& place, int64_t m, int64_t n,
                               int64_t count, Vec v) {
   float* c = args.c.f32() + m * args.c.dim(1) + n;
