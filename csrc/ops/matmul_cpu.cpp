@@ -155,13 +155,13 @@ void make_panel(const Operand& side, int64_t col, int64_t valid, int64_t vectors
 // The rows [begin, end) and columns of C that one task computes, block of k after block of k.
 struct Block {
   const Problem& p;
-  const MatmulArgs& args;
+  const Output& out;
   const Panels panels;
   const int64_t row_begin, row_end;
   const float* shared;        // panels of all k, or null
   float *own_panels, *copied; // the worker's scratch
 
-  struct Place {
+  struct Rows {
     const float* data;
     int64_t stride;
   };
@@ -195,33 +195,35 @@ struct Block {
                  bool in_place) const {
     const int64_t valid_rows = min(kTileRows, row_end - row);
     const int64_t strips = ceil_div(valid_rows, kStripRows);
-    Place strip[kTileRows / kStripRows];
+    Rows strip[kTileRows / kStripRows];
     for (int64_t s = 0; s < strips; ++s) strip[s] = strip_at(row + s * kStripRows, k, depth);
     Ahead ahead = rows_after(row, k);
     ahead.rows = ceil_div(ahead.rows, (end - first) * strips);
 
     for (int64_t j = first; j < end; ++j) {
       alignas(64) float tile[kTileRows * kTileCols];
-      const Place panel = panel_at(j, k, depth, in_place);
+      const Rows panel = panel_at(j, k, depth, in_place);
+      const int64_t col = panels.first_col(j), valid_cols = panels.valid_cols(j);
+      const Place place{.m = p.transposed ? col : row,
+                        .n = p.transposed ? row : col,
+                        .rows = p.transposed ? valid_cols : valid_rows,
+                        .cols = p.transposed ? valid_rows : valid_cols,
+                        .add = k > 0 || out.args.accumulate,
+                        .last = k + depth >= p.depth};
+      prefetch(out, place);
       for (int64_t s = 0; s < strips; ++s) {
         multiply_width(panels.width(j), strip[s], panel, depth, ahead,
                        tile + s * kStripRows * kTileCols);
         ahead.data += ahead.rows * ahead.stride;
       }
-      const TilePlace place{.row = row,
-                            .col = panels.first_col(j),
-                            .rows = valid_rows,
-                            .cols = panels.valid_cols(j),
-                            .add = k > 0 || args.accumulate,
-                            .last = k + depth >= p.depth};
       if (p.transposed)
-        store_transposed_tile(args, place, tile);
+        store_transposed_tile(out, place, tile);
       else
-        store_tile(args, place, tile);
+        store_tile(out, place, tile);
     }
   }
 
-  static void multiply_width(int64_t width, const Place& rows, const Place& panel, int64_t depth,
+  static void multiply_width(int64_t width, const Rows& rows, const Rows& panel, int64_t depth,
                              const Ahead& ahead, float* tile) {
     if (width == kTileVectors)
       multiply<kTileVectors>(rows.data, rows.stride, panel.data, panel.stride, depth, ahead, tile);
@@ -232,7 +234,7 @@ struct Block {
   }
 
   // A strip in place where it can be; the last rows are copied if they are fewer.
-  Place strip_at(int64_t row, int64_t k, int64_t depth) const {
+  Rows strip_at(int64_t row, int64_t k, int64_t depth) const {
     if (!p.row_side.along_k) return {copied + (row - row_begin) * kCopyStride, kCopyStride};
     if (row_end - row >= kStripRows) return {p.row_side.at(row, k), p.row_side.stride};
     for (int64_t r = 0; r < kStripRows; ++r) {
@@ -244,7 +246,7 @@ struct Block {
     return {copied, kCopyStride};
   }
 
-  Place panel_at(int64_t j, int64_t k, int64_t depth, bool in_place) const {
+  Rows panel_at(int64_t j, int64_t k, int64_t depth, bool in_place) const {
     const int64_t width = panels.width(j) * kLanes;
     if (p.shared_panels) return {shared + panels.start(j) * kLanes * p.depth + k * width, width};
     float* own = own_panels + panels.start(j) * kLanes * depth;
@@ -287,6 +289,7 @@ LLMCORE_INLINE void for_each_task(bool alone, int64_t count, Body body) {
 void matmul(const Context&, const MatmulArgs& args) {
   const Problem p = make_problem(args);
   const Plan plan = make_plan(p, args.workers);
+  const Output out = make_output(args);
   float* shared = args.scratch.f32();
   const bool alone = p.rows * p.cols * max(p.depth, 1) < kTaskWork;
   for (int64_t pass = 0; pass < p.cols; pass += plan.pass_cols) {
@@ -305,7 +308,7 @@ void matmul(const Context&, const MatmulArgs& args) {
       const int64_t col = task / row_tasks * plan.task_cols;
       float* own = shared + plan.shared + worker * plan.worker();
       const Block block{.p = p,
-                        .args = args,
+                        .out = out,
                         .panels = {pass + col, min(plan.task_cols, pass_cols - col)},
                         .row_begin = row,
                         .row_end = min(row + plan.task_rows, p.rows),

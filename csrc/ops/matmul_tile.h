@@ -79,9 +79,24 @@ LLMCORE_INLINE void store_up_to(float* p, Vec v, int64_t count) {
     store_partial(p, v, count);
 }
 
+// Where sums go: C, and what is done to them on the way when they are complete.
+struct Output {
+  const MatmulArgs& args;
+  float* c;
+  int64_t n;      // distance between C's rows
+  bool epilogue;  // there is something to do
+};
+
+LLMCORE_INLINE Output make_output(const MatmulArgs& args) {
+  return {args, args.c.f32(), args.c.dim(1),
+          args.bias || args.pre_activation || args.activation != Activation::kNone ||
+              args.gate_input || args.dropout.p > 0.0f || args.residual};
+}
+
 // What becomes of elements [n, n + count) of row m of C when their sum is complete.
-LLMCORE_INLINE Vec finished(const MatmulArgs& args, int64_t m, int64_t n, int64_t count, Vec v) {
-  const int64_t i = m * args.c.dim(1) + n;
+LLMCORE_INLINE Vec finished(const Output& out, int64_t m, int64_t n, int64_t count, Vec v) {
+  const MatmulArgs& args = out.args;
+  const int64_t i = m * out.n + n;
   if (args.bias) v += load_up_to(args.bias.f32() + n, count);
   if (args.pre_activation) store_up_to(args.pre_activation.f32() + i, v, count);
   v = activate(args.activation, v);
@@ -92,42 +107,64 @@ LLMCORE_INLINE Vec finished(const MatmulArgs& args, int64_t m, int64_t n, int64_
   return v;
 }
 
-// Where a tile lies and which part of its sum over K it holds.
-struct TilePlace {
-  int64_t row, col;    // of the tile's first element
-  int64_t rows, cols;  // in C, at most kTileRows and kTileCols
+// A part of C and which part of its sum over K is to be stored there.
+struct Place {
+  int64_t m, n;        // of the first element
+  int64_t rows, cols;  // of C
   bool add;            // to what C holds
   bool last;           // the sum is complete
 };
 
-LLMCORE_INLINE void store_row(const MatmulArgs& args, const TilePlace& place, int64_t m, int64_t n,
-                              int64_t count, Vec v) {
-  float* c = args.c.f32() + m * args.c.dim(1) + n;
-  if (place.add) v += load_up_to(c, count);
-  if (place.last) v = finished(args, m, n, count, v);
-  store_up_to(c, v, count);
+// Brings a place near while its sums are computed.
+LLMCORE_INLINE void prefetch(const Output& out, const Place& place) {
+  for (int64_t r = 0; r < place.rows; ++r)
+    for (int64_t c = 0; c < place.cols; c += kCacheLine)
+      __builtin_prefetch(out.c + (place.m + r) * out.n + place.n + c, 1, 3);
+}
+
+// Stores vectors of sums, each a part of one of C's rows: row(r, c) has those of row r from column c.
+template <class Row>
+LLMCORE_INLINE void store_sums(const Output& out, const Place& place, Row row) {
+  float* c = out.c + place.m * out.n + place.n;
+  if (place.cols % kLanes != 0 || (place.last && out.epilogue)) {
+    for (int64_t r = 0; r < place.rows; ++r, c += out.n) {
+      for (int64_t i = 0; i < place.cols; i += kLanes) {
+        const int64_t count = place.cols - i;
+        Vec v = row(r, i);
+        if (place.add) v += load_up_to(c + i, count);
+        if (place.last && out.epilogue) v = finished(out, place.m + r, place.n + i, count, v);
+        store_up_to(c + i, v, count);
+      }
+    }
+  } else if (place.add) {
+    for (int64_t r = 0; r < place.rows; ++r, c += out.n)
+      for (int64_t i = 0; i < place.cols; i += kLanes) store(c + i, load(c + i) + row(r, i));
+  } else {
+    for (int64_t r = 0; r < place.rows; ++r, c += out.n)
+      for (int64_t i = 0; i < place.cols; i += kLanes) store(c + i, row(r, i));
+  }
 }
 
 // The tile's rows are C's.
-static void store_tile(const MatmulArgs& args, const TilePlace& place, const float* tile) {
-  for (int64_t r = 0; r < place.rows; ++r)
-    for (int64_t c = 0; c < place.cols; c += kLanes)
-      store_row(args, place, place.row + r, place.col + c, place.cols - c,
-                load(tile + r * kTileCols + c));
+static void store_tile(const Output& out, const Place& place, const float* tile) {
+  store_sums(out, place, [&](int64_t r, int64_t c) { return load(tile + r * kTileCols + c); });
 }
 
 // The tile's rows are C's columns.
-static void store_transposed_tile(const MatmulArgs& args, const TilePlace& place,
-                                  const float* tile) {
-  for (int64_t r = 0; r < place.rows; r += kLanes) {
-    for (int64_t c = 0; c < place.cols; c += kLanes) {
+static void store_transposed_tile(const Output& out, const Place& place, const float* tile) {
+  for (int64_t i = 0; i < place.cols; i += kLanes) {
+    for (int64_t j = 0; j < place.rows; j += kLanes) {
       Vec block[kLanes];
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) block[i] = load(tile + (r + i) * kTileCols + c);
+      for (int r = 0; r < kLanes; ++r) block[r] = load(tile + (i + r) * kTileCols + j);
       transpose(block);
-      const int64_t count = place.cols - c < kLanes ? place.cols - c : kLanes;
-      for (int64_t i = 0; i < count; ++i)
-        store_row(args, place, place.col + c + i, place.row + r, place.rows - r, block[i]);
+      const Place part{.m = place.m + j,
+                       .n = place.n + i,
+                       .rows = place.rows - j < kLanes ? place.rows - j : kLanes,
+                       .cols = place.cols - i < kLanes ? place.cols - i : kLanes,
+                       .add = place.add,
+                       .last = place.last};
+      store_sums(out, part, [&](int64_t r, int64_t) { return block[r]; });
     }
   }
 }
