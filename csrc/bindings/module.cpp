@@ -13,4 +13,7 @@ PYBIND11_MODULE(_core, module) {
   bind_embedding(module);
   bind_rope(module);
   bind_optimizer(module);
+  bind_activation(module);
+  bind_elementwise(module);
+  bind_cross_entropy(module);
 }

@@ -44,5 +44,8 @@ void bind_norm(py::module_& module);
 void bind_embedding(py::module_& module);
 void bind_rope(py::module_& module);
 void bind_optimizer(py::module_& module);
+void bind_activation(py::module_& module);
+void bind_elementwise(py::module_& module);
+void bind_cross_entropy(py::module_& module);
 
 }  // namespace llmcore::bindings
