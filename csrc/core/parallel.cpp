@@ -187,17 +187,19 @@ void set_num_threads(int count) {
 }
 
 void parallel_run(int64_t count, Task task, void* context) {
+  if (count == 1) return task(context, 0, 0);
+  if (count <= 0) return;
   Shared& shared = *shared_pool();
   std::unique_lock<std::mutex> guard(shared.lock, std::defer_lock);
-  if (count <= 1 || inside_loop || num_threads() == 1 || !guard.try_lock()) {
-    for (int64_t i = 0; i < count; ++i) task(context, i, 0);
-    return;
-  }
-  const int threads = num_threads();  // under the lock it stays
-  if (!shared.pool) shared.pool = std::make_unique<ThreadPool>(threads);
+  const bool nested = inside_loop;
+  const bool alone = nested || num_threads() == 1 || !guard.try_lock();
+  if (!alone && !shared.pool) shared.pool = std::make_unique<ThreadPool>(num_threads());
   inside_loop = true;
-  shared.pool->run(count, task, context);
-  inside_loop = false;
+  if (alone)
+    for (int64_t i = 0; i < count; ++i) task(context, i, 0);
+  else
+    shared.pool->run(count, task, context);
+  inside_loop = nested;
 }
 
 }  // namespace llmcore
