@@ -1,6 +1,5 @@
 // AdamW and gradient clipping for llmcore.ops.
 #include "bindings/py_tensor.h"
-#include "ops/elementwise.h"
 #include "ops/optimizer.h"
 
 namespace llmcore::bindings {

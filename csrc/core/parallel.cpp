@@ -12,6 +12,8 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -25,6 +27,7 @@ namespace {
 // About 30 microseconds: longer than the serial gaps of a training step, shorter than a time slice.
 constexpr int kSpinsBeforePark = 1500;
 constexpr int kSpinsBeforeYield = 20000;
+constexpr int kMaxThreads = 4096;
 
 void relax() {
 #if defined(__x86_64__)
@@ -37,15 +40,18 @@ void relax() {
 class ThreadPool {
  public:
   explicit ThreadPool(int threads) {
-    for (int worker = 1; worker < threads; ++worker)
-      workers_.emplace_back([this, worker] { work(worker); });
+    workers_.reserve(threads);
+    try {
+      for (int worker = 1; worker < threads; ++worker)
+        workers_.emplace_back([this, worker] { work(worker); });
+    } catch (const std::system_error& error) {
+      stop();
+      throw ConfigError(str("the system refused to start ", threads, " threads (", error.what(),
+                            "); use fewer: LLMCORE_NUM_THREADS or set_num_threads"));
+    }
   }
 
-  ~ThreadPool() {
-    stop_.store(true);
-    wake();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~ThreadPool() { stop(); }
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -81,6 +87,12 @@ class ThreadPool {
   }
 
   void work(int worker);
+
+  void stop() {
+    stop_.store(true);
+    wake();
+    for (std::thread& worker : workers_) worker.join();
+  }
 
   void wake() {
     { std::lock_guard<std::mutex> lock(mutex_); }
@@ -126,8 +138,9 @@ int default_threads() {
   if (wanted.empty()) return usable_cores();
   char* end = nullptr;
   const long count = std::strtol(wanted.c_str(), &end, 10);
-  CHECK(*end == '\0' && count >= 1 && count <= 4096, ConfigError,
-        "LLMCORE_NUM_THREADS must be a whole number from 1 to 4096, got '", wanted, "'");
+  CHECK(*end == '\0' && count >= 1 && count <= kMaxThreads, ConfigError,
+        "LLMCORE_NUM_THREADS must be a whole number from 1 to ", kMaxThreads, ", got '", wanted,
+        "'");
   return static_cast<int>(count);
 }
 
@@ -135,17 +148,17 @@ int default_threads() {
 struct Shared {
   std::mutex lock;
   std::unique_ptr<ThreadPool> pool;
-  int wanted = 0;  // 0: not decided yet
+  std::atomic<int> wanted{0};  // 0: not decided yet. Read without the lock: a task may ask
 };
 
 Shared* shared_pool() {
   // Never destroyed: workers may outlive main()'s statics. A forked child starts from a fresh one.
   static Shared* instance = [] {
     pthread_atfork(nullptr, nullptr, [] {
-      const int wanted = shared_pool()->wanted;
+      const int wanted = shared_pool()->wanted.load();
       (void)shared_pool()->pool.release();
       new (shared_pool()) Shared;
-      shared_pool()->wanted = wanted;
+      shared_pool()->wanted.store(wanted);
       inside_loop = false;
     });
     return new Shared;
@@ -156,34 +169,37 @@ Shared* shared_pool() {
 }  // namespace
 
 int num_threads() {
-  Shared& shared = *shared_pool();
-  std::lock_guard<std::mutex> guard(shared.lock);
-  if (shared.wanted == 0) shared.wanted = default_threads();
-  return shared.wanted;
+  std::atomic<int>& wanted = shared_pool()->wanted;
+  if (wanted.load() == 0) {
+    int undecided = 0;
+    wanted.compare_exchange_strong(undecided, default_threads());
+  }
+  return wanted.load();
 }
 
 void set_num_threads(int count) {
-  CHECK(count >= 1 && count <= 4096, ConfigError,
-        "set_num_threads: count must be from 1 to 4096, got ", count);
+  CHECK(count >= 1 && count <= kMaxThreads, ConfigError,
+        "set_num_threads: count must be from 1 to ", kMaxThreads, ", got ", count);
   Shared& shared = *shared_pool();
   std::lock_guard<std::mutex> guard(shared.lock);
   if (shared.pool && shared.pool->threads() != count) shared.pool.reset();
-  shared.wanted = count;
+  shared.wanted.store(count);
 }
 
 void parallel_run(int64_t count, Task task, void* context) {
+  if (count == 1) return task(context, 0, 0);
+  if (count <= 0) return;
   Shared& shared = *shared_pool();
   std::unique_lock<std::mutex> guard(shared.lock, std::defer_lock);
-  const bool alone = count <= 1 || inside_loop || !guard.try_lock();
-  if (!alone && shared.wanted == 0) shared.wanted = default_threads();
-  if (alone || shared.wanted == 1) {
-    for (int64_t i = 0; i < count; ++i) task(context, i, 0);
-    return;
-  }
-  if (!shared.pool) shared.pool = std::make_unique<ThreadPool>(shared.wanted);
+  const bool nested = inside_loop;
+  const bool alone = nested || num_threads() == 1 || !guard.try_lock();
+  if (!alone && !shared.pool) shared.pool = std::make_unique<ThreadPool>(num_threads());
   inside_loop = true;
-  shared.pool->run(count, task, context);
-  inside_loop = false;
+  if (alone)
+    for (int64_t i = 0; i < count; ++i) task(context, i, 0);
+  else
+    shared.pool->run(count, task, context);
+  inside_loop = nested;
 }
 
 }  // namespace llmcore

@@ -3,7 +3,8 @@
 // A parallel loop is `count` independent tasks. Threads claim tasks one at a time, in order; each
 // task is computed whole by one thread, so results never depend on how many threads there are.
 // A loop started inside another, or while another Python thread holds the pool, runs on the calling
-// thread alone, with the same result.
+// thread alone, with the same result; a single task is no loop, and may start one.
+// Tasks do not throw: checks come before the loop.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +17,12 @@ namespace llmcore {
 // `worker` is below num_threads() and no two running tasks of a loop share it: it indexes scratch.
 using Task = void (*)(void* context, int64_t index, int worker);
 
-// Runs task(context, i, worker) for every i in [0, count) and returns when all are done.
+// Runs task(context, i, worker) for every i in [0, count) and returns when all are done. Throws
+// ConfigError where the system refuses to start the pool's threads.
 void parallel_run(int64_t count, Task task, void* context);
 
-// Threads that take part, the caller included.
+// Threads that take part, the caller included. Throws ConfigError where LLMCORE_NUM_THREADS is
+// wrong.
 int num_threads();
 
 // Restarts the pool with `count` threads; throws ConfigError below 1.

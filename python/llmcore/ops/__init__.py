@@ -7,6 +7,15 @@ B batch, T query positions, S key positions, N rows, C width, H heads, D head wi
 from __future__ import annotations
 
 from llmcore.ops.embedding import embedding, embedding_backward
+from llmcore.ops.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+from llmcore.ops.optimizer import adamw_step, clip_grad_norm
+from llmcore.ops.rope import rope, rope_backward
+
+__all__ = [
+    "adamw_step",
+    "clip_grad_norm",
+    "embedding",
+    "embedding_backward",
 from llmcore.ops.activation import (
     gelu,
     gelu_backward,

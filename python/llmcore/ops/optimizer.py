@@ -104,7 +104,7 @@ def clip_grad_norm(grads: ArrayLike | Sequence[ArrayLike], max_norm: float) -> f
     norm = math.sqrt(math.fsum(_core.square_sum(tensor) for tensor in tensors))
     if math.isfinite(norm) and max_norm < norm + 1e-6:
         for tensor in tensors:
-            _core.scale_in_place(tensor, max_norm / (norm + 1e-6))
+            _core.scale(factor=max_norm / (norm + 1e-6), x=tensor, y=tensor)
     return norm
 
 
