@@ -77,21 +77,17 @@ void add_bias_gradient(const AttentionBackwardArgs& args, const ScoreRow& row, c
 }
 
 // From the row's products q . k (in `weights`) and dout . v (in `dscores`) to what their names say, in
-// place; zeros where the row does not see.
-LLMCORE_NOINLINE void row_backward(const AttentionBackwardArgs& args, const ScoreRow& row, float lse,
-                                   float delta, bool want_dbias, float* weights, float* dscores) {
+// place, in the given vectors; zeros where the row does not see.
+LLMCORE_NOINLINE void row_backward(const AttentionBackwardArgs& args, const ScoreRow& row,
+                                   VecRange vecs, float lse, float delta, bool want_dbias,
+                                   float* weights, float* dscores) {
   float slope[kTileKeys], factors[kTileKeys];
-  finish_scores(args, row, weights, slope);
+  if (!are_scores(args, row, vecs)) finish_scores(args, row, vecs, weights, slope);
   const bool drop = args.dropout.p > 0.0f;
   if (drop) dropout_factors(args, row, factors);
   if (lse == -kInfinity) lse = kInfinity;  // it saw nothing: all weights are exp(-inf)
-  for (int64_t v = 0; v < kTileKeys / kLanes; ++v) {
+  for (int64_t v = vecs.begin; v < vecs.end; ++v) {
     float *weight = weights + v * kLanes, *dscore = dscores + v * kLanes;
-    if (v < row.first_vec() || v >= row.end_vec()) {
-      store(weight, Vec{});
-      store(dscore, Vec{});
-      continue;
-    }
     const Vec p = exp(load(weight) - lse);
     Vec dp = load(dscore);
     Vec kept = p;
@@ -104,7 +100,7 @@ LLMCORE_NOINLINE void row_backward(const AttentionBackwardArgs& args, const Scor
   }
   if (want_dbias) add_bias_gradient(args, row, dscores);
   if (args.softcap > 0.0f)
-    for (int64_t v = row.first_vec(); v < row.end_vec(); ++v)
+    for (int64_t v = vecs.begin; v < vecs.end; ++v)
       store(dscores + v * kLanes, load(dscores + v * kLanes) * load(slope + v * kLanes));
 }
 
@@ -129,14 +125,16 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
       all = {smaller(all.begin, work.seen[i].begin), larger(all.end, work.seen[i].end)};
   float* weights = work.weights + r * kTileKeys;
   float* dscores = work.dscores + r * kTileKeys;
-  if (is_empty(all)) {
+  // What the group does not look at weighs zero for the keys' sums over all rows.
+  if (is_empty(all) || all.end - all.begin < kTileKeys) {
     zero(weights, rows * kTileKeys);
     zero(dscores, rows * kTileKeys);
-    return;
   }
-  const int64_t begin = all.begin / kLanes * kLanes;
+  if (is_empty(all)) return;
+  const VecRange vecs = vectors_of(all);
+  const int64_t begin = vecs.begin * kLanes;
   Product product{.rows = rows,
-                  .vecs = divide_up(all.end - begin, kLanes),
+                  .vecs = vecs.end - vecs.begin,
                   .depth = args.head_dim,
                   .a = work.q + r * work.width,
                   .a_row = work.width,
@@ -157,8 +155,8 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
     const int64_t number = first_row + r + i, index = row_index(args, part.head, number);
     const ScoreRow row{part.head.b, part.head.head(number), part.head.query(number), first_key,
                        work.seen[r + i]};
-    row_backward(args, row, args.lse[index], delta[index], wanted.dbias, weights + i * kTileKeys,
-                 dscores + i * kTileKeys);
+    row_backward(args, row, vecs, args.lse[index], delta[index], wanted.dbias,
+                 weights + i * kTileKeys, dscores + i * kTileKeys);
   }
   if (!wanted.dq) return;
   multiply({.rows = rows,

@@ -22,6 +22,11 @@ struct Block {
   float* highest;          // [kBlockRows] the highest score so far
   KeyRange seen[kBlockRows];
 
+  ScoreRow score_row(int64_t r, int64_t first) const {
+    const int64_t row = first_row + r;
+    return {head.b, head.head(row), head.query(row), first, clip_to_tile(seen[r], first)};
+  }
+
   // The running sums of row r: exp(score - highest) v, then, lane by lane, exp(score - highest).
   float* state(int64_t r) const { return states + r * (value_width + kLanes); }
 };
@@ -52,29 +57,44 @@ LLMCORE_NOINLINE void rescale(float* state, int64_t count, float factor) {
   for (int64_t c = 0; c < count; c += kLanes) store(state + c, load(state + c) * factor);
 }
 
-// A row's scores join its running softmax: they become exp(score - highest), and its running sums are
-// rescaled if the highest rose. A tile that shows the row nothing changes nothing.
-LLMCORE_NOINLINE void softmax_step(const Block& block, int64_t r, const ScoreRow& row, float* scores) {
-  float* total = block.state(r) + block.value_width;
-  const float before = block.highest[r];
-  Vec most = broadcast(before);
-  for (int64_t v = row.first_vec(); v < row.end_vec(); ++v)
-    most = max(most, load(scores + v * kLanes));
-  const float now = reduce_max(most);
-  if (now == -kInfinity) {
-    for (int64_t v = row.first_vec(); v < row.end_vec(); ++v) store(scores + v * kLanes, Vec{});
-    return;
+// A group's scores join the rows' running softmax: they become exp(score - highest), and a row's
+// running sums are rescaled if its highest rose. A tile that shows a row nothing changes nothing.
+template <int kVecs>
+void softmax_vecs(const Block& block, int64_t first_row, int64_t rows, float* scores) {
+  for (int64_t r = first_row; r < first_row + rows; ++r, scores += kTileKeys) {
+    float* total = block.state(r) + block.value_width;
+    const float before = block.highest[r];
+    Vec score[kVecs], most = broadcast(before);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) {
+      score[v] = load(scores + v * kLanes);
+      most = max(most, score[v]);
+    }
+    most = spread_max<kLanes / 2>(most, AllLanes{});
+    const float now = most[0];
+    if (now == -kInfinity) {
+      zero(scores, kVecs * kLanes);
+      continue;
+    }
+    block.highest[r] = now;
+    if (now != before && before != -kInfinity)
+      rescale(block.state(r), block.value_width + kLanes, exp(broadcast(before - now))[0]);
+    Vec sum = load(total);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) {
+      const Vec weight = exp(score[v] - most);
+      store(scores + v * kLanes, weight);
+      sum += weight;
+    }
+    store(total, sum);
   }
-  block.highest[r] = now;
-  if (now != before && before != -kInfinity)
-    rescale(block.state(r), block.value_width + kLanes, exp(broadcast(before - now))[0]);
-  Vec sum = load(total);
-  for (int64_t v = row.first_vec(); v < row.end_vec(); ++v) {
-    const Vec weight = exp(load(scores + v * kLanes) - now);
-    store(scores + v * kLanes, weight);
-    sum += weight;
-  }
-  store(total, sum);
+}
+
+template <int kVecs = kTileKeys / kLanes>
+LLMCORE_INLINE void softmax_step(const Block& block, int64_t r, int64_t rows, VecRange vecs) {
+  if constexpr (kVecs > 1)
+    if (vecs.end - vecs.begin < kVecs) return softmax_step<kVecs - 1>(block, r, rows, vecs);
+  softmax_vecs<kVecs>(block, r, rows, block.scores + vecs.begin * kLanes);
 }
 
 // The keys that any of the rows [begin, end) of the block sees in the tile from `first` on.
@@ -88,10 +108,11 @@ KeyRange seen_together(const Block& block, int64_t begin, int64_t end, int64_t f
   return all;
 }
 
-// Takes the block's rows through all keys they see: enter(tile), then for each group of rows that
-// sees something in it, use(tile, r, row, scores) for each row and finish(r, rows, seen) for all.
-template <class Enter, class Use, class Finish>
-LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, Use use, Finish finish) {
+// Takes the block's rows through all keys they see: enter(first, count) for a tile, then for each
+// group of rows that sees something in it, once its scores stand in the block, use(first, r, rows,
+// seen). The scores are -inf where one of the rows does not see what another does.
+template <class Enter, class Use>
+LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, Use use) {
   const int64_t width = padded(args.head_dim);
   KeyRange all{args.keys, 0};
   for (int64_t r = 0; r < block.rows; ++r) {
@@ -109,34 +130,39 @@ LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, U
                     args.head_dim, block.keys);
     enter(first, count);
     for (int64_t r = 0; r < block.rows; r += kGroupRows) {
-      const int64_t end = smaller(r + kGroupRows, block.rows);
-      const KeyRange seen = seen_together(block, r, end, first);
+      const int64_t rows = smaller(kGroupRows, block.rows - r);
+      const KeyRange seen = seen_together(block, r, r + rows, first);
       if (is_empty(seen)) continue;
-      const int64_t begin_vec = seen.begin / kLanes;
-      multiply({.rows = end - r,
-                .vecs = divide_up(seen.end, kLanes) - begin_vec,
+      const VecRange vecs = vectors_of(seen);
+      multiply({.rows = rows,
+                .vecs = vecs.end - vecs.begin,
                 .depth = args.head_dim,
                 .a = block.q + r * width,
                 .a_row = width,
                 .a_k = 1,
-                .b = block.keys + begin_vec * kLanes,
+                .b = block.keys + vecs.begin * kLanes,
                 .b_row = kTileKeys,
-                .c = block.scores + begin_vec * kLanes,
+                .c = block.scores + vecs.begin * kLanes,
                 .c_row = kTileKeys,
                 .accumulate = false});
-      for (int64_t i = r; i < end; ++i) {
-        const int64_t number = block.first_row + i;
-        const ScoreRow row{block.head.b, block.head.head(number), block.head.query(number), first,
-                           clip_to_tile(block.seen[i], first)};
-        float* scores = block.scores + (i - r) * kTileKeys;
-        finish_scores(args, row, scores, nullptr);
-        use(i, row, scores);
-        // The rows of the group share the product to come: what this one does not see weighs zero.
-        for (int64_t v = begin_vec; v * kLanes < seen.end; ++v)
-          if (v < row.first_vec() || v >= row.end_vec()) store(scores + v * kLanes, Vec{});
+      for (int64_t i = 0; i < rows; ++i) {
+        const ScoreRow row = block.score_row(r + i, first);
+        if (!are_scores(args, row, vecs))
+          finish_scores(args, row, vecs, block.scores + i * kTileKeys, nullptr);
       }
-      finish(r, end - r, seen);
+      use(first, r, rows, seen);
     }
+  }
+}
+
+void drop_weights(const AttentionArgs& args, const Block& block, int64_t first, int64_t r,
+                  int64_t rows, VecRange vecs) {
+  float factors[kTileKeys];
+  for (int64_t i = 0; i < rows; ++i) {
+    dropout_factors(args, block.score_row(r + i, first), factors);
+    float* weights = block.scores + i * kTileKeys;
+    for (int64_t v = vecs.begin; v < vecs.end; ++v)
+      store(weights + v * kLanes, load(weights + v * kLanes) * load(factors + v * kLanes));
   }
 }
 
@@ -153,15 +179,9 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
     for (int64_t j = 0; j < count; ++j)
       read_row(from + j * args.v.row_stride, args.value_dim, 1.0f, block.values + j * values_row);
   };
-  const auto use = [&](int64_t r, const ScoreRow& row, float* scores) {
-    softmax_step(block, r, row, scores);
-    if (args.dropout.p == 0.0f) return;
-    float factors[kTileKeys];
-    dropout_factors(args, row, factors);
-    for (int64_t v = row.first_vec(); v < row.end_vec(); ++v)
-      store(scores + v * kLanes, load(scores + v * kLanes) * load(factors + v * kLanes));
-  };
-  const auto finish = [&](int64_t r, int64_t rows, KeyRange seen) {
+  const auto use = [&](int64_t first, int64_t r, int64_t rows, KeyRange seen) {
+    softmax_step(block, r, rows, vectors_of(seen));
+    if (args.dropout.p > 0.0f) drop_weights(args, block, first, r, rows, vectors_of(seen));
     multiply({.rows = rows,
               .vecs = block.value_width / kLanes,
               .depth = seen.end - seen.begin,
@@ -174,7 +194,7 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
               .c_row = block.value_width + kLanes,
               .accumulate = true});
   };
-  scan(args, block, enter, use, finish);
+  scan(args, block, enter, use);
 
   for (int64_t r = 0; r < block.rows; ++r) {
     float* state = block.state(r);
@@ -200,14 +220,13 @@ void weights_block(const AttentionWeightsArgs& args, Block& block) {
   for (int64_t r = 0; r < block.rows; ++r)
     for (int64_t j = 0; j < args.keys; ++j) out(block.first_row + r)[j] = -kInfinity;
   // The scores first, then what the running softmax came to.
-  scan(
-      args, block, [](int64_t, int64_t) {},
-      [&](int64_t r, const ScoreRow& row, float* scores) {
-        float* to = out(block.first_row + r) + row.first;
-        for (int64_t j = row.seen.begin; j < row.seen.end; ++j) to[j] = scores[j];
-        softmax_step(block, r, row, scores);
-      },
-      [](int64_t, int64_t, KeyRange) {});
+  const auto use = [&](int64_t first, int64_t r, int64_t rows, KeyRange seen) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = seen.begin; j < seen.end; ++j)
+        out(block.first_row + r + i)[first + j] = block.scores[i * kTileKeys + j];
+    softmax_step(block, r, rows, vectors_of(seen));
+  };
+  scan(args, block, [](int64_t, int64_t) {}, use);
   for (int64_t r = 0; r < block.rows; ++r) {
     float* to = out(block.first_row + r);
     const float total = reduce_add(load(block.state(r) + block.value_width));

@@ -82,6 +82,14 @@ struct MakeLaneList<0, kLane...> {
 };
 using AllLanes = typename MakeLaneList<kLanes>::Type;
 
+// The largest lane, in all lanes.
+template <int kHalf, int... kLane>
+LLMCORE_INLINE Vec spread_max(Vec v, LaneList<kLane...> lanes) {
+  v = max(v, __builtin_shufflevector(v, v, (kLane ^ kHalf)...));
+  if constexpr (kHalf > 1) v = spread_max<kHalf / 2>(v, lanes);
+  return v;
+}
+
 // Swaps the lanes of `low` that have bit kHalf set with those of `high` that have it clear.
 template <int kHalf, int... kLane>
 LLMCORE_INLINE void swap_halves(Vec& low, Vec& high, LaneList<kLane...>) {
@@ -211,9 +219,15 @@ LLMCORE_NOINLINE void multiply(const Product& p) {
 struct ScoreRow {
   int64_t b, head, query, first;
   KeyRange seen;
-  int64_t first_vec() const { return seen.begin / kLanes; }
-  int64_t end_vec() const { return divide_up(seen.end, kLanes); }
 };
+
+// The vectors of a tile that a group of rows looks at.
+struct VecRange {
+  int64_t begin, end;
+};
+LLMCORE_INLINE VecRange vectors_of(KeyRange seen) {
+  return {seen.begin / kLanes, divide_up(seen.end, kLanes)};
+}
 
 // What of `range` lies in the tile of keys from `first` on, counted from there.
 LLMCORE_INLINE KeyRange clip_to_tile(KeyRange range, int64_t first) {
@@ -249,12 +263,12 @@ LLMCORE_INLINE VecI lane_numbers() {
   return lanes;
 }
 
-// Turns products scale q . k into scores, -inf where the key is hidden, in the vectors that `seen`
-// touches. `slope`, if given, receives the derivative of the softcap.
-LLMCORE_NOINLINE void finish_scores(const AttentionArgs& args, const ScoreRow& row, float* scores,
-                                    float* slope) {
+// Turns products scale q . k into scores, -inf where the key is hidden, in the given vectors. `slope`,
+// if given, receives the derivative of the softcap.
+LLMCORE_NOINLINE void finish_scores(const AttentionArgs& args, const ScoreRow& row, VecRange vecs,
+                                    float* scores, float* slope) {
   const Vec hidden = broadcast(-kInfinity);
-  for (int64_t v = row.first_vec(); v < row.end_vec(); ++v) {
+  for (int64_t v = vecs.begin; v < vecs.end; ++v) {
     const int64_t column = v * kLanes;
     Vec score = load(scores + column);
     if (args.softcap > 0.0f) {
@@ -268,14 +282,17 @@ LLMCORE_NOINLINE void finish_scores(const AttentionArgs& args, const ScoreRow& r
                                         [](bool x) { return x ? 1.0f : 0.0f; });
       score = select(may != 0.0f, score, hidden);
     }
-    if (column < row.seen.begin || column + kLanes > row.seen.end) {
-      const VecI key = lane_numbers() + static_cast<int32_t>(column);
-      const VecI inside = (key >= static_cast<int32_t>(row.seen.begin)) &
-                          (key < static_cast<int32_t>(row.seen.end));
-      score = select(inside, score, hidden);
-    }
-    store(scores + column, score);
+    const VecI key = lane_numbers() + static_cast<int32_t>(column);
+    const VecI inside = (key >= static_cast<int32_t>(row.seen.begin)) &
+                        (key < static_cast<int32_t>(row.seen.end));
+    store(scores + column, select(inside, score, hidden));
   }
+}
+
+// Whether the products are the scores already.
+LLMCORE_INLINE bool are_scores(const AttentionArgs& args, const ScoreRow& row, VecRange vecs) {
+  return args.softcap == 0.0f && args.bias.data == nullptr && args.mask.data == nullptr &&
+         row.seen.begin <= vecs.begin * kLanes && row.seen.end >= vecs.end * kLanes;
 }
 
 // What dropout multiplies the row's weights by, 0 or 1 / (1 - p), for the whole tile.
