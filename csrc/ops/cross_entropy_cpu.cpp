@@ -17,9 +17,8 @@ struct Classes {
 // With lse = max + log(sum), every term is log(sum) plus the distance to the maximum: large logits
 // cancel before anything is rounded.
 //   loss = (1 - s) w[t] (log(sum) + max - z[t]) + s / V sum_v w[v] (log(sum) + max - z[v])
-// and, with e the exponentials,
-//   dz[v] = scale (((1 - s) w[t] + s / V sum_u w[u]) e[v] / sum - (1 - s) w[t] [v = t] - s / V
-//   w[v])
+// and, with e the exponentials and a = (1 - s) w[t] + s / V sum_u w[u] what the targets add up to,
+//   dz[v] = scale (a / sum e[v] - (1 - s) w[t] [v = t] - s / V w[v])
 float row_loss(const Classes& classes, const float* logits, float* dlogits, int64_t width,
                int64_t target, float scale) {
   const float max = finite_max(logits, width);
@@ -32,19 +31,20 @@ float row_loss(const Classes& classes, const float* logits, float* dlogits, int6
     });
 
   const float sum = exp_sum(logits, dlogits, width, max);
-  const float kept =
-      (1.0f - classes.smoothing) * (classes.weight == nullptr ? 1.0f : classes.weight[target]);
+  const float weight = classes.weight == nullptr ? 1.0f : classes.weight[target];
+  const float kept = (1.0f - classes.smoothing) * weight;
 
   if (dlogits != nullptr) {
-    const Vec factor = broadcast(scale * (kept + classes.share * classes.weight_sum) / sum);
-    const Vec smooth = broadcast(scale * classes.share);
+    const float normaliser = (kept + classes.share * classes.weight_sum) / sum;
+    const float at_target = dlogits[target] * normaliser;
     for_each_vector(0, width, [&](int64_t v, int64_t n) {
-      Vec gradient = load_up_to(dlogits + v, n) * factor;
+      Vec gradient = load_up_to(dlogits + v, n) * normaliser;
       if (classes.smoothing > 0.0f)
-        gradient -= classes.weight == nullptr ? smooth : smooth * load_up_to(classes.weight + v, n);
-      store_up_to(dlogits + v, gradient, n);
+        gradient -= classes.weight == nullptr ? broadcast(classes.share)
+                                              : classes.share * load_up_to(classes.weight + v, n);
+      store_up_to(dlogits + v, gradient * scale, n);
     });
-    dlogits[target] -= scale * kept;
+    dlogits[target] = (at_target - (kept + classes.share * weight)) * scale;
   }
   const float log_sum = log(sum);
   const float loss = kept * (log_sum + gap);

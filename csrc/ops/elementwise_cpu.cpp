@@ -87,9 +87,9 @@ void cast(const Context&, const CastArgs& args) {
 void softmax_row(const float* x, float* y, int64_t width) {
   const float max = finite_max(x, width);
   const float sum = exp_sum(x, y, width, max);
-  const Vec factor = broadcast(sum == 0.0f ? 0.0f : 1.0f / sum);
+  const float divisor = sum == 0.0f ? 1.0f : sum;  // no finite element: zeros
   for_each_vector(0, width, [&](int64_t i, int64_t n) {
-    store_up_to(y + i, load_up_to(y + i, n) * factor, n);
+    store_up_to(y + i, load_up_to(y + i, n) / divisor, n);
   });
 }
 
