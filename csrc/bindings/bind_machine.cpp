@@ -3,6 +3,7 @@
 #include "core/buffer.h"
 #include "core/machine.h"
 #include "core/parallel.h"
+#include "core/settings.h"
 #include "ops/backend.h"
 #include "ops/matmul.h"
 
@@ -29,6 +30,11 @@ py::dict device_info() {
   info["quota_cores"] = cores.quota;
   info["memory_bytes"] = memory_bytes();
   info["cuda"] = cuda;
+  py::dict variables;
+  variables["LLMCORE_CPU_ISA"] = settings().cpu_isa;
+  variables["LLMCORE_NUM_THREADS"] = settings().num_threads;
+  variables["LLMCORE_DEVICE"] = settings().device;
+  info["settings"] = variables;
   return info;
 }
 

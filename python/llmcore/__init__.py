@@ -27,23 +27,31 @@ from llmcore.errors import (
 from llmcore.tensor import tensor, zeros
 
 if TYPE_CHECKING:
-    from llmcore import ops
+    from llmcore import ops, viz
     from llmcore.config import ModelConfig, RopeScaling
+    from llmcore.generate import GenerationConfig, GenerationResult
     from llmcore.model import StepResult, TrainStep, Transformer
     from llmcore.objectives import Batch, CausalLM
     from llmcore.tokenizer import Tokenizer
+    from llmcore.train_config import TrainConfig
+    from llmcore.trainer import Trainer
 
 # Imported on first use, so that `import llmcore` stays quick.
 _LAZY: dict[str, str] = {
     "Batch": "llmcore.objectives",
     "CausalLM": "llmcore.objectives",
+    "GenerationConfig": "llmcore.generate",
+    "GenerationResult": "llmcore.generate",
     "ModelConfig": "llmcore.config",
     "RopeScaling": "llmcore.config",
     "StepResult": "llmcore.model",
     "Tokenizer": "llmcore.tokenizer",
+    "TrainConfig": "llmcore.train_config",
     "TrainStep": "llmcore.model",
+    "Trainer": "llmcore.trainer",
     "Transformer": "llmcore.model",
     "ops": "llmcore.ops",
+    "viz": "llmcore.viz",
 }
 
 __all__ = [
@@ -54,6 +62,8 @@ __all__ = [
     "DTypeError",
     "DataError",
     "DeviceError",
+    "GenerationConfig",
+    "GenerationResult",
     "LlmcoreError",
     "ModelConfig",
     "OutOfMemory",
@@ -63,7 +73,9 @@ __all__ = [
     "Tensor",
     "TokenIndexError",
     "Tokenizer",
+    "TrainConfig",
     "TrainStep",
+    "Trainer",
     "Transformer",
     "__version__",
     "cuda_available",
@@ -74,6 +86,7 @@ __all__ = [
     "ops",
     "set_num_threads",
     "tensor",
+    "viz",
     "zeros",
 ]
 

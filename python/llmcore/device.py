@@ -13,7 +13,8 @@ def device_info() -> dict[str, Any]:
     Returns:
         `cpu_model`, `isa_available` and `isa_chosen` (kernel tables), `num_threads`,
         `logical_cores`, `affinity_cores`, `physical_cores`, `quota_cores` (0: no limit),
-        `memory_bytes` (that this process may use), and `cuda` with `available` and `reason`.
+        `memory_bytes` (that this process may use), `cuda` with `available` and `reason`, and
+        `settings`: the environment variables, empty where not set.
 
     Example:
         >>> device_info()["isa_chosen"] in device_info()["isa_available"]

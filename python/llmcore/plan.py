@@ -132,7 +132,7 @@ def measure_peak_flops(seconds: float = 0.2) -> float:
     """
     from llmcore import _core
 
-    return float(_core.measure_peak_flops(seconds))
+    return float(_core.measure_peak(seconds))
 
 
 def available_memory() -> int | None:
