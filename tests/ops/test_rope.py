@@ -11,8 +11,8 @@ import llmcore
 from llmcore import _core, ops
 
 SHAPES = [
-    ((1, 1, 1, 2), 0), ((2, 3, 5, 6), 0), ((2, 3, 5, 7), 4), ((1, 2, 33, 64), 0), ((3, 1, 17, 80), 20),
-    ((2, 2, 9, 128), 64), ((1, 3, 2, 66), 0),
+    ((1, 1, 1, 2), 0), ((2, 3, 5, 6), 0), ((2, 3, 5, 7), 4), ((1, 2, 33, 64), 0),
+    ((3, 1, 17, 80), 20), ((2, 2, 9, 128), 64), ((1, 3, 2, 66), 0),
 ]  # fmt: skip
 
 
@@ -41,7 +41,9 @@ def test_table_with_position_ids(rng, interleaved):
     cos, sin = np.cos(angles), np.sin(angles)
     ids = rng.integers(0, 11, (2, 5))
     by_table = ops.rope(x, cos, sin, position_ids=ids, interleaved=interleaved).numpy()
-    assert np.array_equal(by_table, ops.rope(x, cos[ids], sin[ids], interleaved=interleaved).numpy())
+    assert np.array_equal(
+        by_table, ops.rope(x, cos[ids], sin[ids], interleaved=interleaved).numpy()
+    )
 
 
 def test_scores_depend_on_distance_alone(rng):
@@ -64,7 +66,8 @@ def test_in_place_equals_out_of_place(rng, interleaved):
     expected = ops.rope(x, cos, sin, rotary_dim=16, interleaved=interleaved).numpy()
     same = _core.as_tensor(x)
     _core.rope(
-        x=same, y=same, cos=_core.as_tensor(cos.reshape(10, 8)), sin=_core.as_tensor(sin.reshape(10, 8)),
+        x=same, y=same,
+        cos=_core.as_tensor(cos.reshape(10, 8)), sin=_core.as_tensor(sin.reshape(10, 8)),
         positions=_core.as_tensor(np.arange(10, dtype=np.int32).reshape(2, 5)),
         interleaved=interleaved, inverse=False,
     )  # fmt: skip
@@ -119,5 +122,7 @@ def test_position_outside_the_table():
     table = np.zeros((64, 3), np.float32)
     ids = np.zeros((2, 5), int)
     ids[1, 4] = 64
-    with pytest.raises(IndexError, match=r"position_ids\[1, 4\] = 64 is outside the table of 64 rows"):
+    with pytest.raises(
+        IndexError, match=r"position_ids\[1, 4\] = 64 is outside the table of 64 rows"
+    ):
         ops.rope(np.zeros((2, 1, 5, 6), np.float32), table, table, position_ids=ids)

@@ -16,7 +16,10 @@ def philox_words(seed, stream, count):
     key0, key1 = seed & 0xFFFFFFFF, seed >> 32
     for _ in range(10):
         product0, product1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c2 = (product1 >> half) ^ c1 ^ np.uint64(key0), (product0 >> half) ^ c3 ^ np.uint64(key1)
+        c0, c2 = (
+            (product1 >> half) ^ c1 ^ np.uint64(key0),
+            (product0 >> half) ^ c3 ^ np.uint64(key1),
+        )
         c1, c3 = product1 & mask, product0 & mask
         key0, key1 = (key0 + 0x9E3779B9) & 0xFFFFFFFF, (key1 + 0xBB67AE85) & 0xFFFFFFFF
     return np.stack([c0, c1, c2, c3], 1).reshape(-1)[:count].astype(np.uint32)

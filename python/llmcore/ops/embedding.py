@@ -37,9 +37,7 @@ def embedding(ids: ArrayLike, weight: ArrayLike) -> Tensor:
     check_rank(op, "weight", table, "[V, C]")
     width = table.shape[1]
     y = empty(*rows.shape, width)
-    _core.embedding_forward(
-        ids=rows, table=table, out=y.reshape([math.prod(rows.shape), width])
-    )
+    _core.embedding_forward(ids=rows, table=table, out=y.reshape([math.prod(rows.shape), width]))
     return args.result(y)
 
 
