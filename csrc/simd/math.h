@@ -82,7 +82,8 @@ LLMCORE_INLINE Vec tanh(Vec x) {
                                      -0.0058951546f};
   const Vec size = abs(x), square = x * x;
   const Vec near = fma(x * square, polynomial(kCoefficients, square), x);
-  const Vec far = 2.0f / (1.0f + exp_nonpositive(-2.0f * size)) - 1.0f;
+  const Vec small = exp_nonpositive(-2.0f * size);
+  const Vec far = 1.0f - 2.0f * small / (1.0f + small);
   return size < 0.6f ? near : (x < 0.0f ? -far : far);
 }
 
