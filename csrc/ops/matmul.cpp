@@ -42,7 +42,8 @@ Sizes check_product(const char* op, const MatmulArgs& args, int rank) {
 void run(const Context& context, const MatmulArgs& args) {
   ScratchScope scope(*context.arena);
   MatmulArgs call = args;
-  call.scratch = context.arena->scratch(DType::kInt8, context.kernels->matmul->scratch_bytes(args));
+  call.workers = num_threads();
+  call.scratch = context.arena->scratch(DType::kInt8, context.kernels->matmul->scratch_bytes(call));
   context.kernels->matmul->matmul(context, call);
 }
 
@@ -97,6 +98,7 @@ void batched_matmul(const Context& context, const MatmulArgs& args) {
     return;
   }
   select(one, 0);
+  one.workers = 1;  // each
   ScratchScope scope(*context.arena);
   const int64_t bytes = context.kernels->matmul->scratch_bytes(one);
   const Tensor scratch = context.arena->scratch(DType::kInt8, num_threads(), bytes);

@@ -5,9 +5,10 @@
 //   dx = dy W       neither                           (derivative of the activation before it fused)
 //   dW = dy^T x     transpose_a, accumulate
 //
-// Every element of C is the sum over k in one fixed order: K is cut into blocks of kMatmulBlock, each
-// block is one chain of multiply-adds in ascending k, blocks are added in ascending order. The order
-// depends on K alone: not on M, N, the tile an element falls into, or the number of threads.
+// Every element of C is the sum over k in one fixed order: K is cut into chains of kMatmulChain, each
+// of multiply-adds in ascending k from zero; the chains of a block of kMatmulBlock are added up in
+// ascending order, then the blocks, to the old C if it accumulates. The order depends on K alone: not
+// on M, N, the form, the tile an element falls into, or the number of threads.
 #pragma once
 
 #include "core/context.h"
@@ -16,7 +17,8 @@
 
 namespace llmcore {
 
-inline constexpr int64_t kMatmulBlock = 256;
+inline constexpr int64_t kMatmulChain = 256;
+inline constexpr int64_t kMatmulBlock = 2 * kMatmulChain;
 
 struct MatmulArgs {
   Tensor a;  // [M, K], or [K, M] if transpose_a
@@ -33,7 +35,9 @@ struct MatmulArgs {
   Activation gate_activation = Activation::kNone;
   Dropout dropout;                             // C = dropout(C), element (m, n) at m * N + n
   Tensor residual;                             // [M, N]: C += residual; may be c
-  Tensor scratch;                              // provided by the checking layer
+  // Provided by the checking layer:
+  int workers = 1;  // threads that may take part
+  Tensor scratch;
 };
 
 struct ColumnSumArgs {

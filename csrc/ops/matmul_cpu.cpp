@@ -1,119 +1,323 @@
-// Matrix products on the CPU.
+// Matrix products on the CPU: which operand is cut into panels, who computes which tiles.
+//
+// One kernel serves all forms (matmul_tile.h). The operand with the fewer elements, or the one that
+// is contiguous along its columns anyway, is copied into panels; of a linear layer that is the
+// activations in the forward pass, so the weights are read once, as they are stored.
 #include <time.h>
 
 #include "core/parallel.h"
 #include "ops/matmul.h"
+#include "ops/matmul_tile.h"
 #include "simd/vec.h"
-
 
 namespace llmcore::LLMCORE_ISA {
 namespace {
 
-float activate(Activation activation, float x) {
-  switch (activation) {
-    case Activation::kNone:
-      return x;
-    case Activation::kRelu:
-      return x > 0 ? x : 0.0f;
-    case Activation::kGelu:
-      return 0.5f * x * (1.0f + __builtin_erff(x * 0.70710678118654752f));
-    case Activation::kGeluTanh:
-      return 0.5f * x * (1.0f + __builtin_tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-    case Activation::kSilu:
-      return x / (1.0f + __builtin_expf(-x));
+// Columns of a panel block: kMatmulBlock x kBlockCols floats stay in the second-level cache.
+constexpr int64_t kBlockCols = 256;
+// The same where every task makes its own panels, and columns are what tasks differ in.
+constexpr int64_t kOwnBlockCols = 144;
+// Rows of a task at most: a transposed copy of them stays in the second-level cache too.
+constexpr int64_t kTaskRows = 256, kCopiedTaskRows = 128;
+// Panels shared by all tasks: at most this many bytes at a time.
+constexpr int64_t kSharedBytes = 16 << 20;
+// Multiply-adds worth a task of their own: some 20 microseconds.
+constexpr int64_t kTaskWork = 1 << 21;
+constexpr int64_t kTasksPerThread = 4;
+// Up to so many rows, panels are not worth their copy.
+constexpr int64_t kFewRows = 16;
+// Distance between copied rows: no power of two, which would put them all into one cache set.
+constexpr int64_t kCopyStride = kMatmulBlock + 16;
+
+constexpr int64_t kLanes64 = kLanes;
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// One side of the product. Its items (rows or columns of the problem) are contiguous along k, or lie
+// beside each other.
+struct Operand {
+  const float* data;
+  int64_t stride;
+  bool along_k;
+
+  const float* at(int64_t item, int64_t k) const {
+    return along_k ? data + item * stride + k : data + k * stride + item;
   }
-  return x;
+};
+
+// The product as the kernel sees it: `rows` give scalars, `cols` give vectors. C may lie transposed.
+struct Problem {
+  Operand row_side, col_side;
+  int64_t rows, cols, depth;
+  bool transposed;
+  bool shared_panels;  // made once, before the tasks; otherwise each task makes its own
+};
+
+Problem make_problem(const MatmulArgs& args) {
+  const int64_t m = args.c.dim(0), n = args.c.dim(1);
+  const Operand a{args.a.f32(), args.a.dim(1), !args.transpose_a};
+  const Operand b{args.b.f32(), args.b.dim(1), args.transpose_b};
+  const int64_t depth = a.along_k ? args.a.dim(1) : args.a.dim(0);
+  const bool swap = b.along_k && (args.transpose_a || m <= n);
+  const bool shared = swap || args.transpose_a || args.transpose_b;
+  if (swap) return {b, a, n, m, depth, true, shared};
+  return {a, b, m, n, depth, false, shared};
 }
 
-float activate_derivative(Activation activation, float x) {
-  switch (activation) {
-    case Activation::kNone:
-      return 1.0f;
-    case Activation::kRelu:
-      return x > 0 ? 1.0f : 0.0f;
-    case Activation::kGelu:
-      return 0.5f * (1.0f + __builtin_erff(x * 0.70710678118654752f)) +
-             x * 0.3989422804014327f * __builtin_expf(-0.5f * x * x);
-    case Activation::kGeluTanh: {
-      const float t = __builtin_tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x));
-      return 0.5f * (1.0f + t) +
-             0.5f * x * (1.0f - t * t) * 0.7978845608028654f * (1.0f + 3 * 0.044715f * x * x);
-    }
-    case Activation::kSilu: {
-      const float s = 1.0f / (1.0f + __builtin_expf(-x));
-      return s * (1.0f + x * (1.0f - s));
-    }
+// Columns [begin, begin + count) cut into panels of nearly equal width, at most kTileVectors vectors.
+struct Panels {
+  int64_t begin, cols;
+
+  int64_t vectors() const { return ceil_div(cols, kLanes64); }
+  int64_t count() const { return ceil_div(vectors(), kTileVectors); }
+  // First vector of a panel; the panel's floats start at that times kLanes times the depth.
+  int64_t start(int64_t panel) const { return vectors() * panel / count(); }
+  int64_t width(int64_t panel) const { return start(panel + 1) - start(panel); }
+  int64_t first_col(int64_t panel) const { return begin + start(panel) * kLanes; }
+  int64_t valid_cols(int64_t panel) const {
+    return min(width(panel) * kLanes, cols - start(panel) * kLanes);
   }
-  return 1.0f;
+};
+
+// Sizes of the scratch's parts, in floats, and of the tasks.
+struct Plan {
+  int64_t pass_cols;               // columns whose panels exist at one time
+  int64_t task_rows, task_cols;    // of one task
+  int64_t shared, panels, rows;    // shared panels; of each worker: own panels, copied rows
+  int64_t worker() const { return panels + rows; }
+};
+
+Plan make_plan(const Problem& p, int64_t threads) {
+  Plan plan{};
+  const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
+  const int64_t most = p.row_side.along_k ? kTaskRows : kCopiedTaskRows;
+  if (p.shared_panels) {
+    const int64_t fit = max(kSharedBytes / 4 / max(p.depth, 1) / kTileCols, 1) * kTileCols;
+    plan.pass_cols = plan.task_cols = min(p.cols, fit);
+    plan.shared = round_up(plan.pass_cols, kLanes) * p.depth;
+    const int64_t fair = max(ceil_div(p.rows, tasks),
+                             kTaskWork / max(plan.pass_cols * max(p.depth, 1), 1));
+    plan.task_rows = min(round_up(fair, kTileRows), most);
+  } else {
+    plan.pass_cols = p.cols;
+    plan.task_cols = round_up(ceil_div(p.cols, ceil_div(p.cols, kOwnBlockCols)), kLanes);
+    plan.panels = plan.task_cols * kMatmulBlock;
+    const int64_t col_tasks = ceil_div(p.cols, plan.task_cols);
+    plan.task_rows = max(round_up(ceil_div(p.rows, ceil_div(tasks, col_tasks)), kTileRows), kTaskRows);
+  }
+  const int64_t copied = p.row_side.along_k ? kStripRows : round_up(plan.task_rows, kLanes);
+  plan.rows = copied * kCopyStride;
+  return plan;
 }
 
-constexpr int64_t kColumns = 4 * kLanes;
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < cols; the elements up to the next
+// whole vector of i are zero.
+void copy_transposed(const float* from, int64_t from_stride, int64_t rows, int64_t cols, float* to,
+                     int64_t to_stride) {
+  for (int64_t i = 0; i < rows; i += kLanes) {
+    for (int64_t j = 0; j < cols; j += kLanes) {
+      Vec block[kLanes];
+      const float* corner = from + i * from_stride + j;
+      if (rows - i >= kLanes && cols - j >= kLanes) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r) block[r] = load(corner + r * from_stride);
+        transpose(block);
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r) store(to + (j + r) * to_stride + i, block[r]);
+      } else {
+        for (int64_t r = 0; r < kLanes; ++r)
+          block[r] = r < rows - i ? load_up_to(corner + r * from_stride, cols - j) : Vec{};
+        transpose(block);
+        for (int64_t r = 0; r < min(kLanes, cols - j); ++r)
+          store(to + (j + r) * to_stride + i, block[r]);
+      }
+    }
+  }
+}
+
+// Columns [col, col + valid) of the blocks of k from `k` on, as a panel of `vectors` vectors.
+void make_panel(const Operand& side, int64_t col, int64_t valid, int64_t vectors, int64_t k,
+                int64_t depth, float* panel) {
+  const int64_t stride = vectors * kLanes;
+  if (side.along_k) return copy_transposed(side.at(col, k), side.stride, valid, depth, panel, stride);
+  constexpr int64_t kRowsAhead = 16;
+  for (int64_t i = 0; i < depth; ++i) {
+    const float* from = side.at(col, k + i);
+    for (int64_t c = 0; c < valid; c += kCacheLine)
+      __builtin_prefetch(from + kRowsAhead * side.stride + c, 0, 2);
+    for (int64_t c = 0; c < valid; c += kLanes)
+      store(panel + i * stride + c, load_up_to(from + c, valid - c));
+  }
+}
+
+// The rows [begin, end) and columns of C that one task computes, block of k after block of k.
+struct Block {
+  const Problem& p;
+  const Output& out;
+  const Panels panels;
+  const int64_t row_begin, row_end;
+  const float* shared;        // panels of all k, or null
+  float *own_panels, *copied; // the worker's scratch
+
+  struct Rows {
+    const float* data;
+    int64_t stride;
+  };
+
+  void run() const {
+    int64_t k = 0;
+    do {
+      run_slab(k, min(kMatmulBlock, p.depth - k));
+      k += kMatmulBlock;
+    } while (k < p.depth);
+  }
+
+  void run_slab(int64_t k, int64_t depth) const {
+    const bool in_place = !p.shared_panels && row_end - row_begin <= kFewRows;
+    if (!p.row_side.along_k)
+      copy_transposed(p.row_side.at(row_begin, k), p.row_side.stride, depth, row_end - row_begin,
+                      copied, kCopyStride);
+    if (!p.shared_panels && !in_place)
+      for (int64_t j = 0; j < panels.count(); ++j)
+        make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), k, depth,
+                   own_panels + panels.start(j) * kLanes * depth);
+    const int64_t groups = ceil_div(panels.cols, kBlockCols);
+    for (int64_t group = 0; group < groups; ++group)
+      for (int64_t row = row_begin; row < row_end; row += kTileRows)
+        run_tiles(k, depth, row, group * panels.count() / groups,
+                  (group + 1) * panels.count() / groups, in_place);
+  }
+
+  // The tiles of kTileRows rows in panels [first, end).
+  void run_tiles(int64_t k, int64_t depth, int64_t row, int64_t first, int64_t end,
+                 bool in_place) const {
+    const int64_t valid_rows = min(kTileRows, row_end - row);
+    const int64_t strips = ceil_div(valid_rows, kStripRows);
+    Rows strip[kTileRows / kStripRows];
+    for (int64_t s = 0; s < strips; ++s) strip[s] = strip_at(row + s * kStripRows, k, depth);
+    Ahead ahead = rows_after(row, k);
+    ahead.rows = ceil_div(ahead.rows, (end - first) * strips);
+
+    for (int64_t j = first; j < end; ++j) {
+      alignas(64) float tile[kTileRows * kTileCols];
+      const Rows panel = panel_at(j, k, depth, in_place);
+      const int64_t col = panels.first_col(j), valid_cols = panels.valid_cols(j);
+      const Place place{.m = p.transposed ? col : row,
+                        .n = p.transposed ? row : col,
+                        .rows = p.transposed ? valid_cols : valid_rows,
+                        .cols = p.transposed ? valid_rows : valid_cols,
+                        .add = k > 0 || out.args.accumulate,
+                        .last = k + depth >= p.depth};
+      prefetch(out, place);
+      for (int64_t s = 0; s < strips; ++s) {
+        multiply_width(panels.width(j), strip[s], panel, depth, ahead,
+                       tile + s * kStripRows * kTileCols);
+        ahead.data += ahead.rows * ahead.stride;
+      }
+      if (p.transposed)
+        store_transposed_tile(out, place, tile);
+      else
+        store_tile(out, place, tile);
+    }
+  }
+
+  static void multiply_width(int64_t width, const Rows& rows, const Rows& panel, int64_t depth,
+                             const Ahead& ahead, float* tile) {
+    if (width == kTileVectors)
+      multiply<kTileVectors>(rows.data, rows.stride, panel.data, panel.stride, depth, ahead, tile);
+    else if (width == 2)
+      multiply<2>(rows.data, rows.stride, panel.data, panel.stride, depth, ahead, tile);
+    else
+      multiply<1>(rows.data, rows.stride, panel.data, panel.stride, depth, ahead, tile);
+  }
+
+  // A strip in place where it can be; the last rows are copied if they are fewer.
+  Rows strip_at(int64_t row, int64_t k, int64_t depth) const {
+    if (!p.row_side.along_k) return {copied + (row - row_begin) * kCopyStride, kCopyStride};
+    if (row_end - row >= kStripRows) return {p.row_side.at(row, k), p.row_side.stride};
+    for (int64_t r = 0; r < kStripRows; ++r) {
+      if (r < row_end - row)
+        __builtin_memcpy(copied + r * kCopyStride, p.row_side.at(row + r, k), depth * sizeof(float));
+      else
+        __builtin_memset(copied + r * kCopyStride, 0, depth * sizeof(float));
+    }
+    return {copied, kCopyStride};
+  }
+
+  Rows panel_at(int64_t j, int64_t k, int64_t depth, bool in_place) const {
+    const int64_t width = panels.width(j) * kLanes;
+    if (p.shared_panels) return {shared + panels.start(j) * kLanes * p.depth + k * width, width};
+    float* own = own_panels + panels.start(j) * kLanes * depth;
+    if (!in_place) return {own, width};
+    if (panels.valid_cols(j) == width)
+      return {p.col_side.at(panels.first_col(j), k), p.col_side.stride};
+    make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), k, depth, own);
+    return {own, width};
+  }
+
+  // What is read after the rows from `row` on: the next rows, or the next block of k of the first.
+  Ahead rows_after(int64_t row, int64_t k) const {
+    if (!p.row_side.along_k) return {};
+    row += kTileRows;
+    if (row >= row_end && k + kMatmulBlock < p.depth) {
+      row = row_begin;
+      k += kMatmulBlock;
+    } else if (row >= row_end) {
+      k = 0;
+    }
+    const int64_t rows = min(kTileRows, p.rows - row);
+    return rows > 0 ? Ahead{p.row_side.at(row, k), p.row_side.stride, rows} : Ahead{};
+  }
+};
 
 int64_t scratch_bytes(const MatmulArgs& args) {
-  return (args.a.numel() * args.transpose_a + (args.b.numel() + kColumns) * args.transpose_b + 16) * 4;
+  const Plan plan = make_plan(make_problem(args), args.workers);
+  return (plan.shared + args.workers * plan.worker()) * static_cast<int64_t>(sizeof(float));
 }
 
-void transpose(const float* from, float* to, int64_t rows, int64_t cols) {
-  parallel_for(rows, [&](int64_t r, int) {
-    for (int64_t c = 0; c < cols; ++c) to[c * rows + r] = from[r * cols + c];
-  });
-}
-
-float finish(const MatmulArgs& args, int64_t m, int64_t n, float v) {
-  const int64_t i = m * args.c.dim(1) + n;
-  if (args.bias) v += args.bias.f32()[n];
-  if (args.pre_activation) args.pre_activation.f32()[i] = v;
-  v = activate(args.activation, v);
-  if (args.gate_input) v *= activate_derivative(args.gate_activation, args.gate_input.f32()[i]);
-  if (args.dropout.p > 0.0f) {
-    const uint32_t word =
-        philox(args.dropout.seed, args.dropout.stream, static_cast<uint64_t>(i / 4)).lane[i % 4];
-    v = word >= dropout_threshold(args.dropout.p) ? v / (1.0f - args.dropout.p) : 0.0f;
-  }
-  if (args.residual) v += args.residual.f32()[i];
-  return v;
+// As parallel_for, on the calling thread alone where the work is not worth waking others.
+template <class Body>
+LLMCORE_INLINE void for_each_task(bool alone, int64_t count, Body body) {
+  if (alone)
+    for (int64_t i = 0; i < count; ++i) body(i, 0);
+  else
+    parallel_for(count, body);
 }
 
 void matmul(const Context&, const MatmulArgs& args) {
-  const int64_t m = args.c.dim(0), n = args.c.dim(1);
-  const int64_t k = args.transpose_a ? args.a.dim(0) : args.a.dim(1);
-  float* scratch = args.scratch.f32();
-  const float* a = args.a.f32();
-  const float* b = args.b.f32();
-  if (args.transpose_a) {
-    transpose(a, scratch, k, m);
-    a = scratch;
-    scratch += m * k;
-  }
-  if (args.transpose_b) {
-    transpose(b, scratch, n, k);
-    b = scratch;
-  }
-  parallel_for(m, [&](int64_t row, int) {
-    float* c = args.c.f32() + row * n;
-    for (int64_t column = 0; column < n; column += kColumns) {
-      const int64_t count = n - column < kColumns ? n - column : kColumns;
-      float total[kColumns];
-      for (int64_t i = 0; i < kColumns; ++i)
-        total[i] = args.accumulate && i < count ? c[column + i] : 0.0f;
-      for (int64_t begin = 0; begin < k; begin += kMatmulBlock) {
-        const int64_t end = begin + kMatmulBlock < k ? begin + kMatmulBlock : k;
-        float sum[kColumns] = {};
-        for (int64_t i = begin; i < end; ++i) {
-          const float* line = b + i * n + column;
-          if (count == kColumns) {
-            for (int64_t j = 0; j < kColumns; ++j) sum[j] += a[row * k + i] * line[j];
-          } else {
-            float padded[kColumns] = {};
-            for (int64_t j = 0; j < count; ++j) padded[j] = line[j];
-            for (int64_t j = 0; j < kColumns; ++j) sum[j] += a[row * k + i] * padded[j];
-          }
-        }
-        for (int64_t j = 0; j < kColumns; ++j) total[j] += sum[j];
-      }
-      for (int64_t i = 0; i < count; ++i) c[column + i] = finish(args, row, column + i, total[i]);
+  const Problem p = make_problem(args);
+  const Plan plan = make_plan(p, args.workers);
+  const Output out = make_output(args);
+  float* shared = args.scratch.f32();
+  const bool alone = p.rows * p.cols * max(p.depth, 1) < kTaskWork;
+  for (int64_t pass = 0; pass < p.cols; pass += plan.pass_cols) {
+    const int64_t pass_cols = min(plan.pass_cols, p.cols - pass);
+    if (p.shared_panels) {
+      const Panels panels{pass, pass_cols};
+      for_each_task(alone, panels.count(), [&](int64_t j, int) {
+        make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), 0, p.depth,
+                   shared + panels.start(j) * kLanes * p.depth);
+      });
     }
-  });
+    const int64_t row_tasks = ceil_div(p.rows, plan.task_rows);
+    const int64_t col_tasks = ceil_div(pass_cols, plan.task_cols);
+    for_each_task(alone, row_tasks * col_tasks, [&](int64_t task, int worker) {
+      const int64_t row = task % row_tasks * plan.task_rows;
+      const int64_t col = task / row_tasks * plan.task_cols;
+      float* own = shared + plan.shared + worker * plan.worker();
+      const Block block{.p = p,
+                        .out = out,
+                        .panels = {pass + col, min(plan.task_cols, pass_cols - col)},
+                        .row_begin = row,
+                        .row_end = min(row + plan.task_rows, p.rows),
+                        .shared = shared,
+                        .own_panels = own,
+                        .copied = own + plan.panels};
+      block.run();
+    });
+  }
 }
 
 void column_sum(const Context&, const ColumnSumArgs& args) {
@@ -139,33 +343,34 @@ double now() {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-// Enough independent chains to hide the latency of a multiply-add on any machine, few enough to stay
-// in registers.
-constexpr int kChains = 12;
-constexpr int64_t kPeakRounds = 20000;
-
 double peak_of_one_thread(double seconds) {
+  constexpr int kChains = kStripRows * kTileVectors;
+  constexpr int64_t kRounds = 10000;
+  volatile float half = 0.5f, sink;
+  const Vec factor = broadcast(half);
+  Vec sum[kChains];
+#pragma GCC unroll 24
+  for (int i = 0; i < kChains; ++i) sum[i] = broadcast(half + static_cast<float>(i));
   double best = 0.0;
   const double end = now() + seconds;
-  Vec sum[kChains] = {};
-  Vec factor = broadcast(0.5f);
   do {
     const double start = now();
-    for (int64_t round = 0; round < kPeakRounds; ++round) {
-      asm volatile("" : "+m"(factor));
-      const Vec x = factor;
-#pragma GCC unroll 12
-      for (int i = 0; i < kChains; ++i) sum[i] = fma(sum[i], x, x);
-    }
-    const double rate = 2.0 * kLanes * kChains * kPeakRounds / (now() - start);
+    for (int64_t round = 0; round < kRounds; ++round)
+#pragma GCC unroll 24
+      for (int i = 0; i < kChains; ++i) sum[i] = fma(sum[i], factor, factor);
+    const double rate = 2.0 * kLanes * kChains * kRounds / (now() - start);
     best = rate > best ? rate : best;
   } while (now() < end);
-  for (int i = 0; i < kChains; ++i) asm volatile("" : : "m"(sum[i]));
+#pragma GCC unroll 24
+  for (int i = 1; i < kChains; ++i) sum[0] += sum[i];
+  sink = reduce_add(sum[0]);
+  (void)sink;
   return best;
 }
 
 double measure_peak(double seconds) {
-  double rates[4096] = {};
+  constexpr int kMaxThreads = 4096;
+  double rates[kMaxThreads];
   const int threads = num_threads();
   parallel_for(threads, [&](int64_t i, int) { rates[i] = peak_of_one_thread(seconds); });
   double total = 0.0;
