@@ -21,7 +21,7 @@ OPTIONS = [
 
 
 def case(rng, shape, options, scale=3.0):
-    """Logits, targets of which some are ignored, keyword arguments, and the gradient of the loss."""
+    """Logits, targets of which some are ignored, keyword arguments, gradient of the loss."""
     options = dict(options)
     logits = (rng.standard_normal(shape) * scale).astype(np.float32)
     targets = rng.integers(0, shape[-1], shape[:-1])
@@ -87,7 +87,8 @@ def test_nothing_that_counts_gives_zero(rng):
     assert ops.cross_entropy(logits, targets).numpy() == 0.0
     assert not ops.cross_entropy_backward(1.0, logits, targets).numpy().any()
     dhidden, dweight, _ = ops.linear_cross_entropy_backward(1.0, logits, logits, targets)
-    assert not dhidden.numpy().any() and not dweight.numpy().any()
+    assert not dhidden.numpy().any()
+    assert not dweight.numpy().any()
     empty = np.zeros((0, 6), np.float32)
     assert ops.cross_entropy(empty, np.zeros(0, int)).numpy() == 0.0
 
@@ -229,7 +230,7 @@ LOGITS, WEIGHT = np.zeros((2, 4), np.float32), np.zeros((5, 4), np.float32)
         (lambda: ops.cross_entropy(LOGITS, [0]), ValueError, ["targets", "[2]", "[1]"]),
         (lambda: ops.cross_entropy(LOGITS, [0.0, 1.0]), TypeError, ["targets", "int64", "float32"]),
         (lambda: ops.cross_entropy(LOGITS, [0, 1], weight=[1.0]), ValueError, ["weight", "[4]"]),
-        (lambda: ops.cross_entropy(LOGITS, [0, 1], reduction="avg"), ValueError, ["reduction", "avg"]),
+        (lambda: ops.cross_entropy(LOGITS, [0, 1], reduction="avg"), ValueError, ["avg", "mean"]),
         (
             lambda: ops.cross_entropy(LOGITS, [0, 1], label_smoothing=1.5),
             ValueError,
