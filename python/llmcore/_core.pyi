@@ -5,6 +5,7 @@ The compiled core of llmcore. Use the llmcore package; names here may change.
 
 from __future__ import annotations
 import collections.abc
+import numpy
 import typing
 import typing_extensions
 
@@ -82,8 +83,14 @@ class Tensor:
         copy: typing.Any | None = None,
     ) -> typing_extensions.CapsuleType: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __float__(self) -> float: ...
+    def __int__(self) -> int: ...
     def __len__(self) -> int: ...
     def __repr__(self) -> str: ...
+    def item(self) -> typing.Any:
+        """
+        The only element, as a Python number.
+        """
     def numpy(self) -> numpy.ndarray:
         """
         A NumPy array that shares this tensor's memory; of bfloat16, a float32 copy.
@@ -97,6 +104,10 @@ class Tensor:
     def to(self, *, device: str | None = None, dtype: str | None = None) -> Tensor:
         """
         This tensor on another device or as another dtype; itself where nothing changes.
+        """
+    def tolist(self) -> typing.Any:
+        """
+        The elements as nested lists of Python numbers.
         """
     @property
     def device(self) -> str:
@@ -332,9 +343,24 @@ def from_dlpack(source: typing.Any) -> Tensor:
     """
 
 def gated_backward(
-    *, activation: str, dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor
+    *,
+    activation: str,
+    dy: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    dgate: Tensor,
+    dup: Tensor,
+    row_stride: typing.SupportsInt | typing.SupportsIndex = 0,
+    drow_stride: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> None: ...
-def gated_forward(*, activation: str, gate: Tensor, up: Tensor, y: Tensor) -> None: ...
+def gated_forward(
+    *,
+    activation: str,
+    gate: Tensor,
+    up: Tensor,
+    row_stride: typing.SupportsInt | typing.SupportsIndex = 0,
+    y: Tensor,
+) -> None: ...
 def gather_rows(*, x: Tensor, index: Tensor, y: Tensor) -> None: ...
 def get_num_threads() -> int: ...
 def in_place_tensor(source: typing.Any) -> Tensor: ...
