@@ -24,8 +24,8 @@ FinishReason = Literal["stop", "length"]
 class GenerationConfig:
     """How to continue prompts.
 
-    Greedy unless one of temperature, top_k, top_p or min_p is given, or do_sample is. Processors act
-    in the order penalties, temperature, top_k, top_p, min_p, as in transformers.
+    Greedy unless one of temperature, top_k, top_p or min_p is given, or do_sample is. Processors
+    act in the order penalties, temperature, top_k, top_p, min_p, as in transformers.
 
     Attributes:
         max_new_tokens: most tokens to add to each prompt.

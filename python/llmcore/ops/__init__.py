@@ -65,16 +65,6 @@ __all__ = [
     "adamw_step",
     "attention",
     "attention_backward",
-from llmcore.ops.dropout import dropout, dropout_backward
-from llmcore.ops.embedding import embedding, embedding_backward
-from llmcore.ops.matmul import linear, linear_backward, matmul, matmul_backward
-from llmcore.ops.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
-from llmcore.ops.optimizer import adamw_step, clip_grad_norm
-from llmcore.ops.rope import rope, rope_backward
-from llmcore.ops.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
-
-__all__ = [
-    "adamw_step",
     "clip_grad_norm",
     "cross_entropy",
     "cross_entropy_backward",
