@@ -10,4 +10,7 @@ PYBIND11_MODULE(_core, module) {
   bind_machine(module);
   bind_matmul(module);
   bind_norm(module);
+  bind_activation(module);
+  bind_elementwise(module);
+  bind_cross_entropy(module);
 }

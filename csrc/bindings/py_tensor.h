@@ -37,5 +37,8 @@ void bind_tensor(py::module_& module);
 void bind_machine(py::module_& module);
 void bind_matmul(py::module_& module);
 void bind_norm(py::module_& module);
+void bind_activation(py::module_& module);
+void bind_elementwise(py::module_& module);
+void bind_cross_entropy(py::module_& module);
 
 }  // namespace llmcore::bindings

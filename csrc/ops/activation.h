@@ -13,6 +13,9 @@ namespace llmcore {
 
 enum class Activation { kNone, kRelu, kGelu, kGeluTanh, kSilu };
 
+// Throws ConfigError listing the names there are.
+Activation activation_from_name(const char* name);
+
 struct ActivationArgs {
   Activation activation = Activation::kNone;
   Tensor x;  // [n elements, any shape]

@@ -1,8 +1,11 @@
 // Softmax cross-entropy with label smoothing, and the output layer fused with it.
 //
-//   loss_n = (1 - s) (lse_n - z_n[target]) + s (lse_n - mean_v z_n[v]),  s: label smoothing
-//            (Szegedy et al. 2016; the same as torch.nn.functional.cross_entropy)
-//   dz_n[v] = scale_n (softmax_n[v] - (1 - s) [v = target] - s / V)
+// With label smoothing s (Szegedy et al. 2016) and class weights w, all 1 by default, and lse_n the
+// log of the sum of exponentials of row n, as torch.nn.functional.cross_entropy defines them:
+//
+//   loss_n = (1 - s) w[target] (lse_n - z_n[target]) + s / V sum_v w[v] (lse_n - z_n[v])
+//   dz_n[v] = scale_n ((1 - s) w[target] (softmax_n[v] - [v = target])
+//                      + s / V (softmax_n[v] sum_u w[u] - w[v]))
 #pragma once
 
 #include "core/context.h"
@@ -11,28 +14,28 @@
 namespace llmcore {
 
 struct CrossEntropyArgs {
-  Tensor logits;                 // [N, V]
-  Tensor targets;                // [N] int32; a negative one is ignored: loss 0, gradient 0
+  Tensor logits;   // [N, V]
+  Tensor targets;  // [N] int32; a negative one is ignored: loss 0, gradient 0
   float label_smoothing = 0.0f;
-  Tensor class_weight;           // [V] weight of each target class, or empty: ones
-  Tensor losses;                 // [N]
-  Tensor row_scale;              // [N] d(total)/d(loss_n); with dlogits
-  Tensor dlogits;                // [N, V], may be logits; or empty
+  Tensor class_weight;  // [V], or empty: ones
+  Tensor losses;        // [N]
+  Tensor row_scale;     // [N] d(total)/d(loss_n); with dlogits
+  Tensor dlogits;       // [N, V], may be logits; or empty
 };
 
 // Loss of hidden states under an output matrix, in chunks of rows: [N, V] is never held whole.
 struct LinearCrossEntropyArgs {
-  Tensor hidden;                 // [N, C]
-  Tensor weight;                 // [V, C]
-  Tensor bias;                   // [V], or empty
-  Tensor targets;                // [N] int32, negative: ignored
+  Tensor hidden;   // [N, C]
+  Tensor weight;   // [V, C]
+  Tensor bias;     // [V], or empty
+  Tensor targets;  // [N] int32, negative: ignored
   float label_smoothing = 0.0f;
-  float logit_scale = 1.0f;      // logits = logit_scale * (hidden weight^T + bias)
-  Tensor losses;                 // [N]
-  Tensor row_scale;              // [N]; with the gradients
-  Tensor dhidden;                // [N, C], or empty: no backward; may be hidden
-  Tensor dweight;                // [V, C] accumulates, or empty
-  Tensor dbias;                  // [V] accumulates, or empty
+  float logit_scale = 1.0f;  // logits = logit_scale * (hidden weight^T + bias)
+  Tensor losses;             // [N]
+  Tensor row_scale;          // [N]; with the gradients
+  Tensor dhidden;            // [N, C], or empty: no backward; may be hidden
+  Tensor dweight;            // [V, C] accumulates, or empty
+  Tensor dbias;              // [V] accumulates, or empty
 };
 
 struct CrossEntropyKernels {

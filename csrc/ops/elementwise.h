@@ -8,9 +8,10 @@ namespace llmcore {
 
 struct DropoutArgs {
   Dropout dropout;
-  Tensor x;         // any shape
-  Tensor residual;  // same shape, added after; or empty
-  Tensor y;         // same shape; may be x or residual. y = residual + x * keep / (1 - p)
+  uint64_t offset = 0;  // element i of x is element offset + i of the mask
+  Tensor x;             // any shape
+  Tensor residual;      // same shape, added after; or empty
+  Tensor y;             // same shape; may be x or residual. y = residual + x * keep / (1 - p)
 };
 
 struct AddArgs {
@@ -48,7 +49,7 @@ struct SoftmaxBackwardArgs {
   Tensor dx;  // [N, C]; may be dy
 };
 
-// out[i] = rows[index[i]], and its reverse, which writes zeros elsewhere.
+// y[i] = x[index[i]], and its gradient: y[index[i]] += x[i] over zeros.
 struct GatherRowsArgs {
   Tensor x;      // [N, C]
   Tensor index;  // [R] int32, each in [0, N)
@@ -56,8 +57,8 @@ struct GatherRowsArgs {
 };
 struct ScatterRowsArgs {
   Tensor x;      // [R, C]
-  Tensor index;  // [R] int32, ascending, each in [0, N)
-  Tensor y;      // [N, C] zeroed first
+  Tensor index;  // [R] int32, ascending, each in [0, N); repeated rows are added in order
+  Tensor y;      // [N, C]
 };
 
 struct ElementwiseKernels {
@@ -79,6 +80,8 @@ void fill(const Context& context, const FillArgs& args);
 void cast(const Context& context, const CastArgs& args);
 void softmax(const Context& context, const SoftmaxArgs& args);
 void softmax_backward(const Context& context, const SoftmaxBackwardArgs& args);
+
+// Both throw IndexError for a row outside [0, N).
 void gather_rows(const Context& context, const GatherRowsArgs& args);
 void scatter_rows(const Context& context, const ScatterRowsArgs& args);
 

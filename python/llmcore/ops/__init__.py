@@ -6,16 +6,60 @@ B batch, T query positions, S key positions, N rows, C width, H heads, D head wi
 
 from __future__ import annotations
 
+from llmcore.ops.activation import (
+    gelu,
+    gelu_backward,
+    relu,
+    relu_backward,
+    silu,
+    silu_backward,
+    swiglu,
+    swiglu_backward,
+)
+from llmcore.ops.cross_entropy import (
+    cross_entropy,
+    cross_entropy_backward,
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+)
+from llmcore.ops.dropout import (
+    dropout,
+    dropout_backward,
+)
 from llmcore.ops.matmul import linear, linear_backward, matmul, matmul_backward
 from llmcore.ops.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+from llmcore.ops.softmax import (
+    log_softmax,
+    log_softmax_backward,
+    softmax,
+    softmax_backward,
+)
 
 __all__ = [
+    "cross_entropy",
+    "cross_entropy_backward",
+    "dropout",
+    "dropout_backward",
+    "gelu",
+    "gelu_backward",
     "layer_norm",
     "layer_norm_backward",
     "linear",
     "linear_backward",
+    "linear_cross_entropy",
+    "linear_cross_entropy_backward",
+    "log_softmax",
+    "log_softmax_backward",
     "matmul",
     "matmul_backward",
+    "relu",
+    "relu_backward",
     "rms_norm",
     "rms_norm_backward",
+    "silu",
+    "silu_backward",
+    "softmax",
+    "softmax_backward",
+    "swiglu",
+    "swiglu_backward",
 ]
