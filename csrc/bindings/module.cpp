@@ -16,7 +16,6 @@ PYBIND11_MODULE(_core, module) {
   bind_embedding(module);
   bind_rope(module);
   bind_optimizer(module);
-  bind_sampling(module);
   bind_attention(module);
   bind_activation(module);
   bind_elementwise(module);

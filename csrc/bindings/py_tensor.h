@@ -49,7 +49,6 @@ void bind_norm(py::module_& module);
 void bind_embedding(py::module_& module);
 void bind_rope(py::module_& module);
 void bind_optimizer(py::module_& module);
-void bind_sampling(py::module_& module);
 void bind_attention(py::module_& module);
 void bind_activation(py::module_& module);
 void bind_elementwise(py::module_& module);
