@@ -2,13 +2,13 @@
 //
 // The three forms of a linear layer y = x W^T, W [out, in], are
 //   y  = x W^T      transpose_b                       (bias, activation, residual fused)
-//   dx = dy W       neither                           (derivative of the activation before it fused)
-//   dW = dy^T x     transpose_a, accumulate
+//   dx = dy W       neither                           (derivative of the activation before it
+//   fused) dW = dy^T x     transpose_a, accumulate
 //
-// Every element of C is the sum over k in one fixed order: K is cut into chains of kMatmulChain, each
-// of multiply-adds in ascending k from zero; the chains of a block of kMatmulBlock are added up in
-// ascending order, then the blocks, to the old C if it accumulates. The order depends on K alone: not
-// on M, N, the form, the tile an element falls into, or the number of threads.
+// Every element of C is the sum over k in one fixed order: K is cut into chains of kMatmulChain,
+// each of multiply-adds in ascending k from zero; the chains of a block of kMatmulBlock are added
+// up in ascending order, then the blocks, to the old C if it accumulates. The order depends on K
+// alone: not on M, N, the form, the tile an element falls into, or the number of threads.
 #pragma once
 
 #include "core/context.h"
@@ -28,21 +28,21 @@ struct MatmulArgs {
   bool transpose_b = false;
   bool accumulate = false;  // C += instead of C =; excludes what follows
   // Then, in this order:
-  Tensor bias;                                 // [N]: C += bias
-  Tensor pre_activation;                       // [M, N] out: C is stored here before the activation
-  Activation activation = Activation::kNone;   // C = activation(C)
-  Tensor gate_input;                           // [M, N]: C *= gate_activation'(gate_input)
+  Tensor bias;                                // [N]: C += bias
+  Tensor pre_activation;                      // [M, N] out: C is stored here before the activation
+  Activation activation = Activation::kNone;  // C = activation(C)
+  Tensor gate_input;                          // [M, N]: C *= gate_activation'(gate_input)
   Activation gate_activation = Activation::kNone;
-  Dropout dropout;                             // C = dropout(C), element (m, n) at m * N + n
-  Tensor residual;                             // [M, N]: C += residual; may be c
+  Dropout dropout;  // C = dropout(C), element (m, n) at m * N + n
+  Tensor residual;  // [M, N]: C += residual; may be c
   // Provided by the checking layer:
   int workers = 1;  // threads that may take part
   Tensor scratch;
 };
 
 struct ColumnSumArgs {
-  Tensor x;    // [N, C]
-  Tensor out;  // [C] accumulates: the gradient of a bias
+  Tensor x;        // [N, C]
+  Tensor out;      // [C] accumulates: the gradient of a bias
   Tensor partial;  // scratch, provided by the checking layer
 };
 
@@ -50,8 +50,8 @@ struct MatmulKernels {
   int64_t (*scratch_bytes)(const MatmulArgs&);
   void (*matmul)(const Context&, const MatmulArgs&);
   void (*column_sum)(const Context&, const ColumnSumArgs&);
-  // Runs the inner loop's multiply-adds on registers alone for `seconds` on every thread and returns
-  // the operations per second reached: the ceiling that shares of peak refer to.
+  // Runs the inner loop's multiply-adds on registers alone for `seconds` on every thread and
+  // returns the operations per second reached: the ceiling that shares of peak refer to.
   double (*measure_peak)(double seconds);
 };
 
