@@ -7,6 +7,7 @@
 
 #include "core/parallel.h"
 #include "ops/matmul.h"
+#include "ops/matmul_few_rows.h"
 #include "ops/matmul_tile.h"
 #include "simd/vec.h"
 
@@ -25,8 +26,10 @@ constexpr int64_t kSharedBytes = 16 << 20;
 // Multiply-adds worth a task of their own: some 20 microseconds.
 constexpr int64_t kTaskWork = 1 << 21;
 constexpr int64_t kTasksPerThread = 4;
+// Weights that one task streams: some 20 microseconds.
+constexpr int64_t kStreamedFloats = 128 << 10;
 // Up to so many rows, panels are not worth their copy.
-constexpr int64_t kFewRows = 16;
+constexpr int64_t kInPlaceRows = 16;
 // Distance between copied rows: no power of two, which would put them all into one cache set.
 constexpr int64_t kCopyStride = kMatmulBlock + 16;
 
@@ -190,7 +193,7 @@ struct Block {
   }
 
   void run_slab(int64_t k, int64_t depth) const {
-    const bool in_place = !p.shared_panels && row_end - row_begin <= kFewRows;
+    const bool in_place = !p.shared_panels && row_end - row_begin <= kInPlaceRows;
     if (!p.row_side.along_k)
       copy_transposed(p.row_side.at(row_begin, k), p.row_side.stride, depth, row_end - row_begin,
                       copied, kCopyStride);
@@ -336,6 +339,14 @@ void matmul(const Context&, const MatmulArgs& args) {
   float* shared = args.scratch.f32();
   float* own_sums = shared + plan.shared + args.workers * plan.worker();
   const Output out = make_output(args, needs_own_sums(args, p.depth) ? own_sums : args.c.f32());
+  if (p.transposed && p.row_side.along_k && p.col_side.along_k && p.cols <= kFewRows) {
+    const FewRows few{p.col_side.data, p.row_side.data, p.cols, p.rows, p.depth, out};
+    const int64_t grain = max(round_up(kStreamedFloats / max(p.depth, 1), kLanes), kLanes);
+    for_each_task(p.rows <= grain, ceil_div(p.rows, grain), [&](int64_t task, int) {
+      few_rows(few, task * grain, min((task + 1) * grain, p.rows));
+    });
+    return;
+  }
   const bool alone = p.rows * p.cols * max(p.depth, 1) < kTaskWork;
   for (int64_t pass = 0; pass < p.cols; pass += plan.pass_cols) {
     const int64_t pass_cols = min(plan.pass_cols, p.cols - pass);
