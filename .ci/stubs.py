@@ -5,6 +5,7 @@ python .ci/stubs.py [--check]
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ def generated() -> str:
             capture_output=True,
         )
         text = (Path(directory) / "llmcore" / "_core.pyi").read_text()
+    # pybind11 does not say that a pointer may be null.
+    text = re.sub(r"(: [\w.\[\], ]+?) = None", r"\1 | None = None", text)
     formatted = subprocess.run(
         ["ruff", "format", "--stdin-filename", "_core.pyi", "-"],
         input=HEADER + text,

@@ -20,15 +20,19 @@ void backward(const std::string& activation, const PyTensor& dy, const PyTensor&
 }
 
 void gate_forward(const std::string& activation, const PyTensor& gate, const PyTensor& up,
-                  const PyTensor& y) {
+                  int64_t row_stride, const PyTensor& y) {
   const Activation kind = activation_from_name(activation.c_str());
   py::gil_scoped_release release;
-  gated_forward(op_context(gate.view),
-                {.activation = kind, .gate = gate.view, .up = up.view, .y = y.view});
+  gated_forward(op_context(gate.view), {.activation = kind,
+                                        .gate = gate.view,
+                                        .up = up.view,
+                                        .row_stride = row_stride,
+                                        .y = y.view});
 }
 
 void gate_backward(const std::string& activation, const PyTensor& dy, const PyTensor& gate,
-                   const PyTensor& up, const PyTensor& dgate, const PyTensor& dup) {
+                   const PyTensor& up, const PyTensor& dgate, const PyTensor& dup,
+                   int64_t row_stride, int64_t drow_stride) {
   const Activation kind = activation_from_name(activation.c_str());
   py::gil_scoped_release release;
   gated_backward(op_context(gate.view), {.activation = kind,
@@ -36,7 +40,9 @@ void gate_backward(const std::string& activation, const PyTensor& dy, const PyTe
                                          .gate = gate.view,
                                          .up = up.view,
                                          .dgate = dgate.view,
-                                         .dup = dup.view});
+                                         .dup = dup.view,
+                                         .row_stride = row_stride,
+                                         .drow_stride = drow_stride});
 }
 
 }  // namespace
@@ -47,9 +53,10 @@ void bind_activation(py::module_& module) {
   module.def("activation_backward", &backward, py::kw_only(), py::arg("activation"), py::arg("dy"),
              py::arg("x"), py::arg("dx"));
   module.def("gated_forward", &gate_forward, py::kw_only(), py::arg("activation"), py::arg("gate"),
-             py::arg("up"), py::arg("y"));
+             py::arg("up"), py::arg("row_stride") = 0, py::arg("y"));
   module.def("gated_backward", &gate_backward, py::kw_only(), py::arg("activation"), py::arg("dy"),
-             py::arg("gate"), py::arg("up"), py::arg("dgate"), py::arg("dup"));
+             py::arg("gate"), py::arg("up"), py::arg("dgate"), py::arg("dup"),
+             py::arg("row_stride") = 0, py::arg("drow_stride") = 0);
 }
 
 }  // namespace llmcore::bindings

@@ -23,7 +23,7 @@ struct Workspace {
   float *keys_t, *values_t;            // [D, kTileKeys], [Dv, kTileKeys]
   float *dk, *dv;                      // [kTileKeys, width], [kTileKeys, value_width]
   float *weights, *dscores;            // [kBlockRows, kTileKeys]
-  KeyRange seen[kBlockRows];           // within the tile
+  QueryRow rows[kBlockRows];
 };
 
 void place(const AttentionArgs& args, Pieces& pieces, Workspace& work) {
@@ -63,11 +63,6 @@ struct Part {
   int64_t first_key, end_key;
   int64_t first_row, end_row;
 };
-
-// The row's place among [B, H, T].
-int64_t row_index(const AttentionArgs& args, const KvHead& head, int64_t row) {
-  return (head.b * args.heads + head.head(row)) * args.queries + head.query(row);
-}
 
 void add_bias_gradient(const AttentionBackwardArgs& args, const ScoreRow& row, const float* dscores) {
   const ScoreView& view = args.dbias;
@@ -117,12 +112,9 @@ void enter_tile(const AttentionBackwardArgs& args, const KvHead& head, int64_t f
 
 // Rows [r, r + rows) of the block: their weights and score gradients, and their share of dq.
 void group_backward(const AttentionBackwardArgs& args, const Part& part, const float* delta,
-                    int64_t first_row, int64_t r, int64_t rows, int64_t first_key,
+                    int64_t r, int64_t rows, int64_t first_key,
                     const Wanted& wanted, Workspace& work) {
-  KeyRange all{kTileKeys, 0};
-  for (int64_t i = r; i < r + rows; ++i)
-    if (!is_empty(work.seen[i]))
-      all = {smaller(all.begin, work.seen[i].begin), larger(all.end, work.seen[i].end)};
+  const KeyRange all = seen_in_tile(work.rows + r, rows, first_key);
   float* weights = work.weights + r * kTileKeys;
   float* dscores = work.dscores + r * kTileKeys;
   // What the group does not look at weighs zero for the keys' sums over all rows.
@@ -152,9 +144,8 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
   product.c = dscores + begin;
   multiply(product);
   for (int64_t i = 0; i < rows; ++i) {
-    const int64_t number = first_row + r + i, index = row_index(args, part.head, number);
-    const ScoreRow row{part.head.b, part.head.head(number), part.head.query(number), first_key,
-                       work.seen[r + i]};
+    const ScoreRow row = score_row(part.head, work.rows[r + i], first_key);
+    const int64_t index = (row.b * args.heads + row.head) * args.queries + row.query;
     row_backward(args, row, vecs, args.lse[index], delta[index], wanted.dbias,
                  weights + i * kTileKeys, dscores + i * kTileKeys);
   }
@@ -173,12 +164,13 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
 }
 
 // The block's share of dk and dv: each key's sum over the rows that see it, in ascending order.
-void add_key_gradients(int64_t rows, int64_t count, Workspace& work) {
+void add_key_gradients(int64_t rows, int64_t first_key, int64_t count, Workspace& work) {
   for (int64_t j = 0; j < count; j += kGroupRows) {
     const int64_t end = smaller(j + kGroupRows, count);
     int64_t begin_row = rows, end_row = 0;
     for (int64_t r = 0; r < rows; ++r) {
-      if (work.seen[r].begin >= end || work.seen[r].end <= j) continue;
+      const KeyRange seen = work.rows[r].seen;
+      if (seen.begin >= first_key + end || seen.end <= first_key + j) continue;
       begin_row = smaller(begin_row, r);
       end_row = r + 1;
     }
@@ -208,19 +200,14 @@ void add_key_gradients(int64_t rows, int64_t count, Workspace& work) {
 // Brings the rows' queries, output gradients and dq in reach; false if none sees into the tile.
 bool enter_rows(const AttentionBackwardArgs& args, const Part& part, int64_t first_row, int64_t rows,
                 int64_t first_key, const Wanted& wanted, Workspace& work) {
-  bool any = false;
+  const KeyRange seen = find_rows(args, part.head, first_row, rows, work.rows);
+  if (is_empty(clip_to_tile(seen, first_key))) return false;
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t query = part.head.query(first_row + r);
-    work.seen[r] = clip_to_tile(visible_keys(args, part.head.b, query), first_key);
-    any |= !is_empty(work.seen[r]);
-  }
-  if (!any) return false;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t row = first_row + r;
-    read_row(part.head.at(args.q, row), args.head_dim, args.scale, work.q + r * work.width);
-    read_row(part.head.at(args.dout, row), args.value_dim, 1.0f, work.dout + r * work.value_width);
+    const int64_t b = part.head.b, query = work.rows[r].query, head = work.rows[r].head;
+    read_row(args.q.at(b, query, head), args.head_dim, args.scale, work.q + r * work.width);
+    read_row(args.dout.at(b, query, head), args.value_dim, 1.0f, work.dout + r * work.value_width);
     if (wanted.dq)
-      read_row(part.head.at(args.dq, row), args.head_dim, 1.0f, work.dq + r * work.width);
+      read_row(args.dq.at(b, query, head), args.head_dim, 1.0f, work.dq + r * work.width);
   }
   return true;
 }
@@ -230,7 +217,8 @@ void backward_part(const AttentionBackwardArgs& args, const Part& part, const fl
   const KvHead& head = part.head;
   if (wanted.dq)
     for (int64_t row = part.first_row; row < part.end_row; ++row)
-      zero(head.at(args.dq, row), args.head_dim);
+      zero(args.dq.at(head.b, row / head.group, head.kv_head * head.group + row % head.group),
+           args.head_dim);
   for (int64_t first_key = part.first_key; first_key < part.end_key; first_key += kTileKeys) {
     const int64_t count = smaller(kTileKeys, args.keys - first_key);
     bool entered = false;
@@ -247,18 +235,18 @@ void backward_part(const AttentionBackwardArgs& args, const Part& part, const fl
       }
       entered = true;
       for (int64_t r = 0; r < rows; r += kGroupRows)
-        group_backward(args, part, delta, first_row, r, smaller(kGroupRows, rows - r), first_key,
-                       wanted, work);
-      if (wanted.dkv) add_key_gradients(rows, count, work);
+        group_backward(args, part, delta, r, smaller(kGroupRows, rows - r), first_key, wanted, work);
+      if (wanted.dkv) add_key_gradients(rows, first_key, count, work);
       if (wanted.dq)
         for (int64_t r = 0; r < rows; ++r)
-          write_row(work.dq + r * work.width, args.head_dim, head.at(args.dq, first_row + r));
+          write_row(work.dq + r * work.width, args.head_dim, 1.0f,
+                    args.dq.at(head.b, work.rows[r].query, work.rows[r].head));
     }
     if (!wanted.dkv) continue;
     for (int64_t j = 0; j < count; ++j) {
-      write_row(work.dk + j * work.width, args.head_dim,
+      write_row(work.dk + j * work.width, args.head_dim, 1.0f,
                 args.dk.at(head.b, first_key + j, head.kv_head));
-      write_row(work.dv + j * work.value_width, args.value_dim,
+      write_row(work.dv + j * work.value_width, args.value_dim, 1.0f,
                 args.dv.at(head.b, first_key + j, head.kv_head));
     }
   }
@@ -279,7 +267,7 @@ void row_deltas(const AttentionBackwardArgs& args, float* delta) {
         if (c < args.value_dim)
           sum = fma(load_partial(out + c, args.value_dim - c),
                     load_partial(dout + c, args.value_dim - c), sum);
-        delta[(n / queries * heads + h) * queries + n % queries] = reduce_add(sum);
+        delta[(n / queries * heads + h) * queries + n % queries] = sum_of_lanes(sum)[0];
       }
   });
 }

@@ -9,23 +9,19 @@ namespace {
 // Query rows of a kv head that pass a tile of keys together: the tile is packed once for all of them.
 constexpr int64_t kBlockRows = 96;
 
-// A block of query rows, first_row .. first_row + rows - 1 of a kv head, in one thread's scratch.
+// A block of query rows of one kv head, in one thread's scratch.
 struct Block {
   KvHead head;
-  int64_t first_row, rows;
-  int64_t value_width;     // padded Dv
-  float* q;                // [kBlockRows, padded D], scaled
-  float* keys;             // [D, kTileKeys]
-  float* values;           // [kTileKeys, padded Dv]
-  float* scores;           // [kGroupRows, kTileKeys]
-  float* states;           // [kBlockRows, padded Dv + kLanes]
-  float* highest;          // [kBlockRows] the highest score so far
-  KeyRange seen[kBlockRows];
-
-  ScoreRow score_row(int64_t r, int64_t first) const {
-    const int64_t row = first_row + r;
-    return {head.b, head.head(row), head.query(row), first, clip_to_tile(seen[r], first)};
-  }
+  int64_t count;
+  QueryRow rows[kBlockRows];
+  KeyRange seen;        // by any of them
+  int64_t value_width;  // padded Dv
+  float* q;             // [kBlockRows, padded D], scaled
+  float* keys;          // [D, kTileKeys]
+  float* values;        // [kTileKeys, padded Dv]
+  float* scores;        // [kGroupRows, kTileKeys]
+  float* states;        // [kBlockRows, padded Dv + kLanes]
+  float* highest;       // [kBlockRows] the highest score so far
 
   // The running sums of row r: exp(score - highest) v, then, lane by lane, exp(score - highest).
   float* state(int64_t r) const { return states + r * (value_width + kLanes); }
@@ -70,7 +66,7 @@ void softmax_vecs(const Block& block, int64_t first_row, int64_t rows, float* sc
       score[v] = load(scores + v * kLanes);
       most = max(most, score[v]);
     }
-    most = spread_max<kLanes / 2>(most, AllLanes{});
+    most = largest_lane(most);
     const float now = most[0];
     if (now == -kInfinity) {
       zero(scores, kVecs * kLanes);
@@ -97,41 +93,28 @@ LLMCORE_INLINE void softmax_step(const Block& block, int64_t r, int64_t rows, Ve
   softmax_vecs<kVecs>(block, r, rows, block.scores + vecs.begin * kLanes);
 }
 
-// The keys that any of the rows [begin, end) of the block sees in the tile from `first` on.
-KeyRange seen_together(const Block& block, int64_t begin, int64_t end, int64_t first) {
-  KeyRange all{kTileKeys, 0};
-  for (int64_t r = begin; r < end; ++r) {
-    const KeyRange one = clip_to_tile(block.seen[r], first);
-    if (is_empty(one)) continue;
-    all = {smaller(all.begin, one.begin), larger(all.end, one.end)};
-  }
-  return all;
-}
-
 // Takes the block's rows through all keys they see: enter(first, count) for a tile, then for each
 // group of rows that sees something in it, once its scores stand in the block, use(first, r, rows,
 // seen). The scores are -inf where one of the rows does not see what another does.
 template <class Enter, class Use>
 LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, Use use) {
   const int64_t width = padded(args.head_dim);
-  KeyRange all{args.keys, 0};
-  for (int64_t r = 0; r < block.rows; ++r) {
-    const int64_t row = block.first_row + r;
-    read_row(block.head.at(args.q, row), args.head_dim, args.scale, block.q + r * width);
-    block.seen[r] = visible_keys(args, block.head.b, block.head.query(row));
-    if (!is_empty(block.seen[r]))
-      all = {smaller(all.begin, block.seen[r].begin), larger(all.end, block.seen[r].end)};
+  for (int64_t r = 0; r < block.count; ++r) {
+    const QueryRow& row = block.rows[r];
+    read_row(args.q.at(block.head.b, row.query, row.head), args.head_dim, args.scale,
+             block.q + r * width);
     block.highest[r] = -kInfinity;
     zero(block.state(r), block.value_width + kLanes);
   }
-  for (int64_t first = all.begin / kTileKeys * kTileKeys; first < all.end; first += kTileKeys) {
-    const int64_t count = smaller(kTileKeys, all.end - first);
+  const int64_t end = block.seen.end;
+  for (int64_t first = block.seen.begin / kTileKeys * kTileKeys; first < end; first += kTileKeys) {
+    const int64_t count = smaller(kTileKeys, end - first);
     read_transposed(args.k.at(block.head.b, first, block.head.kv_head), args.k.row_stride, count,
                     args.head_dim, block.keys);
     enter(first, count);
-    for (int64_t r = 0; r < block.rows; r += kGroupRows) {
-      const int64_t rows = smaller(kGroupRows, block.rows - r);
-      const KeyRange seen = seen_together(block, r, r + rows, first);
+    for (int64_t r = 0; r < block.count; r += kGroupRows) {
+      const int64_t rows = smaller(kGroupRows, block.count - r);
+      const KeyRange seen = seen_in_tile(block.rows + r, rows, first);
       if (is_empty(seen)) continue;
       const VecRange vecs = vectors_of(seen);
       multiply({.rows = rows,
@@ -146,7 +129,7 @@ LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, U
                 .c_row = kTileKeys,
                 .accumulate = false});
       for (int64_t i = 0; i < rows; ++i) {
-        const ScoreRow row = block.score_row(r + i, first);
+        const ScoreRow row = score_row(block.head, block.rows[r + i], first);
         if (!are_scores(args, row, vecs))
           finish_scores(args, row, vecs, block.scores + i * kTileKeys, nullptr);
       }
@@ -159,7 +142,7 @@ void drop_weights(const AttentionArgs& args, const Block& block, int64_t first, 
                   int64_t rows, VecRange vecs) {
   float factors[kTileKeys];
   for (int64_t i = 0; i < rows; ++i) {
-    dropout_factors(args, block.score_row(r + i, first), factors);
+    dropout_factors(args, score_row(block.head, block.rows[r + i], first), factors);
     float* weights = block.scores + i * kTileKeys;
     for (int64_t v = vecs.begin; v < vecs.end; ++v)
       store(weights + v * kLanes, load(weights + v * kLanes) * load(factors + v * kLanes));
@@ -171,7 +154,7 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
   int64_t values_row = block.value_width;
   const auto enter = [&](int64_t first, int64_t count) {
     const float* from = args.v.at(block.head.b, first, block.head.kv_head);
-    if (block.rows <= kGroupRows && args.value_dim % kLanes == 0) {
+    if (block.count <= kGroupRows && args.value_dim % kLanes == 0) {
       values = from;  // read once: packing would not pay
       values_row = args.v.row_stride;
       return;
@@ -196,40 +179,37 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
   };
   scan(args, block, enter, use);
 
-  for (int64_t r = 0; r < block.rows; ++r) {
-    float* state = block.state(r);
-    const int64_t row = block.first_row + r, head = block.head.head(row);
-    const float total = reduce_add(load(state + block.value_width));
+  for (int64_t r = 0; r < block.count; ++r) {
+    const QueryRow& row = block.rows[r];
     const bool saw_something = block.highest[r] != -kInfinity;
-    if (saw_something)
-      for (int64_t c = 0; c < block.value_width; c += kLanes)
-        store(state + c, load(state + c) / total);
-    write_row(state, args.value_dim, block.head.at(args.out, row));
+    const float total = sum_of_lanes(load(block.state(r) + block.value_width))[0];
+    write_row(block.state(r), args.value_dim, saw_something ? 1.0f / total : 0.0f,
+              args.out.at(block.head.b, row.query, row.head));
     if (args.lse != nullptr)
-      args.lse[(block.head.b * args.heads + head) * args.queries + block.head.query(row)] =
+      args.lse[(block.head.b * args.heads + row.head) * args.queries + row.query] =
           saw_something ? block.highest[r] + log(total) : -kInfinity;
   }
 }
 
 void weights_block(const AttentionWeightsArgs& args, Block& block) {
-  const auto out = [&](int64_t row) {
-    const KvHead& head = block.head;
-    return args.weights + ((head.b * args.heads + head.head(row)) * args.queries + head.query(row)) *
-                              args.keys;
+  const auto out = [&](int64_t r) {
+    const QueryRow& row = block.rows[r];
+    return args.weights +
+           ((block.head.b * args.heads + row.head) * args.queries + row.query) * args.keys;
   };
-  for (int64_t r = 0; r < block.rows; ++r)
-    for (int64_t j = 0; j < args.keys; ++j) out(block.first_row + r)[j] = -kInfinity;
+  for (int64_t r = 0; r < block.count; ++r)
+    for (int64_t j = 0; j < args.keys; ++j) out(r)[j] = -kInfinity;
   // The scores first, then what the running softmax came to.
   const auto use = [&](int64_t first, int64_t r, int64_t rows, KeyRange seen) {
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = seen.begin; j < seen.end; ++j)
-        out(block.first_row + r + i)[first + j] = block.scores[i * kTileKeys + j];
+        out(r + i)[first + j] = block.scores[i * kTileKeys + j];
     softmax_step(block, r, rows, vectors_of(seen));
   };
   scan(args, block, [](int64_t, int64_t) {}, use);
-  for (int64_t r = 0; r < block.rows; ++r) {
-    float* to = out(block.first_row + r);
-    const float total = reduce_add(load(block.state(r) + block.value_width));
+  for (int64_t r = 0; r < block.count; ++r) {
+    float* to = out(r);
+    const Vec total = sum_of_lanes(load(block.state(r) + block.value_width));
     const bool saw_something = block.highest[r] != -kInfinity;
     for (int64_t j = 0; j < args.keys; j += kLanes) {
       const int64_t count = smaller(kLanes, args.keys - j);
@@ -249,8 +229,8 @@ LLMCORE_INLINE void for_each_block(const Args& args, Body body) {
     Pieces pieces{args.scratch.template as<float>() + worker * floats};
     Block block;
     block.head = {head / args.kv_heads, head % args.kv_heads, group};
-    block.first_row = first;
-    block.rows = smaller(kBlockRows, rows - first);
+    block.count = smaller(kBlockRows, rows - first);
+    block.seen = find_rows(args, block.head, first, block.count, block.rows);
     place(args, pieces, block);
     body(args, block);
   });

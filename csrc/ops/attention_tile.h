@@ -48,10 +48,30 @@ struct Pieces {
 // is query r / group, head kv_head * group + r % group.
 struct KvHead {
   int64_t b, kv_head, group;
-  int64_t query(int64_t r) const { return r / group; }
-  int64_t head(int64_t r) const { return kv_head * group + r % group; }
-  float* at(const HeadView& view, int64_t r) const { return view.at(b, query(r), head(r)); }
 };
+
+// One of those rows, and the keys it sees.
+struct QueryRow {
+  int64_t query, head;
+  KeyRange seen;
+};
+
+// Rows first .. first + count - 1 of a kv head; returns the run of keys that they see together.
+LLMCORE_INLINE KeyRange find_rows(const AttentionArgs& args, const KvHead& head, int64_t first,
+                                  int64_t count, QueryRow* rows) {
+  int64_t query = first / head.group, member = first % head.group;
+  KeyRange all{args.keys, 0};
+  for (int64_t r = 0; r < count; ++r) {
+    const KeyRange seen = visible_keys(args, head.b, query);
+    rows[r] = {query, head.kv_head * head.group + member, seen};
+    if (seen.begin < seen.end) all = {smaller(all.begin, seen.begin), larger(all.end, seen.end)};
+    if (++member == head.group) {
+      member = 0;
+      ++query;
+    }
+  }
+  return all;
+}
 
 // ---- Copying between the callers' strided rows and dense tiles, padded to whole vectors ----
 
@@ -61,10 +81,10 @@ LLMCORE_INLINE void read_row(const float* from, int64_t width, float factor, flo
   if (c < width) store(to + c, load_partial(from + c, width - c) * factor);
 }
 
-LLMCORE_INLINE void write_row(const float* from, int64_t width, float* to) {
+LLMCORE_INLINE void write_row(const float* from, int64_t width, float factor, float* to) {
   int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) store(to + c, load(from + c));
-  if (c < width) store_partial(to + c, load(from + c), width - c);
+  for (; c + kLanes <= width; c += kLanes) store(to + c, load(from + c) * factor);
+  if (c < width) store_partial(to + c, load(from + c) * factor, width - c);
 }
 
 LLMCORE_INLINE void zero(float* to, int64_t count) {
@@ -82,12 +102,18 @@ struct MakeLaneList<0, kLane...> {
 };
 using AllLanes = typename MakeLaneList<kLanes>::Type;
 
-// The largest lane, in all lanes.
-template <int kHalf, int... kLane>
-LLMCORE_INLINE Vec spread_max(Vec v, LaneList<kLane...> lanes) {
-  v = max(v, __builtin_shufflevector(v, v, (kLane ^ kHalf)...));
-  if constexpr (kHalf > 1) v = spread_max<kHalf / 2>(v, lanes);
+// All lanes combined by halving, in every lane.
+template <int kHalf, class Combine, int... kLane>
+LLMCORE_INLINE Vec combine_lanes(Vec v, Combine combine, LaneList<kLane...> lanes) {
+  v = combine(v, __builtin_shufflevector(v, v, (kLane ^ kHalf)...));
+  if constexpr (kHalf > 1) v = combine_lanes<kHalf / 2>(v, combine, lanes);
   return v;
+}
+LLMCORE_INLINE Vec largest_lane(Vec v) {
+  return combine_lanes<kLanes / 2>(v, [](Vec a, Vec b) { return max(a, b); }, AllLanes{});
+}
+LLMCORE_INLINE Vec sum_of_lanes(Vec v) {
+  return combine_lanes<kLanes / 2>(v, [](Vec a, Vec b) { return a + b; }, AllLanes{});
 }
 
 // Swaps the lanes of `low` that have bit kHalf set with those of `high` that have it clear.
@@ -214,12 +240,33 @@ LLMCORE_NOINLINE void multiply(const Product& p) {
 
 // ---- From products to scores ----
 
+// What of `range` lies in the tile of keys from `first` on, counted from there.
+LLMCORE_INLINE KeyRange clip_to_tile(KeyRange range, int64_t first) {
+  const int64_t end = smaller(larger(range.end - first, 0), kTileKeys);
+  return {smaller(larger(range.begin - first, 0), end), end};
+}
+
+LLMCORE_INLINE bool is_empty(KeyRange range) { return range.begin >= range.end; }
+
+// What the rows together see of the tile of keys from `first` on, counted from there.
+LLMCORE_INLINE KeyRange seen_in_tile(const QueryRow* rows, int64_t count, int64_t first) {
+  KeyRange all{kTileKeys, 0};
+  for (int64_t r = 0; r < count; ++r) {
+    const KeyRange one = clip_to_tile(rows[r].seen, first);
+    if (!is_empty(one)) all = {smaller(all.begin, one.begin), larger(all.end, one.end)};
+  }
+  return all;
+}
+
 // One query row against the tile of keys [first, first + kTileKeys), of which it sees the run `seen`
 // (mask aside), counted from `first`.
 struct ScoreRow {
   int64_t b, head, query, first;
   KeyRange seen;
 };
+LLMCORE_INLINE ScoreRow score_row(const KvHead& head, const QueryRow& row, int64_t first) {
+  return {head.b, row.head, row.query, first, clip_to_tile(row.seen, first)};
+}
 
 // The vectors of a tile that a group of rows looks at.
 struct VecRange {
@@ -228,14 +275,6 @@ struct VecRange {
 LLMCORE_INLINE VecRange vectors_of(KeyRange seen) {
   return {seen.begin / kLanes, divide_up(seen.end, kLanes)};
 }
-
-// What of `range` lies in the tile of keys from `first` on, counted from there.
-LLMCORE_INLINE KeyRange clip_to_tile(KeyRange range, int64_t first) {
-  const int64_t end = smaller(larger(range.end - first, 0), kTileKeys);
-  return {smaller(larger(range.begin - first, 0), end), end};
-}
-
-LLMCORE_INLINE bool is_empty(KeyRange range) { return range.begin >= range.end; }
 
 template <class T, class Read>
 LLMCORE_INLINE Vec read_scores(const ScoreView& view, const AttentionArgs& args, const ScoreRow& row,

@@ -18,7 +18,7 @@
 namespace llmcore {
 
 inline constexpr int64_t kMatmulChain = 256;
-inline constexpr int64_t kMatmulBlock = 2 * kMatmulChain;
+inline constexpr int64_t kMatmulBlock = 3 * kMatmulChain;
 
 struct MatmulArgs {
   Tensor a;  // [M, K], or [K, M] if transpose_a

@@ -13,12 +13,11 @@
 namespace llmcore::LLMCORE_ISA {
 namespace {
 
-// Columns of a panel block: kMatmulBlock x kBlockCols floats stay in the second-level cache.
-constexpr int64_t kBlockCols = 256;
-// The same where every task makes its own panels, and columns are what tasks differ in.
-constexpr int64_t kOwnBlockCols = 144;
-// Rows of a task at most: a transposed copy of them stays in the second-level cache too.
-constexpr int64_t kTaskRows = 256, kCopiedTaskRows = 128;
+// Floats of one block of k that are to stay in the second-level cache (1 MB here, at least half of
+// that on others): panels, panels where every task makes its own, rows of a task.
+constexpr int64_t kPanelFloats = 120 << 10, kOwnPanelFloats = 72 << 10, kRowFloats = 72 << 10;
+// Rows of a task that makes its own panels: fewer would not be worth it.
+constexpr int64_t kOwnTaskRows = 256;
 // Panels shared by all tasks: at most this many bytes at a time.
 constexpr int64_t kSharedBytes = 16 << 20;
 // Multiply-adds worth a task of their own: some 20 microseconds.
@@ -92,7 +91,8 @@ struct Plan {
 Plan make_plan(const Problem& p, int64_t threads) {
   Plan plan{};
   const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
-  const int64_t most = p.row_side.along_k ? kTaskRows : kCopiedTaskRows;
+  const int64_t depth = max(min(p.depth, kMatmulBlock), 1);
+  const int64_t most = kRowFloats / depth / kTileRows * kTileRows;
   if (p.shared_panels) {
     const int64_t fit = max(kSharedBytes / 4 / max(p.depth, 1) / kTileCols, 1) * kTileCols;
     plan.pass_cols = plan.task_cols = min(p.cols, fit);
@@ -102,10 +102,10 @@ Plan make_plan(const Problem& p, int64_t threads) {
     plan.task_rows = min(round_up(fair, kTileRows), most);
   } else {
     plan.pass_cols = p.cols;
-    plan.task_cols = round_up(ceil_div(p.cols, ceil_div(p.cols, kOwnBlockCols)), kLanes);
-    plan.panels = plan.task_cols * kMatmulBlock;
+    plan.task_cols = round_up(ceil_div(p.cols, ceil_div(p.cols, kOwnPanelFloats / depth)), kLanes);
+    plan.panels = plan.task_cols * depth;
     const int64_t col_tasks = ceil_div(p.cols, plan.task_cols);
-    plan.task_rows = max(round_up(ceil_div(p.rows, ceil_div(tasks, col_tasks)), kTileRows), kTaskRows);
+    plan.task_rows = max(round_up(ceil_div(p.rows, ceil_div(tasks, col_tasks)), kTileRows), kOwnTaskRows);
   }
   const int64_t copied = p.row_side.along_k ? kStripRows : round_up(plan.task_rows, kLanes);
   plan.rows = copied * kCopyStride;
@@ -183,7 +183,7 @@ struct Block {
       for (int64_t j = 0; j < panels.count(); ++j)
         make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), k, depth,
                    own_panels + panels.start(j) * kLanes * depth);
-    const int64_t groups = ceil_div(panels.cols, kBlockCols);
+    const int64_t groups = max(ceil_div(panels.cols * depth, kPanelFloats), 1);
     for (int64_t group = 0; group < groups; ++group)
       for (int64_t row = row_begin; row < row_end; row += kTileRows)
         run_tiles(k, depth, row, group * panels.count() / groups,

@@ -137,11 +137,15 @@ LLMCORE_INLINE void store_sums(const Output& out, const Place& place, Row row) {
       }
     }
   } else if (place.add) {
-    for (int64_t r = 0; r < place.rows; ++r, c += out.n)
+    for (int64_t r = 0; r < place.rows; ++r, c += out.n) {
+      __builtin_prefetch(c + 6 * out.n, 1, 3);
       for (int64_t i = 0; i < place.cols; i += kLanes) store(c + i, load(c + i) + row(r, i));
+    }
   } else {
-    for (int64_t r = 0; r < place.rows; ++r, c += out.n)
+    for (int64_t r = 0; r < place.rows; ++r, c += out.n) {
+      __builtin_prefetch(c + 6 * out.n, 1, 3);
       for (int64_t i = 0; i < place.cols; i += kLanes) store(c + i, row(r, i));
+    }
   }
 }
 

@@ -25,7 +25,7 @@ LLMCORE_INLINE float finite_max(const float* x, int64_t width) {
 // Sum of e^(x - max); the terms are stored to y unless it is null. y may be x.
 LLMCORE_INLINE float exp_sum(const float* x, float* y, int64_t width, float max) {
   return row_sum(width, [&](int64_t i, int64_t n) {
-    const Vec term = exp(load_up_to(x + i, n, -__builtin_inff()) - max);  // 0 beyond n
+    const Vec term = exp_nonpositive(load_up_to(x + i, n, -__builtin_inff()) - max);  // 0 beyond n
     if (y != nullptr) store_up_to(y + i, term, n);
     return term;
   });

@@ -39,20 +39,38 @@ LLMCORE_INLINE void for_each_vector(int64_t begin, int64_t end, Body body) {
   if (i < end) body(i, end - i);
 }
 
-// Sum of f(i, count) over the vectors of [0, width), where f zeroes the lanes from `count` on.
-// Partial sums of 64 vectors are added up, so that the error of long rows does not grow with their
-// length.
+// kCount sums over a row in one pass: f(i, n, terms) sets the terms of elements i to i + n, zero in
+// the lanes from n on. Four sums run side by side to hide the latency of an addition, and are added
+// up every 64 vectors, so that the error of long rows does not grow with their length.
+template <int kCount, class F>
+LLMCORE_INLINE void row_sums(int64_t width, float (&out)[kCount], F f) {
+  constexpr int kChains = 4;
+  constexpr int64_t kStep = kChains * kLanes, kBlock = 16 * kStep;
+  Vec total[kCount] = {};
+  for (int64_t begin = 0; begin < width; begin += kBlock) {
+    const int64_t end = begin + kBlock < width ? begin + kBlock : width;
+    Vec sum[kChains][kCount] = {};
+    const auto add = [&](int chain, int64_t i, int64_t n) {
+      Vec terms[kCount];
+      f(i, n, terms);
+      for (int k = 0; k < kCount; ++k) sum[chain][k] += terms[k];
+    };
+    int64_t i = begin;
+    for (; i + kStep <= end; i += kStep)
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains; ++chain) add(chain, i + chain * kLanes, kLanes);
+    for_each_vector(i, end, [&](int64_t i, int64_t n) { add(0, i, n); });
+    for (int k = 0; k < kCount; ++k) total[k] += (sum[0][k] + sum[1][k]) + (sum[2][k] + sum[3][k]);
+  }
+  for (int k = 0; k < kCount; ++k) out[k] = reduce_add(total[k]);
+}
+
+// Sum over a row of f(i, n), which zeroes the lanes from n on.
 template <class F>
 LLMCORE_INLINE float row_sum(int64_t width, F f) {
-  constexpr int64_t kBlock = 64 * kLanes;
-  Vec total{};
-  for (int64_t begin = 0; begin < width; begin += kBlock) {
-    Vec sum{};
-    const int64_t end = begin + kBlock < width ? begin + kBlock : width;
-    for_each_vector(begin, end, [&](int64_t i, int64_t n) { sum += f(i, n); });
-    total += sum;
-  }
-  return reduce_add(total);
+  float sum[1];
+  row_sums(width, sum, [&](int64_t i, int64_t n, Vec* terms) { terms[0] = f(i, n); });
+  return sum[0];
 }
 
 }  // namespace llmcore::LLMCORE_ISA

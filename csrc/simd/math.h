@@ -22,15 +22,15 @@ LLMCORE_INLINE Vec abs(Vec x) {
   return __builtin_bit_cast(Vec, __builtin_bit_cast(VecI, x) & 0x7fffffff);
 }
 
-// e^x, or e^(x + extra) where |extra| <= 0.1 is what rounding x lost. Within 1 ulp; 1 at 0,
-// infinity from 88.73 on, 0 below -86.99: the smallest results would be subnormal, slow on many
-// machines.
+// e^x for x <= 0, as softmax and the functions below need it, or e^(x + extra) where |extra| <= 0.1
+// is what rounding x lost. Within 1 ulp; 1 at 0; 0 below -86.99, where results would soon be
+// subnormal, which is slow on many machines.
 //
 // x = n log(2) + r with |r| <= log(2) / 2, and e^x = 2^n e^r, where the factor 2^n is made of
 // integer bits. The polynomial gives 2 e^r, error 2^-28, so that the factor 2^(n - 1) never
 // overflows.
 template <class... Extra>
-LLMCORE_INLINE Vec exp(Vec x, Extra... extra) {
+LLMCORE_INLINE Vec exp_nonpositive(Vec x, Extra... extra) {
   constexpr float kLog2E = 1.44269504f;
   // log(2) in two parts, the first of 9 bits: n times it is exact.
   constexpr float kLog2High = 0.693359375f, kLog2Low = -2.12194440e-4f;
@@ -43,7 +43,6 @@ LLMCORE_INLINE Vec exp(Vec x, Extra... extra) {
                                      2 * 0.04166839f,
                                      2 * 0.00836871f,
                                      2 * 0.0013814612f};
-  x = x > 89.0f ? broadcast(89.0f) : x;
   x = x < -87.4f ? broadcast(-87.4f) : x;  // n = -126: the bits of the factor are all zero
   const Vec shifted = fma(x, broadcast(kLog2E), broadcast(kRound));
   const Vec n = shifted - kRound;
@@ -51,6 +50,11 @@ LLMCORE_INLINE Vec exp(Vec x, Extra... extra) {
   r = (fma(n, broadcast(-kLog2Low), r) + ... + extra);
   const VecI factor = __builtin_bit_cast(VecI, shifted) << 23;
   return polynomial(kCoefficients, r) * __builtin_bit_cast(Vec, factor);
+}
+
+// e^x for any x: infinity from 88.73 on. The one above is right up to 89.
+LLMCORE_INLINE Vec exp(Vec x) {
+  return exp_nonpositive(x > 89.0f ? broadcast(89.0f) : x);
 }
 
 // Natural logarithm of one number; rows have one each, so it need not be a vector's.
@@ -64,7 +68,7 @@ struct Sigmoid {
 };
 LLMCORE_INLINE Sigmoid sigmoid_pair(Vec x) {
   const VecI positive = x > 0.0f;
-  const Vec small = exp(-abs(x));  // at most 1: nothing overflows
+  const Vec small = exp_nonpositive(-abs(x));
   const Vec larger = 1.0f / (1.0f + small), smaller = small * larger;
   return {positive ? larger : smaller, positive ? smaller : larger};
 }
@@ -78,7 +82,8 @@ LLMCORE_INLINE Vec tanh(Vec x) {
                                      -0.0058951546f};
   const Vec size = abs(x), square = x * x;
   const Vec near = fma(x * square, polynomial(kCoefficients, square), x);
-  const Vec far = 1.0f - 2.0f / (1.0f + exp(size + size));
+  const Vec small = exp_nonpositive(-2.0f * size);
+  const Vec far = 1.0f - 2.0f * small / (1.0f + small);
   return size < 0.6f ? near : (x < 0.0f ? -far : far);
 }
 
@@ -98,7 +103,7 @@ LLMCORE_INLINE Normal normal(Vec x) {
   Vec t = abs(x);
   t = t > 14.0f ? broadcast(14.0f) : t;
   const Vec high = __builtin_bit_cast(Vec, __builtin_bit_cast(VecI, t) & ~0xfff);  // 12 bits
-  const Vec bell = exp(high * high * -0.5f, (high - t) * (high + t) * 0.5f);
+  const Vec bell = exp_nonpositive(high * high * -0.5f, (high - t) * (high + t) * 0.5f);
   const Vec inverse = 1.0f / (t + 3.5f);
   const Vec tail = bell * (polynomial(kCoefficients, (t - 3.5f) * inverse) * inverse);
   return {bell * 0.39894228f, x < 0.0f ? tail : 1.0f - tail};

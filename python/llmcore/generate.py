@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from llmcore import _core
-from llmcore.errors import ConfigError, DataError
+from llmcore._core import Tensor
+from llmcore.errors import ConfigError, DataError, TokenIndexError
 from llmcore.objectives import as_ids
 
 if TYPE_CHECKING:
     from llmcore.model import Transformer
-    from llmcore.tokenizer import StreamDecoder
+    from llmcore.tokenizer_stream import StreamDecoder
 
 FinishReason = Literal["stop", "length"]
 
@@ -21,8 +24,8 @@ FinishReason = Literal["stop", "length"]
 class GenerationConfig:
     """How to continue prompts.
 
-    Greedy unless one of temperature, top_k, top_p or min_p is given, or do_sample is. Processors act
-    in the order penalties, temperature, top_k, top_p, min_p, as in transformers.
+    Greedy unless one of temperature, top_k, top_p or min_p is given, or do_sample is. Processors
+    act in the order penalties, temperature, top_k, top_p, min_p, as in transformers.
 
     Attributes:
         max_new_tokens: most tokens to add to each prompt.
@@ -209,7 +212,7 @@ def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterat
 
 
 def _rounds(
-    model: Transformer, rows: list[Any], config: GenerationConfig, stop_ids: Sequence[int]
+    model: Transformer, rows: list[Tensor], config: GenerationConfig, stop_ids: Sequence[int]
 ) -> Iterator[GeneratedToken]:
     core = _core.Generation(model._core, rows, config.core_options(stop_ids))
     tokenizer = model.tokenizer
@@ -237,22 +240,43 @@ def generate(model: Transformer, prompts: Any, config: GenerationConfig) -> list
     return results
 
 
-def encode_prompts(model: Transformer, prompts: Any) -> list[Any]:
-    """Prompts as int32 arrays: a text, a list of texts, a list of ids, or a list of such lists."""
+def encode_prompts(
+    model: Transformer, prompts: Any, caller: str = "generate", what: str = "prompts"
+) -> list[Tensor]:
+    """Prompts as int32 tensors: a text, a list of texts, a list of ids, or a list of such lists.
+
+    Args:
+        model: whose tokenizer and vocabulary count.
+        prompts: one or several.
+        caller: named in errors.
+        what: the argument, named in errors.
+
+    Raises:
+        ConfigError: a text, but the model has no tokenizer.
+        DataError: no prompt, or one without tokens.
+        TokenIndexError: an id outside the vocabulary.
+    """
     rows = []
     for index, prompt in enumerate(_as_list(prompts)):
+        place = f"{caller}: {what}[{index}]"
         if isinstance(prompt, str):
             if model.tokenizer is None:
-                raise ConfigError("generate: this model has no tokenizer; give token ids")
+                raise ConfigError(
+                    f"{place} is text, but the model has no tokenizer; give token ids"
+                )
             prompt = model.tokenizer.encode(prompt)
-            if not prompt:
-                raise DataError(f"generate: prompts[{index}] has no tokens; give at least one")
-        array = as_ids(prompt, f"generate: prompts[{index}]", ndim=1)
-        if array.size == 0:
-            raise DataError(f"generate: prompts[{index}] has no tokens; give at least one")
-        rows.append(_core.as_tensor(array))
+        ids = np.zeros(0, np.int32) if len(prompt) == 0 else as_ids(prompt, place, ndim=1)
+        if ids.size == 0:
+            raise DataError(f"{place} has no tokens; give at least one")
+        outside = np.flatnonzero((ids < 0) | (ids >= model.config.vocab_size))
+        if outside.size:
+            raise TokenIndexError(
+                f"{place}: id {ids[outside[0]]} at position {outside[0]} is outside the vocabulary "
+                f"of {model.config.vocab_size}"
+            )
+        rows.append(_core.as_tensor(ids))
     if not rows:
-        raise DataError("generate: expected at least one prompt, got none")
+        raise DataError(f"{caller}: expected at least one of {what}, got none")
     return rows
 
 

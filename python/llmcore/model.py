@@ -17,6 +17,8 @@ from llmcore.errors import CheckpointError, ConfigError, DTypeError, ShapeError
 from llmcore.objectives import Batch, as_ids
 
 if TYPE_CHECKING:
+    from llmcore.generate import GenerationConfig
+    from llmcore.score import ScoreResult
     from llmcore.tokenizer import Tokenizer
 
 
@@ -182,6 +184,64 @@ class Transformer:
         out = _core.empty([batch.targets.size])
         self._core.row_losses(batch, out)
         return out.numpy()
+
+    def generate(
+        self, prompts: Any, config: GenerationConfig | None = None, *, stream: bool = False
+    ) -> Any:
+        """Continue prompts.
+
+        Args:
+            prompts: a text or a list of texts (with a tokenizer), a list of ids, or a list of lists
+                of ids. They may differ in length; none changes what another becomes.
+            config: how; greedy with 64 new tokens if None.
+            stream: yield tokens as they come instead of returning the whole.
+
+        Returns:
+            A list of `GenerationResult`, one for each prompt; with `stream` an iterator of
+            `GeneratedToken`, which can be closed at any time.
+
+        Raises:
+            ConfigError: settings that do not fit the model.
+            DataError: a prompt without tokens.
+            ShapeError: a prompt longer than the model's positions.
+            TokenIndexError: an id outside the vocabulary.
+
+        Example:
+            >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+            >>> from llmcore import GenerationConfig
+            >>> results = model.generate([[1, 2, 3], [4]], GenerationConfig(max_new_tokens=5))
+            >>> [len(result.ids) for result in results]
+            [5, 5]
+        """
+        from llmcore import generate as generation
+
+        settings = config or generation.GenerationConfig()
+        if stream:
+            return generation.stream(self, prompts, settings)
+        return generation.generate(self, prompts, settings)
+
+    def score(self, texts: Any) -> list[ScoreResult]:
+        """Log-probabilities and perplexity of texts under the model.
+
+        Args:
+            texts: as `prompts` of `generate`. The first token of each is context only. Texts longer
+                than the model's positions are read in windows that overlap by half.
+
+        Returns:
+            One `ScoreResult` for each text.
+
+        Raises:
+            ConfigError, DataError, TokenIndexError: as `generate`.
+
+        Example:
+            >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+            >>> [result] = model.score([[1, 2, 3]])
+            >>> len(result.logprobs), 60 < result.perplexity < 70
+            (2, True)
+        """
+        from llmcore.score import score
+
+        return score(self, texts)
 
     @property
     def recompute(self) -> bool:

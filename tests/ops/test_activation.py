@@ -8,7 +8,7 @@ from reference import activation as reference
 from tolerance import assert_matches
 
 import llmcore
-from llmcore import ops
+from llmcore import _core, ops
 
 SHAPES = [(1,), (3, 5), (2, 16), (7, 33), (5, 11, 67)]
 
@@ -42,6 +42,25 @@ def test_swiglu(rng, shape):
     dy, gate, up = (normal(rng, shape, 2) for _ in range(3))
     assert_matches(ops.swiglu(gate, up), reference.swiglu, gate, up)
     assert_matches(ops.swiglu_backward(dy, gate, up), reference.swiglu_backward, dy, gate, up)
+
+
+def test_gate_and_up_may_be_halves_of_one_matrix(rng):
+    rows, width = 9, 21
+    packed, dy = normal(rng, (rows, 2 * width)), normal(rng, (rows, width))
+    gate, up = packed[:, :width].copy(), packed[:, width:].copy()
+    want = [t.numpy() for t in (ops.swiglu(gate, up), *ops.swiglu_backward(dy, gate, up))]
+    flat = packed.reshape(-1)
+    halves = [
+        _core.as_tensor(flat[start:][: rows * width].reshape(rows, width)) for start in (0, width)
+    ]
+    strided = {"activation": "silu", "gate": halves[0], "up": halves[1], "row_stride": 2 * width}
+    y = _core.empty([rows, width])
+    _core.gated_forward(**strided, y=y)
+    assert np.array_equal(y.numpy(), want[0])
+    _core.gated_backward(  # in place
+        **strided, drow_stride=2 * width, dy=llmcore.tensor(dy), dgate=halves[0], dup=halves[1]
+    )
+    assert np.array_equal(packed, np.concatenate(want[1:], axis=1))
 
 
 # Relative accuracy in units of the last place: the documented bounds of simd/math.h, plus what the

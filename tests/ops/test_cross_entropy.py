@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from reference import cross_entropy as reference
@@ -21,7 +23,7 @@ OPTIONS = [
 
 
 def case(rng, shape, options, scale=3.0):
-    """Logits, targets of which some are ignored, keyword arguments, and the gradient of the loss."""
+    """Logits, targets of which some are ignored, keyword arguments, gradient of the loss."""
     options = dict(options)
     logits = (rng.standard_normal(shape) * scale).astype(np.float32)
     targets = rng.integers(0, shape[-1], shape[:-1])
@@ -87,7 +89,8 @@ def test_nothing_that_counts_gives_zero(rng):
     assert ops.cross_entropy(logits, targets).numpy() == 0.0
     assert not ops.cross_entropy_backward(1.0, logits, targets).numpy().any()
     dhidden, dweight, _ = ops.linear_cross_entropy_backward(1.0, logits, logits, targets)
-    assert not dhidden.numpy().any() and not dweight.numpy().any()
+    assert not dhidden.numpy().any()
+    assert not dweight.numpy().any()
     empty = np.zeros((0, 6), np.float32)
     assert ops.cross_entropy(empty, np.zeros(0, int)).numpy() == 0.0
 
@@ -99,8 +102,8 @@ def test_ignored_targets_may_be_any_number(rng):
         assert loss.numpy() == ops.cross_entropy(logits[1:2], [3]).numpy()
 
 
-# The chunk is 4 M logits: the last case is cut into three.
-LINEAR = [((1, 1), 1), ((3, 5), 7), ((2, 9, 16), 65), ((70, 8), 131_072)]
+# The last case is cut into chunks of 256, 256 and 88 rows.
+LINEAR = [((1, 1), 1), ((3, 5), 7), ((2, 9, 16), 65), ((600, 8), 16_500)]
 
 
 def linear_case(rng, shape, classes):
@@ -133,11 +136,20 @@ def test_linear_cross_entropy(rng, shape, classes, smoothing):
 
 
 def test_logits_are_never_held_whole(rng):
-    hidden, weight, _, targets = linear_case(rng, (512, 4), 32_768)
+    hidden, weight, _, targets = linear_case(rng, (2048, 4), 16_500)
+    results = []
+
+    def run():  # a thread has scratch of its own, which starts empty
+        results.extend(ops.linear_cross_entropy_backward(1.0, hidden, weight, targets))
+
+    llmcore._core.reset_peak_memory()
     before = llmcore.memory_stats()["current_bytes"]
-    results = ops.linear_cross_entropy_backward(1.0, hidden, weight, targets)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
     grown = llmcore.memory_stats()["peak_bytes"] - before
-    assert grown < 512 * 32_768 * 4 // 2, f"{grown >> 20} MiB for logits of 64 MiB"
+    whole = 2048 * 16_500 * 4
+    assert 0 < grown < whole // 2, f"{grown >> 20} MiB for logits of {whole >> 20} MiB"
     assert len(results) == 3
 
 
@@ -181,7 +193,7 @@ def test_logit_scale(rng, scale):
 
 
 def test_results_do_not_depend_on_threads_or_neighbours(rng, threads):
-    hidden, weight, bias, targets = linear_case(rng, (70, 24), 131_072)
+    hidden, weight, bias, targets = linear_case(rng, (300, 24), 16_500)
     logits = (rng.standard_normal((50, 999)) * 3).astype(np.float32)
     classes = rng.integers(0, 999, 50)
     results = []
@@ -199,8 +211,8 @@ def test_results_do_not_depend_on_threads_or_neighbours(rng, threads):
     assert together[17] == ops.cross_entropy(logits[17], classes[17], reduction="none").numpy()
     counted = float((targets >= 0).sum())
     whole = ops.linear_cross_entropy_backward(counted, hidden, weight, targets)[0].numpy()
-    alone = ops.linear_cross_entropy_backward(1.0, hidden[64], weight, targets[64])[0].numpy()
-    assert np.array_equal(whole[64], alone)
+    alone = ops.linear_cross_entropy_backward(1.0, hidden[270], weight, targets[270])[0].numpy()
+    assert np.array_equal(whole[270], alone)
 
 
 def test_bfloat16_hidden_states(rng):
@@ -229,7 +241,7 @@ LOGITS, WEIGHT = np.zeros((2, 4), np.float32), np.zeros((5, 4), np.float32)
         (lambda: ops.cross_entropy(LOGITS, [0]), ValueError, ["targets", "[2]", "[1]"]),
         (lambda: ops.cross_entropy(LOGITS, [0.0, 1.0]), TypeError, ["targets", "int64", "float32"]),
         (lambda: ops.cross_entropy(LOGITS, [0, 1], weight=[1.0]), ValueError, ["weight", "[4]"]),
-        (lambda: ops.cross_entropy(LOGITS, [0, 1], reduction="avg"), ValueError, ["reduction", "avg"]),
+        (lambda: ops.cross_entropy(LOGITS, [0, 1], reduction="avg"), ValueError, ["avg", "mean"]),
         (
             lambda: ops.cross_entropy(LOGITS, [0, 1], label_smoothing=1.5),
             ValueError,

@@ -11,8 +11,8 @@ from reference import rope as reference
 from tolerance import assert_matches
 
 SHAPES = [
-    ((1, 1, 1, 2), 0), ((2, 3, 5, 6), 0), ((2, 3, 5, 7), 4), ((1, 2, 33, 64), 0), ((3, 1, 17, 80), 20),
-    ((2, 2, 9, 128), 64), ((1, 3, 2, 66), 0),
+    ((1, 1, 1, 2), 0), ((2, 3, 5, 6), 0), ((2, 3, 5, 7), 4), ((1, 2, 33, 64), 0),
+    ((3, 1, 17, 80), 20), ((2, 2, 9, 128), 64), ((1, 3, 2, 66), 0),
 ]  # fmt: skip
 
 
@@ -66,7 +66,8 @@ def test_in_place_equals_out_of_place(rng, interleaved):
     expected = ops.rope(x, cos, sin, rotary_dim=16, interleaved=interleaved).numpy()
     same = _core.as_tensor(x)
     _core.rope(
-        x=same, y=same, cos=_core.as_tensor(cos.reshape(10, 8)), sin=_core.as_tensor(sin.reshape(10, 8)),
+        x=same, y=same,
+        cos=_core.as_tensor(cos.reshape(10, 8)), sin=_core.as_tensor(sin.reshape(10, 8)),
         positions=_core.as_tensor(np.arange(10, dtype=np.int32).reshape(2, 5)),
         interleaved=interleaved, inverse=False,
     )  # fmt: skip

@@ -20,7 +20,7 @@ def filled(rng, shape, dtype):
 
 
 def bfloat16_bits(array):
-    """The bits of float32 values rounded to bfloat16, ties to even; written for these tests alone."""
+    """The bits of float32 values rounded to bfloat16, ties to even, the long way."""
     wide = np.asarray(array, np.float32)
     bits = wide.view(np.uint32)
     low, high = bits & 0xFFFF, bits >> 16
@@ -154,7 +154,7 @@ class TestDLPack:
             class Producer:
                 """Hands a capsule on."""
 
-                def __dlpack__(self, **_, ):  # noqa: B023
+                def __dlpack__(self, **_):
                     return tensor.__dlpack__(max_version=version, copy=True)  # noqa: B023
 
             copied = llmcore.from_dlpack(Producer())
@@ -262,8 +262,8 @@ class TestConversion:
         bits = half.view(np.uint32).astype(np.uint64)
         near = [(bits + step).astype(np.uint32).view(np.float32) for step in
                 (0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF)]  # fmt: skip
-        wide = np.concatenate([*near, self.around_every_value(), rng.standard_normal(100_000) * 1e-6])
-        wide = wide.astype(np.float32)
+        tiny = (rng.standard_normal(100_000) * 1e-6).astype(np.float32)
+        wide = np.concatenate([*near, self.around_every_value(), tiny])
         with np.errstate(over="ignore"):
             want = wide.astype(np.float16)
         got = llmcore.tensor(wide, "float16").numpy()
@@ -299,7 +299,11 @@ class TestConversion:
             llmcore.tensor([0, value], target)
 
     def test_numbers_that_just_fit(self):
-        edges = {"int8": (-128.9, 127.9), "int32": (-(2.0**31), 2.0**31 - 128), "int64": (-(2.0**63),)}
+        edges = {
+            "int8": (-128.9, 127.9),
+            "int32": (-(2.0**31), 2.0**31 - 128),
+            "int64": (-(2.0**63),),
+        }
         for target, values in edges.items():
             got = llmcore.tensor(list(values), target).numpy()
             assert np.array_equal(got, np.array(values, np.float32).astype(target))

@@ -6,16 +6,6 @@ B batch, T query positions, S key positions, N rows, C width, H heads, D head wi
 
 from __future__ import annotations
 
-from llmcore.ops.embedding import embedding, embedding_backward
-from llmcore.ops.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
-from llmcore.ops.optimizer import adamw_step, clip_grad_norm
-from llmcore.ops.rope import rope, rope_backward
-
-__all__ = [
-    "adamw_step",
-    "clip_grad_norm",
-    "embedding",
-    "embedding_backward",
 from llmcore.ops.activation import (
     gelu,
     gelu_backward,
@@ -25,6 +15,10 @@ from llmcore.ops.activation import (
     silu_backward,
     swiglu,
     swiglu_backward,
+)
+from llmcore.ops.attention import (
+    attention,
+    attention_backward,
 )
 from llmcore.ops.cross_entropy import (
     cross_entropy,
@@ -36,19 +30,30 @@ from llmcore.ops.dropout import (
     dropout,
     dropout_backward,
 )
-from llmcore.ops.matmul import linear, linear_backward, matmul, matmul_backward
-from llmcore.ops.attention import attention, attention_backward
-from llmcore.ops.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
-from llmcore.ops.optimizer import adamw_step, clip_grad_norm
-from llmcore.ops.rope import rope, rope_backward
-
-__all__ = [
-    "adamw_step",
-    "clip_grad_norm",
-    "embedding",
-    "embedding_backward",
-    "attention",
-    "attention_backward",
+from llmcore.ops.embedding import (
+    embedding,
+    embedding_backward,
+)
+from llmcore.ops.matmul import (
+    linear,
+    linear_backward,
+    matmul,
+    matmul_backward,
+)
+from llmcore.ops.norm import (
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
+)
+from llmcore.ops.optimizer import (
+    adamw_step,
+    clip_grad_norm,
+)
+from llmcore.ops.rope import (
+    rope,
+    rope_backward,
+)
 from llmcore.ops.softmax import (
     log_softmax,
     log_softmax_backward,
@@ -57,10 +62,16 @@ from llmcore.ops.softmax import (
 )
 
 __all__ = [
+    "adamw_step",
+    "attention",
+    "attention_backward",
+    "clip_grad_norm",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",
     "dropout_backward",
+    "embedding",
+    "embedding_backward",
     "gelu",
     "gelu_backward",
     "layer_norm",

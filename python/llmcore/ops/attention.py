@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.errors import DTypeError, ShapeError
-from llmcore.ops._arguments import ArrayLike, Floats, as_ids, as_tensor, check_shape, empty, empty_like
+from llmcore.ops._arguments import (
+    ArrayLike,
+    Floats,
+    as_ids,
+    as_tensor,
+    check_shape,
+    empty,
+    empty_like,
+)
 
 
 def attention(
@@ -176,7 +184,9 @@ def _call(
     if mask is not None:
         mask = as_tensor(op, "mask", mask)
         if mask.dtype != "bool":
-            raise DTypeError(f"{op}: mask must be bool, True where a query may attend, got {mask.dtype}")
+            raise DTypeError(
+                f"{op}: mask must be bool, True where a query may attend, got {mask.dtype}"
+            )
     if isinstance(past_length, int):
         past_length = [past_length] * (q.shape[0] if len(q.shape) == 4 else 0)
     width = q.shape[-1] if q.shape else 0

@@ -27,9 +27,10 @@ def adamw_step(
 ) -> None:
     """One step of AdamW (Loshchilov and Hutter 2019), in place on `param`, `m` and `v`.
 
-    `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g**2`,
-    `p = (1 - lr weight_decay) p - lr (m / (1 - beta1**step)) / (sqrt(v / (1 - beta2**step)) + eps)`;
-    the same as `torch.optim.AdamW` to rounding.
+    `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g**2`, and with
+    `m' = m / (1 - beta1**step)`, `v' = v / (1 - beta2**step)`:
+    `p = (1 - lr weight_decay) p - lr m' / (sqrt(v') + eps)`; the same as `torch.optim.AdamW`
+    to rounding.
 
     Args:
         param: parameters, float32, any shape.
@@ -53,7 +54,7 @@ def adamw_step(
         >>> import numpy as np
         >>> param, m, v = np.ones(3, np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32)
         >>> adamw_step(param, np.array([1, -1, 0], np.float32), m, v, lr=0.1, step=1)
-        >>> param
+        >>> param.round(3)
         array([0.9, 1.1, 1. ], dtype=float32)
     """
     op = "adamw_step"

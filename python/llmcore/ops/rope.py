@@ -30,7 +30,8 @@ def rope(
         cos: cosines, `[B, T, R/2]`, or `[max_positions, R/2]` with `position_ids`.
         sin: sines, of the same shape.
         position_ids: rows of `cos` and `sin`, integers `[B, T]`; None for tables `[B, T, R/2]`.
-        interleaved: pairs are values 2i and 2i + 1 (GPT-J) instead of i and i + R/2 (GPT-NeoX, Llama).
+        interleaved: pairs are values 2i and 2i + 1 (GPT-J) instead of i and i + R/2 (GPT-NeoX,
+            Llama as Hugging Face stores it).
         rotary_dim: R, even; 0 means D.
 
     Returns:

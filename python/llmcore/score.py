@@ -1,0 +1,96 @@
+"""Scoring: how likely a model finds given texts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmcore.generate import encode_prompts
+from llmcore.objectives import Batch
+
+if TYPE_CHECKING:
+    from llmcore.model import Transformer
+
+_WINDOWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """How likely one text is.
+
+    Attributes:
+        ids: the text's tokens.
+        logprobs: natural log-probability of every token after the first, given those before it.
+        score: their sum.
+        perplexity: exp of minus their mean; NaN for a text of one token.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    score: float
+    perplexity: float
+
+
+def score(model: Transformer, texts: Any) -> list[ScoreResult]:
+    """Score texts; see `Transformer.score`."""
+    rows = [ids.numpy() for ids in encode_prompts(model, texts, "score", "texts")]
+    logprobs = [np.zeros(len(ids) - 1, np.float32) for ids in rows]
+    windows = [(row, *window) for row, ids in enumerate(rows) for window in _windows(model, ids)]
+    for begin in range(0, len(windows), _WINDOWS_AT_ONCE):
+        chunk = windows[begin : begin + _WINDOWS_AT_ONCE]
+        batch, places = _batch(rows, chunk)
+        losses = model.row_losses(batch)
+        for (row, _, first, stop), place in zip(chunk, places, strict=True):
+            logprobs[row][first - 1 : stop - 1] = -losses[place]
+    return [_result(ids, values) for ids, values in zip(rows, logprobs, strict=True)]
+
+
+def _windows(model: Transformer, ids: np.ndarray) -> list[tuple[int, int, int]]:
+    """(start of the context, first token scored, end): all tokens but the first, once each.
+
+    A text longer than the model's positions is read in windows that overlap by half, so that
+    every token has at least half of them as context.
+    """
+    limit = len(ids) if model.config.positions == "none" else model.config.max_positions
+    windows = []
+    first = 1
+    while first < len(ids):
+        start = 0 if len(ids) <= limit + 1 or first == 1 else first - max(limit // 2, 1)
+        stop = min(start + limit + 1, len(ids))
+        windows.append((start, first, stop))
+        first = stop
+    return windows
+
+
+def _batch(
+    rows: list[np.ndarray], windows: list[tuple[int, int, int, int]]
+) -> tuple[Batch, list[slice]]:
+    """One padded batch of windows, and where each window's losses are in its rows."""
+    longest = max(stop - 1 - start for _, start, _, stop in windows)
+    ids = np.zeros((len(windows), longest), np.int32)
+    lengths, scored, targets, places = [], [], [], []
+    total = 0
+    for b, (row, start, first, stop) in enumerate(windows):
+        length = stop - 1 - start
+        ids[b, :length] = rows[row][start : stop - 1]
+        lengths.append(length)
+        scored.append(b * longest + np.arange(first - 1 - start, length))
+        targets.append(rows[row][first:stop])
+        places.append(slice(total, total + stop - first))
+        total += stop - first
+    batch = Batch(
+        dec_ids=ids,
+        dec_lengths=np.array(lengths, np.int32),
+        rows=np.concatenate(scored),
+        targets=np.concatenate(targets),
+    )
+    return batch, places
+
+
+def _result(ids: np.ndarray, logprobs: np.ndarray) -> ScoreResult:
+    total = float(logprobs.sum(dtype=np.float64))
+    perplexity = math.exp(-total / len(logprobs)) if len(logprobs) else math.nan
+    return ScoreResult(ids.tolist(), logprobs.tolist(), total, perplexity)
