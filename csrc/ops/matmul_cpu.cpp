@@ -27,6 +27,8 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kFewRows = 16;
 // Distance between copied rows: no power of two, which would put them all into one cache set.
 constexpr int64_t kCopyStride = kMatmulBlock + 16;
+// Few k, and the distance between copied rows would make tens of thousands of them hundreds of MB.
+constexpr int64_t kMostCopiedRows = 512;
 
 constexpr int64_t kLanes64 = kLanes;
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -92,7 +94,9 @@ Plan make_plan(const Problem& p, int64_t threads) {
   Plan plan{};
   const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   const int64_t depth = max(min(p.depth, kMatmulBlock), 1);
-  const int64_t most = kRowFloats / depth / kTileRows * kTileRows;
+  const int64_t fitting = kRowFloats / depth;
+  const int64_t most =
+      (p.row_side.along_k ? fitting : min(fitting, kMostCopiedRows)) / kTileRows * kTileRows;
   if (p.shared_panels) {
     const int64_t fit = max(kSharedBytes / 4 / max(p.depth, 1) / kTileCols, 1) * kTileCols;
     plan.pass_cols = plan.task_cols = min(p.cols, fit);
@@ -195,7 +199,7 @@ struct Block {
                  bool in_place) const {
     const int64_t valid_rows = min(kTileRows, row_end - row);
     const int64_t strips = ceil_div(valid_rows, kStripRows);
-    Rows strip[kTileRows / kStripRows];
+    Rows strip[kTileRows / kStripRows] = {};
     for (int64_t s = 0; s < strips; ++s) strip[s] = strip_at(row + s * kStripRows, k, depth);
     Ahead ahead = rows_after(row, k);
     ahead.rows = ceil_div(ahead.rows, (end - first) * strips);
