@@ -161,9 +161,9 @@ def test_training_step_equals_x86(
 ) -> None:
     """Both are fp32, so both are as far from the truth as rounding takes them.
 
-    How far that is, x86 says itself: by how much its results move when every weight is moved by
-    half a unit in the last place, as if it had been rounded once more. Every intermediate result
-    of the step is rounded, not only the weights: hence four times as much is allowed.
+    How far that is, x86 says itself: by how much its results move when every weight is moved by a
+    unit in the last place, up or down at random. Every intermediate result of the step is rounded,
+    not only the weights: hence four times as much is allowed.
     """
     from llmcore import ModelConfig
     from llmcore.config import parameter_shapes
@@ -177,13 +177,13 @@ def test_training_step_equals_x86(
         "starts": np.cumsum([0, *sizes[:-1]]),
     }
     expected = generic_step(name, data, tmp_path)
-    moved = np.nextafter(
-        data["parameters"], rng.choice([-np.inf, np.inf], sum(sizes)).astype(np.float32)
-    )
-    rounded = generic_step(name, {**data, "parameters": moved}, tmp_path)
+    rounded = []
+    for _ in range(3):
+        up_or_down = rng.choice([-np.inf, np.inf], sum(sizes)).astype(np.float32)
+        moved = np.nextafter(data["parameters"], up_or_down)
+        rounded.append(generic_step(name, {**data, "parameters": moved}, tmp_path))
     actual = neon_step(name, data, check_kernels)
     for key, want in expected.items():
-        allowed = 4 * np.abs(rounded[key] - want).max()
-        print(key, np.abs(actual[key] - want).max(), allowed, np.abs(want).max())
+        allowed = 4 * max(np.abs(one[key] - want).max() for one in rounded)
         assert np.abs(actual[key] - want).max() <= allowed, key
         assert allowed <= 1e-3 * np.abs(want).max(), f"{key}: the yardstick is too long"
