@@ -32,6 +32,8 @@ constexpr int64_t kStreamedFloats = 128 << 10;
 constexpr int64_t kInPlaceRows = 16;
 // Distance between copied rows: no power of two, which would put them all into one cache set.
 constexpr int64_t kCopyStride = kMatmulBlock + 16;
+// Few k, and the distance between copied rows would make tens of thousands of them hundreds of MB.
+constexpr int64_t kMostCopiedRows = 512;
 
 constexpr int64_t kLanes64 = kLanes;
 constexpr int64_t min(int64_t a, int64_t b) {
@@ -107,8 +109,9 @@ Plan make_plan(const Problem& p, int64_t threads) {
   Plan plan{};
   const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   const int64_t depth = max(min(p.depth, kMatmulBlock), 1);
+  const int64_t fitting = kRowFloats / depth;
   const int64_t most =
-      (p.row_side.along_k ? kRowFloats : kCopiedRowFloats) / depth / kTileRows * kTileRows;
+      (p.row_side.along_k ? fitting : min(fitting, kMostCopiedRows)) / kTileRows * kTileRows;
   if (p.shared_panels) {
     const int64_t fit = max(kSharedBytes / 4 / max(p.depth, 1) / kTileCols, 1) * kTileCols;
     plan.pass_cols = plan.task_cols = min(p.cols, fit);
