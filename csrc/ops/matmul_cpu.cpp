@@ -22,7 +22,7 @@ constexpr int64_t kRowFloats = 72 << 10, kCopiedRowFloats = 48 << 10;
 // Rows of a task that makes its own panels: fewer would not be worth it.
 constexpr int64_t kOwnTaskRows = 256;
 // Panels shared by all tasks: at most this many bytes at a time.
-constexpr int64_t kSharedBytes = 16 << 20;
+constexpr int64_t kSharedBytes = 4 << 20;
 // Multiply-adds worth a task of their own: some 20 microseconds.
 constexpr int64_t kTaskWork = 1 << 21;
 constexpr int64_t kTasksPerThread = 4;
