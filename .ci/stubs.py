@@ -24,6 +24,7 @@ def generated() -> str:
             capture_output=True,
         )
         text = (Path(directory) / "llmcore" / "_core.pyi").read_text()
+    text = text.replace("import collections.abc\n", "import collections.abc\nimport numpy\n", 1)
     # pybind11 does not say that a pointer may be null.
     text = re.sub(r"(: [\w.\[\], ]+?) = None", r"\1 | None = None", text)
     formatted = subprocess.run(

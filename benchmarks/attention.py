@@ -84,7 +84,9 @@ def main() -> None:
     batch, heads, width = options.shape
     rng = np.random.default_rng(0)
     rows = []
-    print(f"{'threads':>7} {'T':>5} {'pass':>8} {'ours ms':>9} {'of peak':>8} {'torch ms':>9} {'speed-up':>8}")
+    print(
+        f"{'threads':>7} {'T':>5} {'pass':>8} {'ours ms':>9} {'of peak':>8} {'torch ms':>9} {'speed-up':>8}"
+    )
     for threads in options.threads:
         set_threads(threads)
         peak = options.peak * 1e9 * threads if options.peak else _core.measure_peak(0.3)
@@ -111,7 +113,10 @@ def main() -> None:
                 )
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"shape": options.shape, "isa": llmcore.device_info()["isa_chosen"], "rows": rows}, file)
+            json.dump(
+                {"shape": options.shape, "isa": llmcore.device_info()["isa_chosen"], "rows": rows},
+                file,
+            )
 
 
 if __name__ == "__main__":

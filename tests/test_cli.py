@@ -298,7 +298,9 @@ def child(*words, **options):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_tells_how_to_go_on(capsys, tmp_path, text, number):
     out = tmp_path / "run"
-    process = child("train", *SMALL, "--steps", 100000, "--data", text, "--out-dir", out)
+    process = child(
+        "train", *SMALL, "--steps", 100000, "--warmup-steps", 1, "--data", text, "--out-dir", out
+    )
     deadline = time.monotonic() + 60
     while not (out / "last" / "checkpoint.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -193,7 +193,7 @@ def test_argument_beats_environment():
 @pytest.mark.parametrize("value", ["0", "-2", "four", "2.5", "2 ", "99999", "9" * 30])
 @pytest.mark.parametrize(
     "code",
-    ["llmcore.get_num_threads()", "llmcore.ops.layer_norm(numpy.ones((64, 4), numpy.float32))"],
+    ["llmcore.get_num_threads()", "llmcore.ops.layer_norm(numpy.ones((4096, 64), numpy.float32))"],
 )
 def test_bad_thread_count_in_the_environment(value, code):
     status, _, error = python(f"import llmcore, numpy; {code}", LLMCORE_NUM_THREADS=value)
@@ -206,7 +206,7 @@ def test_bad_thread_count_in_the_environment(value, code):
 
 def test_bad_instruction_set_in_the_environment():
     status, _, error = python(
-        "import llmcore, numpy; llmcore.ops.layer_norm(numpy.ones((64, 4), numpy.float32))",
+        "import llmcore, numpy; llmcore.ops.layer_norm(numpy.ones((4096, 64), numpy.float32))",
         LLMCORE_CPU_ISA="avx1024",
     )
     assert status == 1
@@ -226,7 +226,7 @@ def test_threads_the_system_refuses():
     """A process that may not start more threads is told so, and can go on with fewer."""
     code = """
 import threading, numpy, llmcore, resource
-x = numpy.ones((64, 4), numpy.float32)
+x = numpy.ones((4096, 64), numpy.float32)
 expected = llmcore.ops.layer_norm(x).numpy().tobytes()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28), -1))

@@ -39,8 +39,8 @@ ScoreView score_view(const Call& call, const char* name, const Optional& tensor,
   const AttentionArgs& args = call.args;
   const Tensor& view = tensor->view;
   const int64_t full[] = {args.batch, args.heads, args.queries, args.keys};
-  CHECK(view.dtype == dtype, DTypeError, call.op, ": ", name, " must be ", dtype_name(dtype), ", got ",
-        dtype_name(view.dtype));
+  CHECK(view.dtype == dtype, DTypeError, call.op, ": ", name, " must be ", dtype_name(dtype),
+        ", got ", dtype_name(view.dtype));
   ScoreView scores{view.data, {}};
   bool fits = view.rank <= 4;
   for (int64_t stride = 1, axis = 3; fits && axis >= 4 - view.rank; --axis) {
@@ -49,8 +49,8 @@ ScoreView score_view(const Call& call, const char* name, const Optional& tensor,
     scores.stride[axis] = size == 1 ? 0 : stride;
     stride *= size;
   }
-  CHECK(fits, ShapeError, call.op, ": ", name, " must be broadcastable to [B, H, T, S] = [", full[0],
-        ", ", full[1], ", ", full[2], ", ", full[3], "], got ", shape_string(view));
+  CHECK(fits, ShapeError, call.op, ": ", name, " must be broadcastable to [B, H, T, S] = [",
+        full[0], ", ", full[1], ", ", full[2], ", ", full[3], "], got ", shape_string(view));
   return scores;
 }
 

@@ -32,6 +32,12 @@ py::object as_array(const PyTensor& tensor, const py::object& dtype, const py::o
   return !copy.is_none() && copy.cast<bool>() ? array.attr("copy")() : array;
 }
 
+py::object item(const PyTensor& tensor) {
+  CHECK(tensor.view.numel() == 1, ShapeError, "item: the tensor must have one element, got shape ",
+        shape_string(tensor.view));
+  return to_numpy(tensor).attr("item")();
+}
+
 std::string repr(const PyTensor& tensor) {
   return str("llmcore.Tensor(shape=", shape_string(tensor.view), ", dtype='",
              dtype_name(tensor.view.dtype), "', device='", device_name(tensor.view.device), "')");
@@ -134,6 +140,11 @@ Example:
              CHECK(t.view.rank > 0, DTypeError, "len() of a tensor without axes");
              return t.view.shape[0];
            })
+      .def("item", &item, "The only element, as a Python number.")
+      .def("tolist", [](const PyTensor& t) { return to_numpy(t).attr("tolist")(); },
+           "The elements as nested lists of Python numbers.")
+      .def("__float__", [](const PyTensor& t) { return py::float_(item(t)); })
+      .def("__int__", [](const PyTensor& t) { return py::int_(item(t)); })
       .def("__repr__", &repr);
 
   module.def("as_tensor", &as_tensor, py::arg("source"));

@@ -9,6 +9,8 @@ PYBIND11_MODULE(_core, module) {
   bind_tensor(module);
   bind_machine(module);
   bind_model(module);
+  bind_sampling(module);
+  bind_generate(module);
   bind_matmul(module);
   bind_norm(module);
   bind_embedding(module);

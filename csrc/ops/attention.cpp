@@ -11,13 +11,14 @@ void check_range(const char* op, const char* name, const int32_t* values, const 
                  int64_t most, const char* why) {
   if (values == nullptr) return;
   for (int64_t b = 0; b < args.batch; ++b)
-    CHECK(values[b] >= 0 && values[b] <= most, ShapeError, op, ": ", name, "[", b, "] must be in [0, ",
-          most, "]", why, ", got ", values[b]);
+    CHECK(values[b] >= 0 && values[b] <= most, ShapeError, op, ": ", name, "[", b,
+          "] must be in [0, ", most, "]", why, ", got ", values[b]);
 }
 
 void check_arguments(const char* op, const AttentionArgs& args) {
   CHECK(args.batch >= 0 && args.queries >= 0 && args.keys >= 0, ShapeError, op,
-        ": B, T and S must not be negative, got ", args.batch, ", ", args.queries, " and ", args.keys);
+        ": B, T and S must not be negative, got ", args.batch, ", ", args.queries, " and ",
+        args.keys);
   CHECK(args.heads > 0 && args.kv_heads > 0 && args.heads % args.kv_heads == 0, ShapeError, op,
         ": query heads must be a positive multiple of kv heads, got ", args.heads, " and ",
         args.kv_heads);
@@ -29,15 +30,19 @@ void check_arguments(const char* op, const AttentionArgs& args) {
         ": dropout must be in [0, 1), got ", args.dropout.p);
   check_range(op, "kv_lengths", args.kv_lengths, args, args.keys, ", S");
   check_range(op, "prefix_lengths", args.prefix_lengths, args, args.keys, ", S");
-  check_range(op, "past", args.past, args, INT32_MAX, "");
+  check_range(op, "past_length", args.past, args, INT32_MAX, "");
 }
 
 void check_given(const char* op, const char* name, const void* data) {
   CHECK(data != nullptr, ShapeError, op, ": ", name, " is missing");
 }
 
-bool any_keys(const AttentionArgs& args) { return args.batch * args.keys > 0; }
-bool any_queries(const AttentionArgs& args) { return args.batch * args.queries > 0; }
+bool any_keys(const AttentionArgs& args) {
+  return args.batch * args.keys > 0;
+}
+bool any_queries(const AttentionArgs& args) {
+  return args.batch * args.queries > 0;
+}
 
 }  // namespace
 

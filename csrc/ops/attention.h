@@ -11,10 +11,10 @@
 //   and mask_bij, where a mask is given.
 // A query that sees nothing gives zeros.
 //
-// Bit for bit, output row i of sequence b depends on that sequence's queries, keys and positions alone:
-// not on which other queries are computed with it, so that one decoded token equals the same token in
-// a longer pass; not on batch neighbours or threads; not on keys hidden from it, as long as they are
-// finite. Keys from kv_lengths on are never read.
+// Bit for bit, output row i of sequence b depends on that sequence's queries, keys and positions
+// alone: not on which other queries are computed with it, so that one decoded token equals the same
+// token in a longer pass; not on batch neighbours or threads; not on keys hidden from it, as long
+// as they are finite. Keys from kv_lengths on are never read.
 #pragma once
 
 #include "core/context.h"
@@ -22,8 +22,9 @@
 
 namespace llmcore {
 
-// Element (b, t, h, d) is at data[b * batch_stride + t * row_stride + h * head_stride + d], so that q,
-// k and v can be read from one packed [N, (H + 2 Hkv) D] matrix, from [B, H, T, D], or from a cache.
+// Element (b, t, h, d) is at data[b * batch_stride + t * row_stride + h * head_stride + d], so that
+// q, k and v can be read from one packed [N, (H + 2 Hkv) D] matrix, from [B, H, T, D], or from a
+// cache.
 struct HeadView {
   float* data = nullptr;
   int64_t batch_stride = 0, row_stride = 0, head_stride = 0;
@@ -89,7 +90,8 @@ struct AttentionBackwardArgs : AttentionArgs {
   Tensor scratch;              // provided by the checking layer
 };
 
-// The softmax weights themselves, before dropout, for callers that want to look at them. v is unused.
+// The softmax weights themselves, before dropout, for callers that want to look at them. v is
+// unused.
 struct AttentionWeightsArgs : AttentionArgs {
   float* weights = nullptr;  // [B, H, T, S]
   Tensor scratch;            // provided by the checking layer

@@ -15,14 +15,14 @@ constexpr int64_t kBlockRows = 48;
 
 // What a thread works on: a block of query rows and a tile of keys.
 struct Workspace {
-  int64_t width, value_width;          // padded D and Dv
-  float* q;                            // [kBlockRows, width], scaled
-  float* dout;                         // [kBlockRows, value_width]
-  float* dq;                           // [kBlockRows, width]
-  float* keys;                         // [kTileKeys, width], scaled
-  float *keys_t, *values_t;            // [D, kTileKeys], [Dv, kTileKeys]
-  float *dk, *dv;                      // [kTileKeys, width], [kTileKeys, value_width]
-  float *weights, *dscores;            // [kBlockRows, kTileKeys]
+  int64_t width, value_width;  // padded D and Dv
+  float* q;                    // [kBlockRows, width], scaled
+  float* dout;                 // [kBlockRows, value_width]
+  float* dq;                   // [kBlockRows, width]
+  float* keys;                 // [kTileKeys, width], scaled
+  float *keys_t, *values_t;    // [D, kTileKeys], [Dv, kTileKeys]
+  float *dk, *dv;              // [kTileKeys, width], [kTileKeys, value_width]
+  float *weights, *dscores;    // [kBlockRows, kTileKeys]
   QueryRow rows[kBlockRows];
 };
 
@@ -64,17 +64,11 @@ struct Part {
   int64_t first_row, end_row;
 };
 
-void add_bias_gradient(const AttentionBackwardArgs& args, const ScoreRow& row, const float* dscores) {
-  const ScoreView& view = args.dbias;
-  float* to = static_cast<float*>(view.data) + row.b * view.stride[0] + row.head * view.stride[1] +
-              row.query * view.stride[2] + row.first * view.stride[3];
-  for (int64_t j = row.seen.begin; j < row.seen.end; ++j) to[j * view.stride[3]] += dscores[j];
-}
-
-// From the row's products q . k (in `weights`) and dout . v (in `dscores`) to what their names say, in
-// place, in the given vectors; zeros where the row does not see.
+// From the row's products q . k (in `weights`) and dout . v (in `dscores`) to what their names say,
+// in place, in the given vectors; zeros where the row does not see. The slope of the softcap is in
+// dscores if `with_slope`: dq and dk want it, dbias does not.
 LLMCORE_NOINLINE void row_backward(const AttentionBackwardArgs& args, const ScoreRow& row,
-                                   VecRange vecs, float lse, float delta, bool want_dbias,
+                                   VecRange vecs, float lse, float delta, bool with_slope,
                                    float* weights, float* dscores) {
   float slope[kTileKeys], factors[kTileKeys];
   if (!are_scores(args, row, vecs)) finish_scores(args, row, vecs, weights, slope);
@@ -93,8 +87,7 @@ LLMCORE_NOINLINE void row_backward(const AttentionBackwardArgs& args, const Scor
     store(weight, kept);
     store(dscore, p * (dp - delta));
   }
-  if (want_dbias) add_bias_gradient(args, row, dscores);
-  if (args.softcap > 0.0f)
+  if (with_slope && args.softcap > 0.0f)
     for (int64_t v = vecs.begin; v < vecs.end; ++v)
       store(dscores + v * kLanes, load(dscores + v * kLanes) * load(slope + v * kLanes));
 }
@@ -112,8 +105,8 @@ void enter_tile(const AttentionBackwardArgs& args, const KvHead& head, int64_t f
 
 // Rows [r, r + rows) of the block: their weights and score gradients, and their share of dq.
 void group_backward(const AttentionBackwardArgs& args, const Part& part, const float* delta,
-                    int64_t r, int64_t rows, int64_t first_key,
-                    const Wanted& wanted, Workspace& work) {
+                    int64_t r, int64_t rows, int64_t first_key, const Wanted& wanted,
+                    Workspace& work) {
   const KeyRange all = seen_in_tile(work.rows + r, rows, first_key);
   float* weights = work.weights + r * kTileKeys;
   float* dscores = work.dscores + r * kTileKeys;
@@ -146,7 +139,7 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
   for (int64_t i = 0; i < rows; ++i) {
     const ScoreRow row = score_row(part.head, work.rows[r + i], first_key);
     const int64_t index = (row.b * args.heads + row.head) * args.queries + row.query;
-    row_backward(args, row, vecs, args.lse[index], delta[index], wanted.dbias,
+    row_backward(args, row, vecs, args.lse[index], delta[index], !wanted.dbias,
                  weights + i * kTileKeys, dscores + i * kTileKeys);
   }
   if (!wanted.dq) return;
@@ -197,9 +190,31 @@ void add_key_gradients(int64_t rows, int64_t first_key, int64_t count, Workspace
   }
 }
 
+// The block's share of dbias. The rows of one head come one after the other: those that share their
+// elements, because bias is broadcast over queries, are summed before they are added.
+void add_bias_gradient(const AttentionBackwardArgs& args, const KvHead& head, int64_t rows,
+                       int64_t first_key, int64_t count, const Workspace& work) {
+  const ScoreView& view = args.dbias;
+  const auto place_of = [&](int64_t r) {
+    return static_cast<float*>(view.data) + head.b * view.stride[0] +
+           work.rows[r].head * view.stride[1] + work.rows[r].query * view.stride[2] +
+           first_key * view.stride[3];
+  };
+  for (int64_t start = 0; start < smaller(head.group, rows); ++start) {
+    float sum[kTileKeys] = {};
+    for (int64_t r = start; r < rows; r += head.group) {
+      const float* dscores = work.dscores + r * kTileKeys;
+      for (int64_t j = 0; j < kTileKeys; ++j) sum[j] += dscores[j];
+      if (r + head.group < rows && place_of(r + head.group) == place_of(r)) continue;
+      for (int64_t j = 0; j < count; ++j) place_of(r)[j * view.stride[3]] += sum[j];
+      zero(sum, kTileKeys);
+    }
+  }
+}
+
 // Brings the rows' queries, output gradients and dq in reach; false if none sees into the tile.
-bool enter_rows(const AttentionBackwardArgs& args, const Part& part, int64_t first_row, int64_t rows,
-                int64_t first_key, const Wanted& wanted, Workspace& work) {
+bool enter_rows(const AttentionBackwardArgs& args, const Part& part, int64_t first_row,
+                int64_t rows, int64_t first_key, const Wanted& wanted, Workspace& work) {
   const KeyRange seen = find_rows(args, part.head, first_row, rows, work.rows);
   if (is_empty(clip_to_tile(seen, first_key))) return false;
   for (int64_t r = 0; r < rows; ++r) {
@@ -235,7 +250,9 @@ void backward_part(const AttentionBackwardArgs& args, const Part& part, const fl
       }
       entered = true;
       for (int64_t r = 0; r < rows; r += kGroupRows)
-        group_backward(args, part, delta, r, smaller(kGroupRows, rows - r), first_key, wanted, work);
+        group_backward(args, part, delta, r, smaller(kGroupRows, rows - r), first_key, wanted,
+                       work);
+      if (wanted.dbias) add_bias_gradient(args, head, rows, first_key, count, work);
       if (wanted.dkv) add_key_gradients(rows, first_key, count, work);
       if (wanted.dq)
         for (int64_t r = 0; r < rows; ++r)
@@ -302,7 +319,8 @@ void attention_backward_kernel(const Context&, const AttentionBackwardArgs& args
   };
 
   // A task per kv head does all at once, five products a tile. Where that leaves threads idle for
-  // longer than it takes to compute the weights twice, dk and dv go by tile, then dq by block: seven.
+  // longer than it takes to compute the weights twice, dk and dv go by tile, then dq by block:
+  // seven.
   const int64_t threads = num_threads();
   if (5 * divide_up(heads, threads) * threads <= 7 * heads) {
     parallel_for(heads, [&](int64_t head, int worker) {
@@ -322,8 +340,8 @@ void attention_backward_kernel(const Context&, const AttentionBackwardArgs& args
   }
   if (args.dbias.data == nullptr) return;
 
-  // Tasks that share no element of dbias; each sums over the broadcast axes in order. Heads that share
-  // elements keep all blocks in one task if a block's edge could part the heads of a query.
+  // Tasks that share no element of dbias; each sums over the broadcast axes in order. Heads that
+  // share elements keep all blocks in one task if a block's edge could part the heads of a query.
   const int64_t* stride = args.dbias.stride;
   const int64_t b_tasks = stride[0] != 0 ? args.batch : 1;
   const int64_t h_tasks = stride[1] != 0 ? args.kv_heads : 1;

@@ -6,7 +6,8 @@
 namespace llmcore::LLMCORE_ISA {
 namespace {
 
-// Query rows of a kv head that pass a tile of keys together: the tile is packed once for all of them.
+// Query rows of a kv head that pass a tile of keys together: the tile is packed once for all of
+// them.
 constexpr int64_t kBlockRows = 96;
 
 // A block of query rows of one kv head, in one thread's scratch.
@@ -206,7 +207,8 @@ void weights_block(const AttentionWeightsArgs& args, Block& block) {
         out(r + i)[first + j] = block.scores[i * kTileKeys + j];
     softmax_step(block, r, rows, vectors_of(seen));
   };
-  scan(args, block, [](int64_t, int64_t) {}, use);
+  scan(
+      args, block, [](int64_t, int64_t) {}, use);
   for (int64_t r = 0; r < block.count; ++r) {
     float* to = out(r);
     const Vec total = sum_of_lanes(load(block.state(r) + block.value_width));
@@ -236,8 +238,12 @@ LLMCORE_INLINE void for_each_block(const Args& args, Body body) {
   });
 }
 
-void forward(const Context&, const AttentionForwardArgs& args) { for_each_block(args, forward_block); }
-void weights(const Context&, const AttentionWeightsArgs& args) { for_each_block(args, weights_block); }
+void forward(const Context&, const AttentionForwardArgs& args) {
+  for_each_block(args, forward_block);
+}
+void weights(const Context&, const AttentionWeightsArgs& args) {
+  for_each_block(args, weights_block);
+}
 
 }  // namespace
 

@@ -1,9 +1,10 @@
-// What attention's forward and backward kernels share: tiles of keys, small matrix products, scores.
+// What attention's forward and backward kernels share: tiles of keys, small matrix products,
+// scores.
 //
-// Included by ops/attention*_cpu.cpp alone. Keys are cut into tiles of kTileKeys at fixed places, and
-// every sum runs over keys, or over the head's width, in ascending order as one chain of
-// multiply-adds. What a query does not see is left out, or enters as an exact zero: so a query's bits
-// do not depend on the queries it shares a tile with.
+// Included by ops/attention*_cpu.cpp alone. Keys are cut into tiles of kTileKeys at fixed places,
+// and every sum runs over keys, or over the head's width, in ascending order as one chain of
+// multiply-adds. What a query does not see is left out, or enters as an exact zero: so a query's
+// bits do not depend on the queries it shares a tile with.
 #pragma once
 
 #include "ops/attention.h"
@@ -28,10 +29,18 @@ constexpr int64_t kPanelVecs = kVecBytes == 64 ? 4 : 2;
 
 constexpr float kInfinity = __builtin_inff();
 
-LLMCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-LLMCORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-LLMCORE_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-LLMCORE_INLINE int64_t padded(int64_t width) { return divide_up(width, kLanes) * kLanes; }
+LLMCORE_INLINE int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+LLMCORE_INLINE int64_t larger(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+LLMCORE_INLINE int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+LLMCORE_INLINE int64_t padded(int64_t width) {
+  return divide_up(width, kLanes) * kLanes;
+}
 
 // Hands out 64-byte aligned pieces of one thread's scratch, or counts them where there is none.
 struct Pieces {
@@ -44,8 +53,8 @@ struct Pieces {
   }
 };
 
-// The query rows that share a kv head, numbered so that what they see moves on with the number: row r
-// is query r / group, head kv_head * group + r % group.
+// The query rows that share a kv head, numbered so that what they see moves on with the number: row
+// r is query r / group, head kv_head * group + r % group.
 struct KvHead {
   int64_t b, kv_head, group;
 };
@@ -110,10 +119,12 @@ LLMCORE_INLINE Vec combine_lanes(Vec v, Combine combine, LaneList<kLane...> lane
   return v;
 }
 LLMCORE_INLINE Vec largest_lane(Vec v) {
-  return combine_lanes<kLanes / 2>(v, [](Vec a, Vec b) { return max(a, b); }, AllLanes{});
+  return combine_lanes<kLanes / 2>(
+      v, [](Vec a, Vec b) { return max(a, b); }, AllLanes{});
 }
 LLMCORE_INLINE Vec sum_of_lanes(Vec v) {
-  return combine_lanes<kLanes / 2>(v, [](Vec a, Vec b) { return a + b; }, AllLanes{});
+  return combine_lanes<kLanes / 2>(
+      v, [](Vec a, Vec b) { return a + b; }, AllLanes{});
 }
 
 // Swaps the lanes of `low` that have bit kHalf set with those of `high` that have it clear.
@@ -162,8 +173,9 @@ LLMCORE_NOINLINE void read_transposed(const float* from, int64_t row_stride, int
 
 // ---- The small matrix product all of attention is made of ----
 
-// C[r][n] (+)= sum over k ascending of a[r * a_row + k * a_k] * b[k * b_row + n]; C's row stride is
-// c_row, and n runs over `vecs` vectors.
+// C[r][n] (+)= sum over k of a[r * a_row + k * a_k] * b[k * b_row + n]; C's row stride is c_row,
+// and n runs over `vecs` vectors. The sum is one chain in ascending k that starts from zero, so
+// that long sums over tiles are sums of short ones.
 struct Product {
   int64_t rows, vecs, depth;
   const float* a;
@@ -181,12 +193,7 @@ void multiply_block(const Product& p, int64_t row, int64_t vec) {
   const float* b = p.b + vec * kLanes;
   float* c = p.c + row * p.c_row + vec * kLanes;
   const int64_t a_row = p.a_row, a_k = p.a_k, b_row = p.b_row, c_row = p.c_row;
-  Vec sum[kRows][kVecs];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v)
-      sum[r][v] = p.accumulate ? load(c + r * c_row + v * kLanes) : Vec{};
+  Vec sum[kRows][kVecs] = {};
   for (int64_t k = p.depth; k > 0; --k, a += a_k, b += b_row) {
     Vec y[kVecs];
 #pragma GCC unroll 8
@@ -201,7 +208,10 @@ void multiply_block(const Product& p, int64_t row, int64_t vec) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) store(c + r * c_row + v * kLanes, sum[r][v]);
+    for (int v = 0; v < kVecs; ++v) {
+      float* to = c + r * c_row + v * kLanes;
+      store(to, p.accumulate ? load(to) + sum[r][v] : sum[r][v]);
+    }
 }
 
 template <int kVecs>
@@ -246,7 +256,9 @@ LLMCORE_INLINE KeyRange clip_to_tile(KeyRange range, int64_t first) {
   return {smaller(larger(range.begin - first, 0), end), end};
 }
 
-LLMCORE_INLINE bool is_empty(KeyRange range) { return range.begin >= range.end; }
+LLMCORE_INLINE bool is_empty(KeyRange range) {
+  return range.begin >= range.end;
+}
 
 // What the rows together see of the tile of keys from `first` on, counted from there.
 LLMCORE_INLINE KeyRange seen_in_tile(const QueryRow* rows, int64_t count, int64_t first) {
@@ -258,8 +270,8 @@ LLMCORE_INLINE KeyRange seen_in_tile(const QueryRow* rows, int64_t count, int64_
   return all;
 }
 
-// One query row against the tile of keys [first, first + kTileKeys), of which it sees the run `seen`
-// (mask aside), counted from `first`.
+// One query row against the tile of keys [first, first + kTileKeys), of which it sees the run
+// `seen` (mask aside), counted from `first`.
 struct ScoreRow {
   int64_t b, head, query, first;
   KeyRange seen;
@@ -277,8 +289,8 @@ LLMCORE_INLINE VecRange vectors_of(KeyRange seen) {
 }
 
 template <class T, class Read>
-LLMCORE_INLINE Vec read_scores(const ScoreView& view, const AttentionArgs& args, const ScoreRow& row,
-                               int64_t column, Read read) {
+LLMCORE_INLINE Vec read_scores(const ScoreView& view, const AttentionArgs& args,
+                               const ScoreRow& row, int64_t column, Read read) {
   const int64_t key = row.first + column;
   const T* at = static_cast<const T*>(view.data) + row.b * view.stride[0] +
                 row.head * view.stride[1] + row.query * view.stride[2] + key * view.stride[3];
@@ -302,8 +314,8 @@ LLMCORE_INLINE VecI lane_numbers() {
   return lanes;
 }
 
-// Turns products scale q . k into scores, -inf where the key is hidden, in the given vectors. `slope`,
-// if given, receives the derivative of the softcap.
+// Turns products scale q . k into scores, -inf where the key is hidden, in the given vectors.
+// `slope`, if given, receives the derivative of the softcap.
 LLMCORE_NOINLINE void finish_scores(const AttentionArgs& args, const ScoreRow& row, VecRange vecs,
                                     float* scores, float* slope) {
   const Vec hidden = broadcast(-kInfinity);
@@ -317,13 +329,13 @@ LLMCORE_NOINLINE void finish_scores(const AttentionArgs& args, const ScoreRow& r
     }
     if (args.bias.data != nullptr) score += read_bias(args, row, column);
     if (args.mask.data != nullptr) {
-      const Vec may = read_scores<bool>(args.mask, args, row, column,
-                                        [](bool x) { return x ? 1.0f : 0.0f; });
+      const Vec may =
+          read_scores<bool>(args.mask, args, row, column, [](bool x) { return x ? 1.0f : 0.0f; });
       score = select(may != 0.0f, score, hidden);
     }
     const VecI key = lane_numbers() + static_cast<int32_t>(column);
-    const VecI inside = (key >= static_cast<int32_t>(row.seen.begin)) &
-                        (key < static_cast<int32_t>(row.seen.end));
+    const VecI inside =
+        (key >= static_cast<int32_t>(row.seen.begin)) & (key < static_cast<int32_t>(row.seen.end));
     store(scores + column, select(inside, score, hidden));
   }
 }

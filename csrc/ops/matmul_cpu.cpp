@@ -14,8 +14,9 @@ namespace llmcore::LLMCORE_ISA {
 namespace {
 
 // Floats of one block of k that are to stay in the second-level cache (1 MB here, at least half of
-// that on others): panels, panels where every task makes its own, rows of a task.
-constexpr int64_t kPanelFloats = 120 << 10, kOwnPanelFloats = 72 << 10, kRowFloats = 72 << 10;
+// that on others): panels, panels where every task makes its own; rows of a task, in place or copied.
+constexpr int64_t kPanelFloats = 120 << 10, kOwnPanelFloats = 72 << 10;
+constexpr int64_t kRowFloats = 72 << 10, kCopiedRowFloats = 48 << 10;
 // Rows of a task that makes its own panels: fewer would not be worth it.
 constexpr int64_t kOwnTaskRows = 256;
 // Panels shared by all tasks: at most this many bytes at a time.
@@ -94,9 +95,9 @@ Plan make_plan(const Problem& p, int64_t threads) {
   Plan plan{};
   const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   const int64_t depth = max(min(p.depth, kMatmulBlock), 1);
-  const int64_t fitting = kRowFloats / depth;
-  const int64_t most =
-      (p.row_side.along_k ? fitting : min(fitting, kMostCopiedRows)) / kTileRows * kTileRows;
+  const int64_t fitting = p.row_side.along_k ? kRowFloats / depth
+                                             : min(kCopiedRowFloats / depth, kMostCopiedRows);
+  const int64_t most = fitting / kTileRows * kTileRows;
   if (p.shared_panels) {
     const int64_t fit = max(kSharedBytes / 4 / max(p.depth, 1) / kTileCols, 1) * kTileCols;
     plan.pass_cols = plan.task_cols = min(p.cols, fit);
@@ -201,8 +202,9 @@ struct Block {
     const int64_t strips = ceil_div(valid_rows, kStripRows);
     Rows strip[kTileRows / kStripRows] = {};
     for (int64_t s = 0; s < strips; ++s) strip[s] = strip_at(row + s * kStripRows, k, depth);
-    Ahead ahead = rows_after(row, k);
-    ahead.rows = ceil_div(ahead.rows, (end - first) * strips);
+    const bool cols_next = !p.shared_panels && !in_place;  // the first panel's turn to fetch them
+    Ahead rows_ahead = rows_after(row, k);
+    rows_ahead.count = ceil_div(rows_ahead.count, max(end - first - cols_next, 1) * strips);
 
     for (int64_t j = first; j < end; ++j) {
       alignas(64) float tile[kTileRows * kTileCols];
@@ -216,9 +218,11 @@ struct Block {
                         .last = k + depth >= p.depth};
       prefetch(out, place);
       for (int64_t s = 0; s < strips; ++s) {
-        multiply_width(panels.width(j), strip[s], panel, depth, ahead,
+        const bool cols_turn = cols_next && j == first;
+        multiply_width(panels.width(j), strip[s], panel, depth,
+                       cols_turn ? cols_after(row + s * kStripRows, k, depth) : rows_ahead,
                        tile + s * kStripRows * kTileCols);
-        ahead.data += ahead.rows * ahead.stride;
+        if (!cols_turn) rows_ahead.data += rows_ahead.count * rows_ahead.stride;
       }
       if (p.transposed)
         store_transposed_tile(out, place, tile);
@@ -272,7 +276,24 @@ struct Block {
       k = 0;
     }
     const int64_t rows = min(kTileRows, p.rows - row);
-    return rows > 0 ? Ahead{p.row_side.at(row, k), p.row_side.stride, rows} : Ahead{};
+    if (rows <= 0) return {};
+    return {.data = p.row_side.at(row, k), .stride = p.row_side.stride, .step = kCacheLine, .count = rows};
+  }
+
+  // What own panels are made of next: the next block of k, or the next task's columns. Each strip of
+  // rows brings as many steps of k near as a product over `depth` has cache lines.
+  Ahead cols_after(int64_t row, int64_t k, int64_t depth) const {
+    int64_t col = panels.begin;
+    k += kMatmulBlock;
+    if (k >= p.depth) {
+      k = 0;
+      col += panels.cols;
+    }
+    k += (row - row_begin) / kStripRows * ceil_div(depth, kCacheLine);
+    const int64_t cols = min(panels.cols, p.cols - col);
+    if (cols <= 0 || k + depth / kCacheLine > p.depth) return {};
+    return {.data = p.col_side.at(col, k), .stride = kCacheLine, .step = p.col_side.stride,
+            .count = ceil_div(cols, kCacheLine)};
   }
 };
 

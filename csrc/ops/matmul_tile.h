@@ -25,11 +25,11 @@ inline constexpr int kTileRows = kStripRows > kLanes ? kStripRows : kLanes;
 inline constexpr int kTileCols = kTileVectors * kLanes;
 static_assert(kTileRows % kStripRows == 0 && kTileRows % kLanes == 0);
 
-// Rows of memory that will be wanted next, brought near while a tile is computed.
+// Memory that will be wanted next, brought near while a tile is computed: every 16 steps of k
+// `count` cache lines `stride` apart, then all of them move on by `step`.
 struct Ahead {
   const float* data = nullptr;
-  int64_t stride = 0;
-  int64_t rows = 0;
+  int64_t stride = 0, step = 0, count = 0;
 };
 inline constexpr int64_t kCacheLine = 64 / sizeof(float);
 
@@ -38,12 +38,13 @@ template <int kVectors>
 __attribute__((noinline)) static void multiply(const float* rows, int64_t row_stride,
                                                const float* panel, int64_t panel_stride,
                                                int64_t depth, const Ahead& ahead, float* tile) {
+  const float* next = ahead.data;
   for (int64_t chain = 0; chain == 0 || chain < depth; chain += kMatmulChain) {
     Vec sum[kStripRows][kVectors] = {};
     const int64_t chain_end = chain + kMatmulChain < depth ? chain + kMatmulChain : depth;
     for (int64_t line = chain; line < chain_end; line += kCacheLine) {
-      for (int64_t r = 0; r < ahead.rows; ++r)
-        __builtin_prefetch(ahead.data + r * ahead.stride + line, 0, 2);
+      for (int64_t i = 0; i < ahead.count; ++i) __builtin_prefetch(next + i * ahead.stride, 0, 2);
+      next += ahead.step;
       const int64_t line_end = line + kCacheLine < chain_end ? line + kCacheLine : chain_end;
       for (int64_t k = line; k < line_end; ++k) {
         Vec columns[kVectors];

@@ -5,11 +5,14 @@ The compiled core of llmcore. Use the llmcore package; names here may change.
 
 from __future__ import annotations
 import collections.abc
+import numpy
 import typing
 import typing_extensions
 
 __all__: list[str] = [
     "AttentionCall",
+    "Generation",
+    "GenerationOptions",
     "Tensor",
     "TrainStep",
     "Transformer",
@@ -23,6 +26,7 @@ __all__: list[str] = [
     "attention_weights",
     "batched_matmul",
     "cast",
+    "choose_tokens",
     "column_sum",
     "copy",
     "cross_entropy",
@@ -45,6 +49,7 @@ __all__: list[str] = [
     "memory_stats",
     "norm_backward",
     "norm_forward",
+    "process_logits",
     "reset_peak_memory",
     "rope",
     "scale",
@@ -82,8 +87,14 @@ class Tensor:
         copy: typing.Any | None = None,
     ) -> typing_extensions.CapsuleType: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __float__(self) -> float: ...
+    def __int__(self) -> int: ...
     def __len__(self) -> int: ...
     def __repr__(self) -> str: ...
+    def item(self) -> typing.Any:
+        """
+        The only element, as a Python number.
+        """
     def numpy(self) -> numpy.ndarray:
         """
         A NumPy array that shares this tensor's memory; of bfloat16, a float32 copy.
@@ -97,6 +108,10 @@ class Tensor:
     def to(self, *, device: str | None = None, dtype: str | None = None) -> Tensor:
         """
         This tensor on another device or as another dtype; itself where nothing changes.
+        """
+    def tolist(self) -> typing.Any:
+        """
+        The elements as nested lists of Python numbers.
         """
     @property
     def device(self) -> str:
@@ -182,6 +197,85 @@ class TrainStep:
     @property
     def v(self) -> Tensor: ...
 
+class GenerationOptions:
+    """
+    How tokens are chosen; csrc/generate/options.h says what each field is.
+    """
+
+    do_sample: bool
+    def __init__(self) -> None: ...
+    @property
+    def banned_ids(self) -> list[int]: ...
+    @banned_ids.setter
+    def banned_ids(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def forced_ids(self) -> list[int]: ...
+    @forced_ids.setter
+    def forced_ids(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def frequency_penalty(self) -> float: ...
+    @frequency_penalty.setter
+    def frequency_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @max_new_tokens.setter
+    def max_new_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def min_new_tokens(self) -> int: ...
+    @min_new_tokens.setter
+    def min_new_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def min_p(self) -> float: ...
+    @min_p.setter
+    def min_p(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def no_repeat_ngram_size(self) -> int: ...
+    @no_repeat_ngram_size.setter
+    def no_repeat_ngram_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def presence_penalty(self) -> float: ...
+    @presence_penalty.setter
+    def presence_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def repetition_penalty(self) -> float: ...
+    @repetition_penalty.setter
+    def repetition_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def seed(self) -> int: ...
+    @seed.setter
+    def seed(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def stop_ids(self) -> list[int]: ...
+    @stop_ids.setter
+    def stop_ids(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def temperature(self) -> float: ...
+    @temperature.setter
+    def temperature(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def top_k(self) -> int: ...
+    @top_k.setter
+    def top_k(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def top_p(self) -> float: ...
+    @top_p.setter
+    def top_p(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class Generation:
+    def __init__(
+        self, model: Transformer, prompts: list, options: GenerationOptions, slide: bool
+    ) -> None: ...
+    def finish(self, index: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def step(self, model: Transformer) -> list: ...
+    @property
+    def done(self) -> bool: ...
+
 class AttentionCall:
     """
     The arguments of one attention, checked: what its three operations share.
@@ -250,6 +344,16 @@ def batched_matmul(
     accumulate: bool = False,
 ) -> None: ...
 def cast(*, x: Tensor, y: Tensor) -> None: ...
+def choose_tokens(
+    *,
+    options: GenerationOptions,
+    logits: Tensor,
+    ids: collections.abc.Sequence[
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ],
+    prompt_lengths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    sequences: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> tuple: ...
 def column_sum(*, x: Tensor, out: Tensor) -> None: ...
 def copy(*, source: Tensor, target: Tensor) -> None: ...
 def cross_entropy(
@@ -332,9 +436,24 @@ def from_dlpack(source: typing.Any) -> Tensor:
     """
 
 def gated_backward(
-    *, activation: str, dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor
+    *,
+    activation: str,
+    dy: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    dgate: Tensor,
+    dup: Tensor,
+    row_stride: typing.SupportsInt | typing.SupportsIndex = 0,
+    drow_stride: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> None: ...
-def gated_forward(*, activation: str, gate: Tensor, up: Tensor, y: Tensor) -> None: ...
+def gated_forward(
+    *,
+    activation: str,
+    gate: Tensor,
+    up: Tensor,
+    row_stride: typing.SupportsInt | typing.SupportsIndex = 0,
+    y: Tensor,
+) -> None: ...
 def gather_rows(*, x: Tensor, index: Tensor, y: Tensor) -> None: ...
 def get_num_threads() -> int: ...
 def in_place_tensor(source: typing.Any) -> Tensor: ...
@@ -394,6 +513,13 @@ def norm_forward(
     y: Tensor,
     mean: Tensor | None = None,
     rstd: Tensor | None = None,
+) -> None: ...
+def process_logits(
+    *,
+    options: GenerationOptions,
+    ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    prompt_length: typing.SupportsInt | typing.SupportsIndex,
+    logits: Tensor,
 ) -> None: ...
 def reset_peak_memory() -> None: ...
 def rope(

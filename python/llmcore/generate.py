@@ -105,16 +105,16 @@ class GenerationConfig:
         if problems:
             raise ConfigError.listing("GenerationConfig", problems)
 
-    def core_options(self, stop_ids: Sequence[int]) -> dict[str, Any]:
+    def core_options(self, stop_ids: Sequence[int]) -> _core.GenerationOptions:
         """The settings as the core takes them."""
-        return {
+        given = {
             "max_new_tokens": self.max_new_tokens,
             "min_new_tokens": self.min_new_tokens,
             "do_sample": self.do_sample,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_k": self.top_k or 0,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-            "min_p": self.min_p or 0.0,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
@@ -122,8 +122,12 @@ class GenerationConfig:
             "stop_ids": list(stop_ids),
             "banned_ids": list(self.banned_ids),
             "seed": self.seed,
-            "slide": self.overflow == "slide",
         }
+        options = _core.GenerationOptions()
+        for name, value in given.items():
+            if value is not None and (name, value) != ("temperature", 0):
+                setattr(options, name, value)
+        return options
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class GeneratedToken:
         index: which prompt it continues.
         id: the token.
         text: what it adds to the text, never half a character; "" without a tokenizer.
-        logprob: its natural log-probability under the distribution it was chosen from.
+        logprob: its natural log-probability under the model, before temperature and penalties.
         finish_reason: "stop" or "length" with a prompt's last token, else None.
     """
 
@@ -214,7 +218,8 @@ def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterat
 def _rounds(
     model: Transformer, rows: list[Tensor], config: GenerationConfig, stop_ids: Sequence[int]
 ) -> Iterator[GeneratedToken]:
-    core = _core.Generation(model._core, rows, config.core_options(stop_ids))
+    slide = config.overflow == "slide"
+    core = _core.Generation(model._core, rows, config.core_options(stop_ids), slide)
     tokenizer = model.tokenizer
     texts = [_Text(tokenizer.stream() if tokenizer else None, config.stop_strings) for _ in rows]
     while not core.done:

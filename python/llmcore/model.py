@@ -17,6 +17,8 @@ from llmcore.errors import CheckpointError, ConfigError, DTypeError, ShapeError
 from llmcore.objectives import Batch, as_ids
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from llmcore.generate import GenerationConfig
     from llmcore.score import ScoreResult
     from llmcore.tokenizer import Tokenizer
@@ -179,11 +181,12 @@ class Transformer:
         total, weight = self._core.loss_and_gradients(batch)
         return _mean(total, weight)
 
-    def row_losses(self, batch: Batch) -> np.ndarray:
+    def row_losses(self, batch: Batch) -> NDArray[np.float32]:
         """The loss of each target by itself, [R] float32, before weights."""
         out = _core.empty([batch.targets.size])
         self._core.row_losses(batch, out)
-        return out.numpy()
+        losses: NDArray[np.float32] = out.numpy()
+        return losses
 
     def generate(
         self, prompts: Any, config: GenerationConfig | None = None, *, stream: bool = False

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from llmcore import _core
@@ -62,7 +61,7 @@ def zeros(shape: Sequence[int] | int, dtype: str = "float32", device: str = "cpu
         llmcore.Tensor(shape=[2, 3], dtype='float32', device='cpu')
     """
     try:
-        given = [shape] if isinstance(shape, numbers.Integral) else shape
+        given = shape if isinstance(shape, Iterable) else [shape]
         sizes = [operator.index(size) for size in given]
     except TypeError as error:
         raise ShapeError(f"zeros: shape must be whole numbers, got {shape!r}") from error

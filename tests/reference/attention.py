@@ -5,14 +5,32 @@ from __future__ import annotations
 import numpy as np
 
 
+def matmul(a, b):
+    """Summed in ascending order, one product after the other, as the kernels do it."""
+    total = np.zeros(a.shape[:-1] + b.shape[-1:], np.result_type(a, b))
+    for k in range(a.shape[-1]):
+        total += a[..., :, k, None] * b[..., None, k, :]
+    return total
+
+
 def visible(
-    batch, queries, keys, *, causal=False, kv_lengths=None, prefix_lengths=None, window=(-1, -1), past=0
+    batch,
+    queries,
+    keys,
+    *,
+    causal=False,
+    kv_lengths=None,
+    prefix_lengths=None,
+    window=(-1, -1),
+    past=0,
 ):
     """Who sees whom, `[B, 1, T, S]`, a mask aside."""
     column = lambda x: np.broadcast_to(np.asarray(x), (batch,))[:, None, None]  # noqa: E731
     j = np.arange(keys)[None, None, :]
     p = np.arange(queries)[None, :, None] + column(past)
-    sees = np.broadcast_to(j < column(keys if kv_lengths is None else kv_lengths), (batch, queries, keys))
+    sees = np.broadcast_to(
+        j < column(keys if kv_lengths is None else kv_lengths), (batch, queries, keys)
+    )
     if causal:
         sees = sees & ((j <= p) | (j < column(0 if prefix_lengths is None else prefix_lengths)))
     if window[0] >= 0:
@@ -26,7 +44,7 @@ def scores(q, k, bias=None, mask=None, scale=None, softcap=0.0, **who):
     """Scores `[B, H, T, S]`, -inf where hidden, and the derivative of the softcap."""
     dtype = q.dtype.type
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    s = (q @ k.swapaxes(-1, -2)) * dtype(q.shape[-1] ** -0.5 if scale is None else scale)
+    s = matmul(q, k.swapaxes(-1, -2)) * dtype(q.shape[-1] ** -0.5 if scale is None else scale)
     slope = dtype(1)
     if softcap:
         t = np.tanh(s / dtype(softcap))
@@ -41,9 +59,7 @@ def scores(q, k, bias=None, mask=None, scale=None, softcap=0.0, **who):
 
 def softmax(s):
     """Over the last axis; a row of -inf gives zeros."""
-    if s.shape[-1] == 0:
-        return s
-    highest = s.max(-1, keepdims=True)
+    highest = s.max(-1, keepdims=True, initial=-np.inf)
     e = np.exp(s - np.where(np.isfinite(highest), highest, 0))
     total = e.sum(-1, keepdims=True)
     return e / np.where(total > 0, total, 1)
@@ -54,7 +70,7 @@ def attention(q, k, v, keep=None, **options):
     weights = softmax(scores(q, k, **options)[0])
     if keep is not None:
         weights = weights * keep
-    return weights @ np.repeat(v, q.shape[1] // k.shape[1], axis=1)
+    return matmul(weights, np.repeat(v, q.shape[1] // k.shape[1], axis=1))
 
 
 def attention_weights(q, k, **options):
@@ -62,19 +78,30 @@ def attention_weights(q, k, **options):
 
 
 def attention_backward(dout, q, k, v, bias=None, keep=None, scale=None, **options):
+    """By the formula of Dao et al. 2022: weights from the log of their sum, `delta` from the output."""
     group = q.shape[1] // k.shape[1]
     factor = q.dtype.type(q.shape[-1] ** -0.5 if scale is None else scale)
-    s, slope = scores(q, k, bias=bias, scale=scale, **options)
-    p = softmax(s)
     keep = q.dtype.type(1) if keep is None else keep
-    dp = (dout @ np.repeat(v, group, axis=1).swapaxes(-1, -2)) * keep
-    ds = p * (dp - (p * dp).sum(-1, keepdims=True))
+    keys, values = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+    s, slope = scores(q, k, bias=bias, scale=scale, **options)
+    p = np.exp(s - log_sum_exp(s))
+    delta = (dout * matmul(softmax(s) * keep, values)).sum(-1, keepdims=True)
+    ds = p * (matmul(dout, values.swapaxes(-1, -2)) * keep - delta)
     draw = ds * slope * factor
     per_kv_head = lambda x: x.reshape(x.shape[0], -1, group, *x.shape[2:]).sum(2)  # noqa: E731
-    dq = draw @ np.repeat(k, group, axis=1)
-    dk = per_kv_head(draw.swapaxes(-1, -2) @ q)
-    dv = per_kv_head((p * keep).swapaxes(-1, -2) @ dout)
+    dq = matmul(draw, keys)
+    dk = per_kv_head(matmul(draw.swapaxes(-1, -2), q))
+    dv = per_kv_head(matmul((p * keep).swapaxes(-1, -2), dout))
     return dq, dk, dv, None if bias is None else unbroadcast(ds, np.shape(bias))
+
+
+def log_sum_exp(s):
+    """Over the last axis; infinity for a row of -inf, so that its weights are exp(-inf)."""
+    highest = s.max(-1, keepdims=True, initial=-np.inf)
+    finite = np.isfinite(highest)
+    highest = np.where(finite, highest, 0)
+    total = np.where(finite, np.exp(s - highest).sum(-1, keepdims=True), 1)
+    return np.where(finite, highest + np.log(total), np.inf).astype(s.dtype)
 
 
 def unbroadcast(x, shape):

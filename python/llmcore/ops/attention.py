@@ -13,6 +13,7 @@ from llmcore.ops._arguments import (
     Floats,
     as_ids,
     as_tensor,
+    check_rank,
     check_shape,
     empty,
     empty_like,
@@ -187,15 +188,20 @@ def _call(
             raise DTypeError(
                 f"{op}: mask must be bool, True where a query may attend, got {mask.dtype}"
             )
+    for name, symbols in (
+        ("q", "[B, Hq, T, D]"),
+        ("k", "[B, Hkv, S, D]"),
+        ("v", "[B, Hkv, S, Dv]"),
+    ):
+        check_rank(op, name, args[name], symbols)
     if isinstance(past_length, int):
-        past_length = [past_length] * (q.shape[0] if len(q.shape) == 4 else 0)
-    width = q.shape[-1] if q.shape else 0
+        past_length = [past_length] * q.shape[0] or None  # an empty list has no dtype
     call = _core.AttentionCall(
         op=op,
         q=q,
         k=k,
         v=args["v"],
-        scale=1 / math.sqrt(max(width, 1)) if scale is None else scale,
+        scale=1 / math.sqrt(max(q.shape[3], 1)) if scale is None else scale,
         softcap=softcap,
         causal=causal,
         window_left=window[0],

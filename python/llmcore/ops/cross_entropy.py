@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -229,7 +230,7 @@ class _Call:
         class_weight = args.get("weight")
         weights = (ids >= 0) if class_weight is None else class_weight.numpy()[ids] * (ids >= 0)
         self.counted = float(weights.sum(dtype=np.float64))
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "logits": args["logits"].reshape([self.rows, classes]),
             "targets": _core.as_tensor(ids),
             "label_smoothing": _checked_smoothing(op, label_smoothing),

@@ -59,7 +59,7 @@ def adamw_step(
     """
     op = "adamw_step"
     in_place = {"param": param, "m": m, "v": v}
-    arrays = {name: _in_place(op, name, array) for name, array in in_place.items()}
+    arrays: dict[str, Any] = {n: _in_place(op, n, array) for n, array in in_place.items()}
     arrays["grad"] = Floats(op, bfloat16=False, grad=grad)["grad"]
     for name in ("grad", "m", "v"):
         check_shape(op, name, arrays[name], arrays["param"].shape)

@@ -1,0 +1,48 @@
+// Generation: the core's side of Transformer.generate.
+#include <pybind11/stl.h>
+
+#include "bindings/py_model.h"
+#include "generate/generation.h"
+
+namespace llmcore::bindings {
+namespace {
+
+using GenerationPtr = std::shared_ptr<Generation>;
+
+GenerationPtr make_generation(const ModelPtr& model, const py::list& prompts,
+                              const GenerationOptions& options, bool slide) {
+  std::vector<std::vector<int32_t>> ids;
+  for (const py::handle& prompt : prompts) {
+    const PyTensor tensor = int32_tensor(py::reinterpret_borrow<py::object>(prompt), "prompts");
+    const int32_t* first = tensor.view.as<int32_t>();
+    ids.emplace_back(first, first + tensor.view.numel());
+  }
+  return std::make_shared<Generation>(*model, std::move(ids), options, slide);
+}
+
+const char* finish_name(Finish finish) {
+  return finish == Finish::kStop ? "stop" : "length";
+}
+
+py::list step(Generation& generation, const ModelPtr& model) {
+  const std::vector<GeneratedToken> tokens = exclusively(*model, [&] { return generation.step(); });
+  py::list list;
+  for (const GeneratedToken& token : tokens)
+    list.append(py::make_tuple(
+        token.index, token.id, token.log_probability,
+        token.finish == Finish::kNo ? py::object(py::none()) : py::str(finish_name(token.finish))));
+  return list;
+}
+
+}  // namespace
+
+void bind_generate(py::module_& module) {
+  py::class_<Generation, GenerationPtr>(module, "Generation")
+      .def(py::init(&make_generation), py::arg("model"), py::arg("prompts"), py::arg("options"),
+           py::arg("slide"), py::keep_alive<1, 2>())
+      .def_property_readonly("done", &Generation::done)
+      .def("step", &step, py::arg("model"))
+      .def("finish", &Generation::finish, py::arg("index"));
+}
+
+}  // namespace llmcore::bindings

@@ -1,0 +1,83 @@
+// The options of generation, and choosing tokens from logits.
+#include <pybind11/stl.h>
+
+#include "bindings/py_tensor.h"
+#include "core/error.h"
+#include "generate/sample.h"
+
+namespace llmcore::bindings {
+namespace {
+
+using Ids = std::vector<int32_t>;
+
+History history_of(const Ids& ids, int64_t prompt_length) {
+  const auto length = static_cast<int64_t>(ids.size());
+  CHECK(prompt_length >= 0 && prompt_length <= length, ShapeError,
+        "generate: prompt_length must be from 0 to ", length, ", got ", prompt_length);
+  return {.ids = ids.data(), .length = length, .prompt_length = prompt_length};
+}
+
+void process(const GenerationOptions& options, const Ids& ids, int64_t prompt_length,
+             const PyTensor& logits) {
+  const int64_t vocab_size = logits.view.numel();
+  check_tensor("generate", "logits", logits.view, "[V]", {vocab_size});
+  check_options(options, vocab_size);
+  std::vector<int32_t> counts(vocab_size, 0);
+  process_logits(options, history_of(ids, prompt_length), logits.view.f32(), vocab_size,
+                 counts.data());
+}
+
+// (ids, log_probabilities) of one choice per row of logits.
+py::tuple choose(const GenerationOptions& options, const PyTensor& logits,
+                 const std::vector<Ids>& ids, const std::vector<int64_t>& prompt_lengths,
+                 const std::vector<uint64_t>& sequences) {
+  const auto batch = static_cast<size_t>(logits.view.rows());
+  CHECK(ids.size() == batch && prompt_lengths.size() == batch && sequences.size() == batch,
+        ShapeError, "generate: ids, prompt_lengths and sequences must have B = ", batch,
+        " entries each, got ", ids.size(), ", ", prompt_lengths.size(), " and ", sequences.size());
+  std::vector<ChooseRow> rows;
+  for (size_t b = 0; b < batch; ++b)
+    rows.push_back({.history = history_of(ids[b], prompt_lengths[b]), .sequence = sequences[b]});
+  std::vector<Choice> choices(batch);
+  {
+    py::gil_scoped_release release;
+    choose_tokens(op_context(logits.view), options, logits.view, rows.data(), choices.data());
+  }
+  std::vector<int32_t> chosen;
+  std::vector<float> log_probabilities;
+  for (const Choice& choice : choices) {
+    chosen.push_back(choice.id);
+    log_probabilities.push_back(choice.log_probability);
+  }
+  return py::make_tuple(chosen, log_probabilities);
+}
+
+}  // namespace
+
+void bind_sampling(py::module_& module) {
+  py::class_<GenerationOptions>(
+      module, "GenerationOptions",
+      "How tokens are chosen; csrc/generate/options.h says what each field is.")
+      .def(py::init<>())
+      .def_readwrite("max_new_tokens", &GenerationOptions::max_new_tokens)
+      .def_readwrite("min_new_tokens", &GenerationOptions::min_new_tokens)
+      .def_readwrite("stop_ids", &GenerationOptions::stop_ids)
+      .def_readwrite("do_sample", &GenerationOptions::do_sample)
+      .def_readwrite("temperature", &GenerationOptions::temperature)
+      .def_readwrite("top_k", &GenerationOptions::top_k)
+      .def_readwrite("top_p", &GenerationOptions::top_p)
+      .def_readwrite("min_p", &GenerationOptions::min_p)
+      .def_readwrite("repetition_penalty", &GenerationOptions::repetition_penalty)
+      .def_readwrite("presence_penalty", &GenerationOptions::presence_penalty)
+      .def_readwrite("frequency_penalty", &GenerationOptions::frequency_penalty)
+      .def_readwrite("no_repeat_ngram_size", &GenerationOptions::no_repeat_ngram_size)
+      .def_readwrite("banned_ids", &GenerationOptions::banned_ids)
+      .def_readwrite("forced_ids", &GenerationOptions::forced_ids)
+      .def_readwrite("seed", &GenerationOptions::seed);
+  module.def("process_logits", &process, py::kw_only(), py::arg("options"), py::arg("ids"),
+             py::arg("prompt_length"), py::arg("logits"));
+  module.def("choose_tokens", &choose, py::kw_only(), py::arg("options"), py::arg("logits"),
+             py::arg("ids"), py::arg("prompt_lengths"), py::arg("sequences"));
+}
+
+}  // namespace llmcore::bindings

@@ -1,0 +1,39 @@
+// How tokens are chosen: every option of generation, in one struct.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace llmcore {
+
+struct GenerationOptions {
+  // Length, counted in new tokens.
+  int64_t max_new_tokens = 128;
+  int64_t min_new_tokens = 0;     // before these, stop_ids cannot be chosen
+  std::vector<int32_t> stop_ids;  // a sequence ends after any of these
+
+  // false: the most likely token (greedy). true: a random one, after the four restrictions below,
+  // which are applied in this order.
+  bool do_sample = false;
+  double temperature = 1.0;  // divides the logits: below 1 sharper, above 1 flatter
+  int64_t top_k = 0;         // only the k most likely, those as likely as the k-th included; 0: all
+  double top_p = 1.0;        // only the fewest most likely whose probabilities reach this sum
+  double min_p = 0.0;        // only those at least this fraction as likely as the most likely one
+
+  // What was written before counts against a token.
+  double repetition_penalty =
+      1.0;  // of every token in the prompt or since: 1 none, above 1 less likely
+  double presence_penalty = 0.0;     // subtracted from the logit of each new token so far, once
+  double frequency_penalty = 0.0;    // subtracted as often as the token came
+  int64_t no_repeat_ngram_size = 0;  // no run of this many tokens occurs twice; 0: they may
+
+  std::vector<int32_t> banned_ids;  // never chosen
+  std::vector<int32_t> forced_ids;  // the first new tokens, whatever the model says
+
+  uint64_t seed = 0;  // of sampling
+};
+
+// Throws ConfigError for an option out of its range, IndexError for an id outside the vocabulary.
+void check_options(const GenerationOptions& options, int64_t vocab_size);
+
+}  // namespace llmcore

@@ -1,0 +1,34 @@
+// Choosing the next token of each sequence: greedy, or sampled after top-k, top-p and min-p.
+//
+//   top-k  keeps logits no smaller than the k-th largest                        (Fan et al. 2018)
+//   top-p  keeps the fewest largest whose probabilities sum to at least p   (Holtzman et al. 2020)
+//   min-p  keeps probabilities of at least min_p times the largest             (Nguyen et al. 2024)
+//
+// Where logits are equal, the lower id comes first. A choice is a function of the row, the options
+// and (seed, sequence, position) alone: it does not depend on the other rows of the batch.
+#pragma once
+
+#include "core/context.h"
+#include "core/tensor.h"
+#include "generate/logits.h"
+#include "generate/options.h"
+
+namespace llmcore {
+
+struct ChooseRow {
+  History history;
+  // Which random numbers this sequence gets. Two sequences of one prompt need two.
+  uint64_t sequence = 0;
+};
+
+struct Choice {
+  int32_t id = 0;
+  float log_probability = 0.0f;  // under the model: of the logits as they came, temperature 1
+};
+
+// choices[b] from logits[b] (float32 [B, V], unchanged) and rows[b]. Throws ConfigError where the
+// options leave no token, or a row holds NaN.
+void choose_tokens(const Context& context, const GenerationOptions& options, const Tensor& logits,
+                   const ChooseRow* rows, Choice* choices);
+
+}  // namespace llmcore

@@ -1,0 +1,205 @@
+"""Generation and scoring: against recomputation, against transformers, and against itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_model import make
+
+from llmcore import ConfigError, DataError, GenerationConfig, ShapeError
+from llmcore.tokenizer import Tokenizer
+
+VARIANTS = ["gpt2", "llama", "window", "sinusoidal"]
+PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11], [3, 3]]
+
+
+def ids_of(results):
+    return [result.ids for result in results]
+
+
+def recomputed(model, prompt, count):
+    """Greedy continuation without a cache: the whole text is read again for each token."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model([ids]).numpy()[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_greedy_is_the_argmax_of_the_whole_text_read_again(variant):
+    model = make(variant)
+    config = GenerationConfig(max_new_tokens=20, stop_ids=())
+    for prompt, result in zip(PROMPTS, model.generate(PROMPTS, config), strict=True):
+        assert result.ids == recomputed(model, prompt, 20)
+        assert result.finish_reason == "length"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 3}])
+def test_a_text_does_not_depend_on_its_batch_or_on_threads(variant, sampling, threads):
+    model = make(variant)
+    config = GenerationConfig(max_new_tokens=15, stop_ids=(), **sampling)
+    results = []
+    for count in (1, 2, 3, 8):
+        threads(count)
+        results.append(model.generate(PROMPTS, config))
+    assert all(result == results[0] for result in results)
+    # A prompt's draws depend on its place in the list: put each there among other neighbours.
+    for place, prompt in enumerate(PROMPTS):
+        others = [[5] * (i + 1) for i in range(place)]
+        assert model.generate([*others, prompt], config)[place] == results[0][place]
+
+
+def test_logprobs_are_those_of_the_model():
+    model = make()
+    [result] = model.generate([PROMPTS[0]], GenerationConfig(max_new_tokens=8, stop_ids=()))
+    [scored] = model.score([PROMPTS[0] + result.ids])
+    assert np.allclose(result.logprobs, scored.logprobs[-8:], atol=1e-5)
+    assert result.score == pytest.approx(sum(result.logprobs))
+
+
+def test_score_equals_the_softmax_of_the_logits(rng):
+    model = make()
+    texts = [rng.integers(0, 37, length).tolist() for length in (9, 2, 1, 40, 41, 100)]
+    for text, result in zip(texts, model.score(texts), strict=True):
+        assert len(result.logprobs) == len(text) - 1
+        seen = text[:40]
+        logits = model([seen]).numpy()[0].astype(np.float64)
+        logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        want = [logprobs[i, token] for i, token in enumerate(text[1:41])]
+        assert np.allclose(result.logprobs[:40], want, atol=1e-5)
+        if len(text) > 1:
+            assert result.perplexity == pytest.approx(np.exp(-result.score / (len(text) - 1)))
+
+
+def test_long_texts_are_scored_in_windows_that_overlap(rng):
+    model = make()
+    text = rng.integers(0, 37, 100).tolist()
+    [result] = model.score([text])
+    # After the first 41 tokens, windows begin 20 tokens before the first they score.
+    logits = model([text[21:61]]).numpy()[0].astype(np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    want = [logprobs[i - 1 - 21, text[i]] for i in range(41, 62)]
+    assert np.allclose(result.logprobs[40:61], want, atol=1e-5)
+
+
+def test_stop_ids_end_a_text():
+    model = make()
+    [free] = model.generate([PROMPTS[0]], GenerationConfig(max_new_tokens=12, stop_ids=()))
+    stop = free.ids[5]
+    first = free.ids.index(stop)
+    [ended] = model.generate([PROMPTS[0]], GenerationConfig(max_new_tokens=12, stop_ids=(stop,)))
+    assert ended.ids == free.ids[: first + 1]
+    assert ended.finish_reason == "stop"
+    [later] = model.generate(
+        [PROMPTS[0]], GenerationConfig(max_new_tokens=12, min_new_tokens=9, stop_ids=(stop,))
+    )
+    assert stop not in later.ids[:9]
+
+
+def test_positions_used_up():
+    model = make()  # 40 positions
+    prompt = list(range(30))
+    [ended] = model.generate([prompt], GenerationConfig(max_new_tokens=50, stop_ids=()))
+    assert len(ended.ids) == 10
+    assert ended.finish_reason == "length"
+    slide = GenerationConfig(max_new_tokens=50, stop_ids=(), overflow="slide")
+    together = model.generate([prompt, [1]], slide)
+    assert [len(result.ids) for result in together] == [50, 50]
+    assert model.generate([prompt], slide)[0] == together[0]
+    # What follows the tenth token is what the latest 20 tokens alone would have led to.
+    text = prompt + together[0].ids
+    assert together[0].ids[10:20] == recomputed(model, text[20:40], 10)
+
+
+@pytest.fixture()
+def speaking():
+    """A model with a byte-level tokenizer of its 37 first characters."""
+    model = make(vocab_size=300)
+    model.tokenizer = Tokenizer.train(["the cat sat on the mat"], kind="bpe", vocab_size=260)
+    return model
+
+
+def test_text_in_text_out(speaking):
+    config = GenerationConfig(max_new_tokens=12, temperature=1.0, banned_ids=range(256, 300))
+    [whole] = speaking.generate("the cat", config)
+    pieces = list(speaking.generate("the cat", config, stream=True))
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert [piece.id for piece in pieces] == whole.ids
+    assert [piece.finish_reason for piece in pieces] == [None] * 11 + ["length"]
+    assert whole.text == speaking.tokenizer.decode(whole.ids)
+
+
+def test_stop_strings_are_cut_off_and_never_shown(speaking):
+    config = {"max_new_tokens": 40, "temperature": 1.5, "banned_ids": range(128, 300)}
+    [free] = speaking.generate("the", GenerationConfig(**config))
+    stop = free.text[10:13]
+    config = GenerationConfig(**config, stop_strings=[stop, "not there"])
+    [ended] = speaking.generate("the", config)
+    assert ended.text == free.text[: free.text.index(stop)]
+    assert ended.finish_reason == "stop"
+    assert len(ended.ids) < 40
+    shown = "".join(piece.text for piece in speaking.generate("the", config, stream=True))
+    assert shown == ended.text
+
+
+def test_a_stream_can_be_closed_and_the_model_used_again():
+    model = make()
+    stream = model.generate(PROMPTS, GenerationConfig(max_new_tokens=30), stream=True)
+    first = [next(stream).index for _ in range(4)]
+    assert first == [0, 1, 2, 3]
+    before = model.generate(PROMPTS)
+    stream.close()
+    assert model.generate(PROMPTS) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda m: m.generate([[1, 99]]), IndexError, ["prompts[0]", "99", "37"]),
+        (lambda m: m.generate([[1], []]), DataError, ["prompts[1]", "no tokens"]),
+        (lambda m: m.generate([]), DataError, ["prompt"]),
+        (lambda m: m.generate("text"), ConfigError, ["tokenizer"]),
+        (lambda m: m.generate([[0] * 41]), ShapeError, ["41", "40"]),
+        (lambda m: m.score([[0, 50]]), IndexError, ["texts[0]", "50"]),
+        (lambda m: GenerationConfig(top_p=0.0), ConfigError, ["top_p", "0"]),
+        (lambda m: GenerationConfig(num_beams=4, max_new_tokens=0), ConfigError, ["2 problems"]),
+        (
+            lambda m: m.generate([[1]], GenerationConfig(stop_strings=["x"])),
+            ConfigError,
+            ["stop_strings", "tokenizer"],
+        ),
+        (
+            lambda m: m.generate([[1]], GenerationConfig(banned_ids=range(37))),
+            ConfigError,
+            ["token"],
+        ),
+    ],
+)
+def test_bad_input_is_named(call, error, words):
+    with pytest.raises(error) as raised:
+        call(make())
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_equals_transformers(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from llmcore import Transformer
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, eos_token_id=7,
+    )  # fmt: skip
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = Transformer.from_pretrained(tmp_path)
+    for penalties in ({}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}):
+        for prompt in PROMPTS:
+            want = theirs.generate(
+                torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=49,
+                **penalties,
+            )[0, len(prompt) :].tolist()  # fmt: skip
+            [got] = ours.generate([prompt], GenerationConfig(max_new_tokens=20, **penalties))
+            assert got.ids == want
