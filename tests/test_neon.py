@@ -1,6 +1,6 @@
 """The Arm kernels, cross-compiled and run under emulation: tests/cpp against plain loops and x86.
 
-Needs aarch64-linux-gnu-g++ and qemu-aarch64-static (or binfmt); skipped where they are not installed.
+Needs aarch64-linux-gnu-g++ and qemu-aarch64 (static or not); skipped where they are not installed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 # Warnings and language as in CMakeLists.txt; less optimised, so that the test is short.
-FLAGS = (
-    "-std=gnu++20 -O1 -Wall -Wextra -Wpedantic -Werror -Wno-psabi -Wno-missing-field-initializers"
-    " -fno-math-errno"
-).split()
-KERNEL_FLAGS = "-DLLMCORE_ISA=neon -march=armv8-a -ffp-contract=fast -fno-trapping-math".split()
+FLAGS = [
+    "-std=gnu++20", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-psabi",
+    "-Wno-missing-field-initializers", "-fno-math-errno",
+]  # fmt: skip
+KERNEL_FLAGS = ["-DLLMCORE_ISA=neon", "-march=armv8-a", "-ffp-contract=fast", "-fno-trapping-math"]
 # The plain loops are the yardstick: every operation of theirs rounds.
 CHECK_FLAGS = ["-ffp-contract=off", f"-I{ROOT / 'tests' / 'cpp'}"]
 

@@ -25,7 +25,7 @@ namespace {
 constexpr int64_t kTileKeys = 64;
 // A product holds this many rows and vectors of its result in registers.
 constexpr int64_t kGroupRows = 6;
-constexpr int64_t kPanelVecs = kVecBytes == 64 ? 4 : 2;
+constexpr int64_t kPanelVecs = kVecRegisters == 32 ? 4 : 2;
 
 constexpr float kInfinity = __builtin_inff();
 

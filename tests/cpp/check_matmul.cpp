@@ -8,7 +8,7 @@ namespace {
 struct Sizes {
   int64_t m, n, k;
 };
-constexpr Sizes kSizes[] = {{1, 1, 1},    {1, 37, 19},  {5, 3, 0},     {7, 13, 5},  {8, 12, 64},
+constexpr Sizes kSizes[] = {{1, 1, 1},    {1, 37, 19},  {5, 3, 0},     {7, 13, 5},   {8, 12, 64},
                             {33, 29, 65}, {64, 31, 17}, {130, 9, 530}, {3, 150, 257}};
 
 struct Product {
@@ -60,7 +60,8 @@ void check_form(const Product& product, const std::string& name) {
 // relu(A B + bias), dropped out, plus a residual; and the derivative of relu as a gate.
 void check_epilogue(const Product& product, const std::string& name) {
   const auto [m, n, k] = product.size;
-  const Floats bias = random_floats(n), residual = random_floats(m * n), gate = random_floats(m * n);
+  const Floats bias = random_floats(n), residual = random_floats(m * n),
+               gate = random_floats(m * n);
   Floats before = unwritten(m * n), c = unwritten(m * n);
   MatmulArgs args = product.args(c);
   args.bias = tensor(bias, n);
@@ -126,11 +127,12 @@ void check_column_sum() {
 
 void check_matmul() {
   for (const Sizes& size : kSizes)
-    for (const auto& [transpose_a, transpose_b] : {std::pair{false, true}, {false, false}, {true, false}}) {
+    for (const auto& [transpose_a, transpose_b] :
+         {std::pair{false, true}, {false, false}, {true, false}}) {
       const Product product{size, transpose_a, transpose_b, random_floats(size.m * size.k),
                             random_floats(size.k * size.n)};
-      const std::string name = "matmul " + std::to_string(size.m) + "x" + std::to_string(size.n) + "x" +
-                               std::to_string(size.k) + (transpose_a ? " a transposed" : "") +
+      const std::string name = "matmul " + std::to_string(size.m) + "x" + std::to_string(size.n) +
+                               "x" + std::to_string(size.k) + (transpose_a ? " a transposed" : "") +
                                (transpose_b ? " b transposed" : "");
       check_form(product, name);
       check_epilogue(product, name);

@@ -146,8 +146,8 @@ Values<T> softmax_rows(const Floats& x, int64_t width, bool of_log) {
     for (int64_t c = 0; c < width; ++c) highest = std::fmax(highest, T(x[begin + c]));
     for (int64_t c = 0; c < width; ++c) sum += std::exp(x[begin + c] - highest);
     for (int64_t c = 0; c < width; ++c)
-      y[begin + c] = of_log ? x[begin + c] - highest - std::log(sum)
-                            : std::exp(x[begin + c] - highest) / sum;
+      y[begin + c] =
+          of_log ? x[begin + c] - highest - std::log(sum) : std::exp(x[begin + c] - highest) / sum;
   }
   return y;
 }
@@ -250,8 +250,8 @@ void check_casts() {
     cast(context(), {.x = tensor_view(bits.data(), dtype, kCount), .y = tensor(wide, kCount)});
     bool same = true;
     for (int64_t i = 0; i < kCount; ++i) {
-      const float expected = dtype == DType::kFloat16 ? to_float(Float16{bits[i]})
-                                                      : to_float(BFloat16{bits[i]});
+      const float expected =
+          dtype == DType::kFloat16 ? to_float(Float16{bits[i]}) : to_float(BFloat16{bits[i]});
       same &= wide[i] == expected || (std::isnan(wide[i]) && std::isnan(expected));
       wide[i] *= 1.0f + 0x1p-9f;  // between two of them
       wanted[i] = dtype == DType::kFloat16 ? to_float16(wide[i]).bits : to_bfloat16(wide[i]).bits;

@@ -43,7 +43,8 @@ void check_embedding(int64_t width) {
       using T = decltype(t);
       Values<T> result(count * width);
       for (int64_t i = 0; i < kRows * width; ++i)
-        result[rows[i / width] * width + i % width] += T(factor) * (dout[i] * T(dropout_at(mask, i)));
+        result[rows[i / width] * width + i % width] +=
+            T(factor) * (dout[i] * T(dropout_at(mask, i)));
       return result;
     };
   };
@@ -59,7 +60,8 @@ void check_rope(int64_t rotary, int64_t width, bool interleaved, bool inverse) {
   const Ints positions = random_ints(kBatch * kTokens, kPositions);
   Floats y = unwritten(count);
   const auto view = [&](const Floats& values) {
-    return HeadView{const_cast<float*>(values.data()), kTokens * kHeads * width, kHeads * width, width};
+    return HeadView{const_cast<float*>(values.data()), kTokens * kHeads * width, kHeads * width,
+                    width};
   };
   rope(context(), {.batch = kBatch,
                    .rows = kTokens,

@@ -1,8 +1,8 @@
 // What the kernel checks share: random numbers, tensors over std::vector, and how close is close
 // enough.
 //
-// The rule is that of tests/tolerance.py. Each reference is a plain loop in a template: in double it
-// gives the exact result, in float the error that is allowed, twice over.
+// The rule is that of tests/tolerance.py. Each reference is a plain loop in a template: in double
+// it gives the exact result, in float the error that is allowed, twice over.
 #pragma once
 
 #include <cmath>
@@ -110,8 +110,8 @@ inline void check_equal(const std::string& name, const Floats& actual, const Flo
 // The families, one function each.
 void check_matmul();
 void check_attention();
-void check_rows();      // norms, activations, softmax, losses, elementwise
-void check_tables();    // embedding, RoPE, AdamW
+void check_rows();    // norms, activations, softmax, losses, elementwise
+void check_tables();  // embedding, RoPE, AdamW
 int train(const std::string& model, const std::string& input, const std::string& output);
 
 }  // namespace llmcore::checking

@@ -61,7 +61,8 @@ void write(const File& file, const T* from, size_t count) {
 
 }  // namespace
 
-// In: ids, targets (int32), weights, parameters. Out: loss and norm (double), gradients, parameters.
+// In: ids, targets (int32), weights, parameters. Out: loss and norm (double), gradients,
+// parameters.
 int train(const std::string& model, const std::string& input, const std::string& output) {
   Transformer transformer(config_of(model), Device{});
   const size_t count = static_cast<size_t>(transformer.params().size());
@@ -83,8 +84,7 @@ int train(const std::string& model, const std::string& input, const std::string&
   // A large eps: with a small one the first update is the sign of each gradient, also of those that
   // are zero but for rounding.
   const StepResult result = step.step(
-      {batch},
-      {.lr = 0.01, .beta2 = 0.99, .eps = 0.1, .weight_decay = 0.1, .max_grad_norm = 1.0});
+      {batch}, {.lr = 0.01, .beta2 = 0.99, .eps = 0.1, .weight_decay = 0.1, .max_grad_norm = 1.0});
   const File out = open(output, "wb");
   write(out, &result.loss, 1);
   write(out, &result.grad_norm, 1);
