@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_model import make
 
 from llmcore import ConfigError, DataError, GenerationConfig, ShapeError
 from llmcore.tokenizer import Tokenizer
+from test_model import make
 
 VARIANTS = ["gpt2", "llama", "window", "sinusoidal"]
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11], [3, 3]]
@@ -117,7 +117,7 @@ def test_positions_used_up():
     assert together[0].ids[10:20] == recomputed(model, text[20:40], 10)
 
 
-@pytest.fixture()
+@pytest.fixture
 def speaking():
     """A model with a byte-level tokenizer of its 37 first characters."""
     model = make(vocab_size=300)

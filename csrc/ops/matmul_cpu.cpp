@@ -109,8 +109,8 @@ Plan make_plan(const Problem& p, int64_t threads) {
   Plan plan{};
   const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   const int64_t depth = max(min(p.depth, kMatmulBlock), 1);
-  const int64_t fitting = p.row_side.along_k ? kRowFloats / depth
-                                             : min(kCopiedRowFloats / depth, kMostCopiedRows);
+  const int64_t fitting =
+      p.row_side.along_k ? kRowFloats / depth : min(kCopiedRowFloats / depth, kMostCopiedRows);
   const int64_t most = fitting / kTileRows * kTileRows;
   if (p.shared_panels) {
     const int64_t fit = max(kSharedBytes / 4 / max(p.depth, 1) / kTileCols, 1) * kTileCols;
