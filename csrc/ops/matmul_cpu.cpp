@@ -14,14 +14,13 @@
 namespace llmcore::LLMCORE_ISA {
 namespace {
 
-// Floats of one block of k that are to stay in the second-level cache (1 MB here, at least half of
-// that on others): panels, panels where every task makes its own; rows of a task, in place or
-// copied.
-constexpr int64_t kPanelFloats = 120 << 10, kOwnPanelFloats = 72 << 10;
-constexpr int64_t kRowFloats = 72 << 10, kCopiedRowFloats = 48 << 10;
+// Floats of one block of k that are to stay in the second-level cache (1 MB) together: panels, of
+// them those that a task made for itself alone, and the rows of a task.
+constexpr int64_t kPanelFloats = 90 << 10, kOwnPanelFloats = 72 << 10, kRowFloats = 72 << 10;
 // Rows of a task that makes its own panels: fewer would not be worth it.
 constexpr int64_t kOwnTaskRows = 256;
-// Panels shared by all tasks: at most this many bytes at a time.
+// Panels shared by all tasks: at most this many bytes at a time, so that the last-level cache keeps
+// them until the last task.
 constexpr int64_t kSharedBytes = 4 << 20;
 // Multiply-adds worth a task of their own: some 20 microseconds.
 constexpr int64_t kTaskWork = 1 << 21;
@@ -30,11 +29,6 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kStreamedFloats = 128 << 10;
 // Up to so many rows, panels are not worth their copy.
 constexpr int64_t kInPlaceRows = 16;
-// Distance between copied rows: no power of two, which would put them all into one cache set.
-constexpr int64_t kCopyStride = kMatmulBlock + 16;
-// Few k, and the distance between copied rows would make tens of thousands of them hundreds of MB.
-constexpr int64_t kMostCopiedRows = 512;
-
 constexpr int64_t kLanes64 = kLanes;
 constexpr int64_t min(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -47,6 +41,12 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
 }
 constexpr int64_t round_up(int64_t a, int64_t b) {
   return ceil_div(a, b) * b;
+}
+
+// Distance between copied rows: a little more than they need, for a power of two would put all of
+// them into a few sets of the cache.
+constexpr int64_t copy_stride(int64_t depth) {
+  return round_up(min(depth, kMatmulBlock), kLanes) + kCacheLine;
 }
 
 // One side of the product. Its items (rows or columns of the problem) are contiguous along k, or
@@ -109,9 +109,7 @@ Plan make_plan(const Problem& p, int64_t threads) {
   Plan plan{};
   const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   const int64_t depth = max(min(p.depth, kMatmulBlock), 1);
-  const int64_t fitting =
-      p.row_side.along_k ? kRowFloats / depth : min(kCopiedRowFloats / depth, kMostCopiedRows);
-  const int64_t most = fitting / kTileRows * kTileRows;
+  const int64_t most = kRowFloats / copy_stride(depth) / kTileRows * kTileRows;
   if (p.shared_panels) {
     const int64_t fit = max(kSharedBytes / 4 / max(p.depth, 1) / kTileCols, 1) * kTileCols;
     plan.pass_cols = plan.task_cols = min(p.cols, fit);
@@ -128,7 +126,7 @@ Plan make_plan(const Problem& p, int64_t threads) {
         max(round_up(ceil_div(p.rows, ceil_div(tasks, col_tasks)), kTileRows), kOwnTaskRows);
   }
   const int64_t copied = p.row_side.along_k ? kStripRows : round_up(plan.task_rows, kLanes);
-  plan.rows = copied * kCopyStride;
+  plan.rows = copied * copy_stride(depth);
   return plan;
 }
 
@@ -181,6 +179,7 @@ struct Block {
   const int64_t row_begin, row_end;
   const float* shared;         // panels of all k, or null
   float *own_panels, *copied;  // the worker's scratch
+  int64_t stride;              // between copied rows
 
   struct Rows {
     const float* data;
@@ -199,7 +198,7 @@ struct Block {
     const bool in_place = !p.shared_panels && row_end - row_begin <= kInPlaceRows;
     if (!p.row_side.along_k)
       copy_transposed(p.row_side.at(row_begin, k), p.row_side.stride, depth, row_end - row_begin,
-                      copied, kCopyStride);
+                      copied, stride);
     if (!p.shared_panels && !in_place)
       for (int64_t j = 0; j < panels.count(); ++j)
         make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), k, depth,
@@ -259,16 +258,15 @@ struct Block {
 
   // A strip in place where it can be; the last rows are copied if they are fewer.
   Rows strip_at(int64_t row, int64_t k, int64_t depth) const {
-    if (!p.row_side.along_k) return {copied + (row - row_begin) * kCopyStride, kCopyStride};
+    if (!p.row_side.along_k) return {copied + (row - row_begin) * stride, stride};
     if (row_end - row >= kStripRows) return {p.row_side.at(row, k), p.row_side.stride};
     for (int64_t r = 0; r < kStripRows; ++r) {
       if (r < row_end - row)
-        __builtin_memcpy(copied + r * kCopyStride, p.row_side.at(row + r, k),
-                         depth * sizeof(float));
+        __builtin_memcpy(copied + r * stride, p.row_side.at(row + r, k), depth * sizeof(float));
       else
-        __builtin_memset(copied + r * kCopyStride, 0, depth * sizeof(float));
+        __builtin_memset(copied + r * stride, 0, depth * sizeof(float));
     }
-    return {copied, kCopyStride};
+    return {copied, stride};
   }
 
   Rows panel_at(int64_t j, int64_t k, int64_t depth, bool in_place) const {
@@ -373,7 +371,8 @@ void matmul(const Context&, const MatmulArgs& args) {
                         .row_end = min(row + plan.task_rows, p.rows),
                         .shared = shared,
                         .own_panels = own,
-                        .copied = own + plan.panels};
+                        .copied = own + plan.panels,
+                        .stride = copy_stride(p.depth)};
       block.run();
     });
   }

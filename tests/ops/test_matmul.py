@@ -183,11 +183,15 @@ def test_sums_are_those_of_the_contract(rng):
 @pytest.mark.parametrize(("n", "k"), [(65, 900), (33, 300)])
 def test_a_row_alone_is_the_row_in_a_batch(rng, n, k, transpose_a, transpose_b):
     a, b = operands(rng, 300, n, k, False, transpose_b)
+    c = rng.standard_normal((300, n), dtype=np.float32)
     whole = product(a, b, False, transpose_b)
+    added = product(a, b, False, transpose_b, c=c, accumulate=True)
     for m in [*range(1, 35), 47, 48, 49, 63, 64, 65, 66, 96, 97, 127, 128, 129, 255, 256, 257, 299]:
         part = a[:m]
         part = np.ascontiguousarray(part.T) if transpose_a else part
         assert np.array_equal(product(part, b, transpose_a, transpose_b), whole[:m]), m
+        part_added = product(part, b, transpose_a, transpose_b, c=c[:m], accumulate=True)
+        assert np.array_equal(part_added, added[:m]), m
     for row in (0, 13, 299):
         alone = a[row : row + 1]
         alone = np.ascontiguousarray(alone.T) if transpose_a else alone
