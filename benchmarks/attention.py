@@ -86,9 +86,7 @@ def main() -> None:
     batch, heads, width = options.shape
     rng = np.random.default_rng(0)
     rows = []
-    print(
-        f"{'threads':>7} {'T':>5} {'pass':>8} {'ours ms':>9} {'of peak':>8} {'torch':>9} faster"
-    )
+    print(f"{'threads':>7} {'T':>5} {'pass':>8} {'ours ms':>9} {'of peak':>8} {'torch':>9} faster")
     for threads in options.threads:
         set_threads(threads)
         peak = options.peak * 1e9 * threads if options.peak else _core.measure_peak(0.3)

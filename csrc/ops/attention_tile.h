@@ -1,10 +1,9 @@
-// What attention's forward and backward kernels share: tiles of keys, small matrix products,
-// scores.
+// What attention's forward and backward kernels share: tiles of keys, small products, scores.
 //
-// Included by ops/attention*_cpu.cpp alone. Keys are cut into tiles of kTileKeys at fixed places,
-// and every sum runs over keys, or over the head's width, in ascending order as one chain of
-// multiply-adds. What a query does not see is left out, or enters as an exact zero: so a query's
-// bits do not depend on the queries it shares a tile with.
+// Included by ops/attention*_cpu.cpp alone. Keys are cut into tiles of kTileKeys at fixed places.
+// A sum over a tile, or over the head's width, is one chain of multiply-adds in ascending order,
+// and tiles are added in ascending order. What a query does not see is left out, or enters as an
+// exact zero: so a query's bits do not depend on the queries it shares a tile with.
 #pragma once
 
 #include "ops/attention.h"

@@ -22,7 +22,7 @@ constexpr int64_t kRowFloats = 72 << 10, kCopiedRowFloats = 48 << 10;
 // Rows of a task that makes its own panels: fewer would not be worth it.
 constexpr int64_t kOwnTaskRows = 256;
 // Panels shared by all tasks: at most this many bytes at a time.
-constexpr int64_t kSharedBytes = 16 << 20;
+constexpr int64_t kSharedBytes = 4 << 20;
 // Multiply-adds worth a task of their own: some 20 microseconds.
 constexpr int64_t kTaskWork = 1 << 21;
 constexpr int64_t kTasksPerThread = 4;
@@ -109,8 +109,8 @@ Plan make_plan(const Problem& p, int64_t threads) {
   Plan plan{};
   const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   const int64_t depth = max(min(p.depth, kMatmulBlock), 1);
-  const int64_t fitting = p.row_side.along_k ? kRowFloats / depth
-                                             : min(kCopiedRowFloats / depth, kMostCopiedRows);
+  const int64_t fitting =
+      p.row_side.along_k ? kRowFloats / depth : min(kCopiedRowFloats / depth, kMostCopiedRows);
   const int64_t most = fitting / kTileRows * kTileRows;
   if (p.shared_panels) {
     const int64_t fit = max(kSharedBytes / 4 / max(p.depth, 1) / kTileCols, 1) * kTileCols;

@@ -6,13 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
+
+import llmcore
+from llmcore import _core, ops
 from reference import activation as activations
 from reference import dropout as dropouts
 from reference import matmul as reference
 from tolerance import assert_matches
-
-import llmcore
-from llmcore import _core, ops
 
 # M, N, K: one, odd, whole tiles, more than a block of K, few rows, few columns.
 SIZES = [
