@@ -16,7 +16,7 @@ struct Case {
   float softcap, dropout;
 };
 constexpr Case kCases[] = {
-    {"one query", 1, 1, 1, 1, 4, false, -1, false, 0.0f, 0.0f},
+    {"one query", 1, 3, 1, 1, 4, false, -1, false, 0.0f, 0.0f},
     {"bidirectional", 9, 13, 2, 2, 5, false, -1, true, 0.0f, 0.0f},
     {"causal", 70, 70, 2, 1, 12, true, -1, false, 0.0f, 0.0f},
     {"grouped window", 33, 33, 4, 2, 7, true, 6, true, 0.0f, 0.0f},
