@@ -122,7 +122,8 @@ def test_backward_is_the_derivative_of_forward(name, rng):
         extrapolated = (4 * central[1] - central[0]) / 3  # Richardson: the error is of order h^4
         gradient = np.asarray(gradients[place], np.float64)
         size = np.abs(gradient).sum() + np.abs(dy).sum()  # rounding of the sum, over the step
-        assert extrapolated == pytest.approx((gradient * direction).sum(), rel=1e-3, abs=2e-5 * size)
+        derivative = (gradient * direction).sum()
+        assert extrapolated == pytest.approx(derivative, rel=1e-3, abs=2e-5 * size)
 
 
 def test_every_backward_is_checked():
