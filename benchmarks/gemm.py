@@ -17,9 +17,8 @@ import statistics
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 import llmcore
+import numpy as np
 from llmcore import _core
 
 SHAPES = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]  # K, N of GPT-2's layers
@@ -41,9 +40,7 @@ def main() -> None:
         llmcore.set_num_threads(threads)
         if torch is not None:
             torch.set_num_threads(threads)
-        print(
-            f"\n{threads} thread(s)   M      K      N   peak GFLOP/s   llmcore GFLOP/s (share)   torch"
-        )
+        print(f"\n{threads} thread(s)   M      K      N   peak GFLOP/s   llmcore   torch")
         for form in args.forms:
             for rows in args.rows:
                 shapes = [*SHAPES, HEAD] if rows == HEAD_ROWS else SHAPES
