@@ -1,8 +1,10 @@
 """Attention beside torch's scaled_dot_product_attention, in one run: time and share of FMA peak.
 
-Peak is what this machine's threads reach on register-only multiply-adds, measured here. Operations are
-counted on the visible half of the causal square: 2 (D + Dv) per query and visible key forward, 2.5 times
-that backward. Usage: python benchmarks/attention.py [--threads 1 2] [--lengths 64 256 1024] [--json out]
+Peak is what this machine's threads reach on register-only multiply-adds, measured here. Operations
+are counted on the visible half of the causal square: 2 (D + Dv) per query and visible key forward,
+2.5 times that backward.
+
+Usage: python benchmarks/attention.py [--threads 1 2] [--lengths 64 256 1024] [--json out]
 """
 
 from __future__ import annotations
@@ -84,9 +86,7 @@ def main() -> None:
     batch, heads, width = options.shape
     rng = np.random.default_rng(0)
     rows = []
-    print(
-        f"{'threads':>7} {'T':>5} {'pass':>8} {'ours ms':>9} {'of peak':>8} {'torch ms':>9} {'speed-up':>8}"
-    )
+    print(f"{'threads':>7} {'T':>5} {'pass':>8} {'ours ms':>9} {'of peak':>8} {'torch':>9} faster")
     for threads in options.threads:
         set_threads(threads)
         peak = options.peak * 1e9 * threads if options.peak else _core.measure_peak(0.3)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_model import make
 
 from llmcore import ConfigError, DataError, GenerationConfig, ShapeError
 from llmcore.tokenizer import Tokenizer
+from test_model import make
 
 VARIANTS = ["gpt2", "llama", "window", "sinusoidal"]
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11], [3, 3]]
@@ -44,10 +44,15 @@ def test_a_text_does_not_depend_on_its_batch_or_on_threads(variant, sampling, th
         threads(count)
         results.append(model.generate(PROMPTS, config))
     assert all(result == results[0] for result in results)
-    # A prompt's draws depend on its place in the list: put each there among other neighbours.
-    for place, prompt in enumerate(PROMPTS):
-        others = [[5] * (i + 1) for i in range(place)]
-        assert model.generate([*others, prompt], config)[place] == results[0][place]
+    for prompt, result in zip(PROMPTS, results[0], strict=True):
+        assert model.generate([prompt], config) == [result]
+        assert model.generate([[5, 5], prompt, [8]], config)[1] == result
+
+
+def test_a_prompt_given_twice_gets_two_texts():
+    config = GenerationConfig(max_new_tokens=15, stop_ids=(), temperature=1.0)
+    first, second = make().generate([PROMPTS[0]] * 2, config)
+    assert first.ids != second.ids
 
 
 def test_logprobs_are_those_of_the_model():
@@ -112,7 +117,7 @@ def test_positions_used_up():
     assert together[0].ids[10:20] == recomputed(model, text[20:40], 10)
 
 
-@pytest.fixture()
+@pytest.fixture
 def speaking():
     """A model with a byte-level tokenizer of its 37 first characters."""
     model = make(vocab_size=300)

@@ -141,7 +141,8 @@ def test_processors_are_those_of_transformers(rng, values):
 
 RESTRICTIONS = [
     {}, {"top_k": 1}, {"top_k": 5}, {"top_k": 1000}, {"top_p": 0.9}, {"top_p": 1e-9},
-    {"top_p": 0.3}, {"min_p": 0.1}, {"min_p": 1.0}, {"top_k": 20, "top_p": 0.8}, {"top_p": 0.95, "min_p": 0.05},
+    {"top_p": 0.3}, {"min_p": 0.1}, {"min_p": 1.0}, {"top_k": 20, "top_p": 0.8},
+    {"top_p": 0.95, "min_p": 0.05},
     {"temperature": 0.5, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
     {"temperature": 3.0, "top_p": 0.5},
 ]  # fmt: skip

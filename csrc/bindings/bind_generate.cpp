@@ -17,7 +17,7 @@ GenerationPtr make_generation(const ModelPtr& model, const py::list& prompts,
     const int32_t* first = tensor.view.as<int32_t>();
     ids.emplace_back(first, first + tensor.view.numel());
   }
-  return std::make_shared<Generation>(*model, std::move(ids), options, slide);
+  return std::make_shared<Generation>(*model, ids, options, slide);
 }
 
 const char* finish_name(Finish finish) {

@@ -1,21 +1,10 @@
 // Matrix products for llmcore.ops.
 #include "bindings/py_tensor.h"
-#include "core/error.h"
 #include "ops/backend.h"
 #include "ops/matmul.h"
 
 namespace llmcore::bindings {
 namespace {
-
-Activation activation_from_name(const std::string& name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  if (name == "silu") return Activation::kSilu;
-  throw ConfigError(str("activation must be 'none', 'relu', 'gelu', 'gelu_tanh' or 'silu', got '",
-                        name, "'"));
-}
 
 void product(const PyTensor& a, const PyTensor& b, const PyTensor& c, bool transpose_a,
              bool transpose_b, bool accumulate, const PyTensor* bias,
@@ -30,9 +19,9 @@ void product(const PyTensor& a, const PyTensor& b, const PyTensor& c, bool trans
                         .accumulate = accumulate,
                         .bias = view_of(bias),
                         .pre_activation = view_of(pre_activation),
-                        .activation = activation_from_name(activation),
+                        .activation = activation_from_name(activation.c_str()),
                         .gate_input = view_of(gate_input),
-                        .gate_activation = activation_from_name(gate_activation),
+                        .gate_activation = activation_from_name(gate_activation.c_str()),
                         .dropout = {dropout_p, dropout_seed, dropout_stream},
                         .residual = view_of(residual)};
   py::gil_scoped_release release;

@@ -141,8 +141,9 @@ Example:
              return t.view.shape[0];
            })
       .def("item", &item, "The only element, as a Python number.")
-      .def("tolist", [](const PyTensor& t) { return to_numpy(t).attr("tolist")(); },
-           "The elements as nested lists of Python numbers.")
+      .def(
+          "tolist", [](const PyTensor& t) { return to_numpy(t).attr("tolist")(); },
+          "The elements as nested lists of Python numbers.")
       .def("__float__", [](const PyTensor& t) { return py::float_(item(t)); })
       .def("__int__", [](const PyTensor& t) { return py::int_(item(t)); })
       .def("__repr__", &repr);

@@ -1,4 +1,5 @@
-// The part of the DLPack ABI (https://dmlc.github.io/dlpack) this package speaks: 1.0, and 0.8 before.
+// The part of the DLPack ABI (https://dmlc.github.io/dlpack) this package speaks: 1.0, and 0.8
+// before.
 #pragma once
 
 #include <cstdint>

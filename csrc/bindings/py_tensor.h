@@ -27,7 +27,8 @@ PyTensor allocate(const std::vector<int64_t>& shape, DType dtype, Device device)
 // A Tensor, a NumPy array, any DLPack array, or nested lists; shares memory where it can.
 PyTensor as_tensor(const py::object& source);
 
-// The same for an argument that is updated in place: throws where memory cannot be shared and written.
+// The same for an argument that is updated in place: throws where memory cannot be shared and
+// written.
 PyTensor in_place_tensor(const py::object& source);
 
 // The tensor inside an optional argument; empty for None.

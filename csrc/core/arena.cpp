@@ -4,18 +4,11 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/buffer.h"
 #include "core/error.h"
+#include "core/forbid.h"
 #include "core/machine.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
-#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
-#endif
 
 namespace llmcore {
 namespace {
@@ -23,20 +16,18 @@ namespace {
 constexpr int64_t kAlign = 64;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-#if defined(NDEBUG)
-void poison(void*, int64_t) {}
-#else
-// Released memory reads as NaN, so that a use after release shows in the result.
-void poison(void* data, int64_t bytes) {
-  std::memset(data, 0xff, bytes);
+// The sanitizer keeps a byte for every 8 that are forbidden.
+constexpr int64_t kMostSanitized = int64_t{1} << 30;
+
+int64_t bytes_to_reserve() {
+  return kAddressSanitizer ? std::min(memory_bytes(), kMostSanitized) : memory_bytes();
 }
-#endif
 
 }  // namespace
 
 Arena::Arena() {
   // Some systems limit address space: halve until it fits.
-  for (reserved_ = memory_bytes() / kHugePage * kHugePage; reserved_ >= kHugePage * 8;
+  for (reserved_ = bytes_to_reserve() / kHugePage * kHugePage; reserved_ >= kHugePage * 8;
        reserved_ = reserved_ / 2 / kHugePage * kHugePage) {
     void* base = mmap(nullptr, reserved_, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -45,19 +36,20 @@ Arena::Arena() {
 #if defined(MADV_HUGEPAGE)
     madvise(base_, reserved_, MADV_HUGEPAGE);
 #endif
+    forbid(base_, reserved_);
     return;
   }
   throw OutOfMemory("out of memory: could not reserve address space for activations");
 }
 
 Arena::~Arena() {
-  ASAN_UNPOISON_MEMORY_REGION(base_, reserved_);
+  allow(base_, reserved_);
   munmap(base_, reserved_);
   detail::count_memory(-peak_bytes());
 }
 
 void Arena::take(int64_t& end, int64_t& peak, int64_t bytes) {
-  const int64_t size = std::max<int64_t>(bytes + kAlign - 1, 1) / kAlign * kAlign;
+  const int64_t size = (std::max<int64_t>(bytes, 1) + kRedZone + kAlign - 1) / kAlign * kAlign;
   CHECK(keep_ + scratch_ + size <= reserved_, OutOfMemory, "out of memory: activations need ",
         (keep_ + scratch_ + size) >> 20, " MiB, this process may use ", reserved_ >> 20,
         " MiB; use a smaller batch or shorter sequences, or turn recompute on");
@@ -71,27 +63,32 @@ void Arena::take(int64_t& end, int64_t& peak, int64_t bytes) {
 void* Arena::keep_bytes(int64_t bytes) {
   char* data = base_ + keep_;
   take(keep_, peak_keep_, bytes);
-  ASAN_UNPOISON_MEMORY_REGION(data, bytes);
+  allow(data, bytes);
+  fill_with_nan(data, bytes);
   return data;
 }
 
 void* Arena::scratch_bytes(int64_t bytes) {
   take(scratch_, peak_scratch_, bytes);
   char* data = base_ + reserved_ - scratch_;
-  ASAN_UNPOISON_MEMORY_REGION(data, bytes);
+  allow(data, bytes);
+  fill_with_nan(data, bytes);
   return data;
 }
 
+void Arena::release(char* data, int64_t bytes) {
+  allow(data, bytes);  // the red zones between blocks
+  fill_with_nan(data, bytes);
+  forbid(data, bytes);
+}
+
 void Arena::release_keep(int64_t mark) {
-  poison(base_ + mark, keep_ - mark);
-  ASAN_POISON_MEMORY_REGION(base_ + mark, keep_ - mark);
+  release(base_ + mark, keep_ - mark);
   keep_ = mark;
 }
 
 void Arena::release_scratch(int64_t mark) {
-  char* data = base_ + reserved_ - scratch_;
-  poison(data, scratch_ - mark);
-  ASAN_POISON_MEMORY_REGION(data, scratch_ - mark);
+  release(base_ + reserved_ - scratch_, scratch_ - mark);
   scratch_ = mark;
 }
 
@@ -99,7 +96,6 @@ void Arena::trim() {
   CHECK(keep_ == 0 && scratch_ == 0, ConfigError, "Arena::trim: the arena is in use");
   detail::count_memory(-peak_bytes());
   peak_keep_ = peak_scratch_ = 0;
-  ASAN_UNPOISON_MEMORY_REGION(base_, reserved_);
   madvise(base_, reserved_, MADV_DONTNEED);
 }
 

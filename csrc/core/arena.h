@@ -51,6 +51,7 @@ class Arena {
 
  private:
   void take(int64_t& end, int64_t& peak, int64_t bytes);
+  void release(char* data, int64_t bytes);
 
   char* base_ = nullptr;
   int64_t reserved_ = 0;

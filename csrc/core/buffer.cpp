@@ -7,11 +7,12 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/forbid.h"
 
 namespace llmcore {
 namespace {
 
-constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kPage = 4096, kHugePage = int64_t{2} << 20;
 std::atomic<int64_t> current_bytes{0};
 std::atomic<int64_t> peak_bytes{0};
 
@@ -42,13 +43,15 @@ void* map_pages(int64_t bytes) {
 
 Buffer::Buffer(int64_t bytes) {
   if (bytes <= 0) return;
-  bytes_ = round_up(bytes, bytes >= kHugePage ? kHugePage : 4096);
+  bytes_ = round_up(bytes + kRedZone, bytes >= kHugePage ? kHugePage : kPage);
   data_ = map_pages(bytes_);
+  forbid(static_cast<char*>(data_) + bytes, bytes_ - bytes);
   detail::count_memory(bytes_);
 }
 
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
+  allow(data_, bytes_);
   munmap(data_, bytes_);
   detail::count_memory(-bytes_);
 }

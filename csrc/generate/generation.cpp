@@ -18,7 +18,7 @@ int64_t context_limit(const Config& config, const std::vector<std::vector<int32_
 
 }  // namespace
 
-Generation::Generation(Transformer& model, std::vector<std::vector<int32_t>> prompts,
+Generation::Generation(Transformer& model, const std::vector<std::vector<int32_t>>& prompts,
                        const GenerationOptions& options, bool slide)
     : model_(model),
       options_(options),
@@ -32,7 +32,8 @@ Generation::Generation(Transformer& model, std::vector<std::vector<int32_t>> pro
     CHECK(length <= limit_, ShapeError, "generate: prompts[", i, "] has ", length,
           " tokens, the model has positions for ", limit_,
           "; shorten it, or let the context slide (overflow='slide')");
-    running_.push_back({static_cast<int64_t>(i), std::move(prompts[i]), length});
+    const auto twins = std::count(prompts.begin(), prompts.begin() + i, prompts[i]);
+    running_.push_back({static_cast<int64_t>(i), static_cast<uint64_t>(twins), prompts[i], length});
   }
 }
 
@@ -109,15 +110,15 @@ GeneratedToken Generation::extend(Sequence& sequence, const Choice& choice) {
 std::vector<GeneratedToken> Generation::step() {
   const Context context = model_.context();
   KeepScope scope(*context.arena);
-  const Tensor logits = context.arena->keep(
-      DType::kFloat32, static_cast<int64_t>(running_.size()), model_.config().vocab_size);
+  const Tensor logits = context.arena->keep(DType::kFloat32, static_cast<int64_t>(running_.size()),
+                                            model_.config().vocab_size);
   advance(logits);
   std::vector<ChooseRow> rows;
   for (const Sequence& sequence : running_)
     rows.push_back({.history = {.ids = sequence.ids.data(),
                                 .length = static_cast<int64_t>(sequence.ids.size()),
                                 .prompt_length = sequence.prompt_length},
-                    .sequence = static_cast<uint64_t>(sequence.index)});
+                    .sequence = sequence.twin});
   std::vector<Choice> choices(running_.size());
   choose_tokens(context, options_, logits, rows.data(), choices.data());
 

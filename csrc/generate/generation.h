@@ -24,9 +24,9 @@ struct GeneratedToken {
 class Generation {
  public:
   // `slide` says what happens when the model's positions are used up: the text ends, or goes on
-  // from the latest half of its context. Throws ShapeError for a prompt that is empty or longer than
-  // the positions, and what check_options() throws.
-  Generation(Transformer& model, std::vector<std::vector<int32_t>> prompts,
+  // from the latest half of its context. Throws ShapeError for a prompt that is empty or longer
+  // than the positions, and what check_options() throws.
+  Generation(Transformer& model, const std::vector<std::vector<int32_t>>& prompts,
              const GenerationOptions& options, bool slide);
 
   bool done() const { return running_.empty(); }
@@ -40,6 +40,7 @@ class Generation {
  private:
   struct Sequence {
     int64_t index;             // of its prompt
+    uint64_t twin;             // earlier prompts that are the same: they draw other numbers
     std::vector<int32_t> ids;  // prompt and new tokens
     int64_t prompt_length;
     int64_t begin = 0;   // first id still in the context

@@ -10,20 +10,29 @@
 namespace llmcore::LLMCORE_ISA {
 namespace {
 
-// Query rows of a kv head that meet a tile of keys together.
+// Query rows of a kv head that meet a tile of keys together, and tiles they meet one after the
+// other while they are at hand.
 constexpr int64_t kBlockRows = 48;
+constexpr int64_t kTilesTogether = 4;
 
-// What a thread works on: a block of query rows and a tile of keys.
+// A tile of keys, in scratch once a row sees it.
+struct Tile {
+  int64_t first, count;  // its keys
+  bool entered;
+  float* keys;               // [kTileKeys, padded D], scaled
+  float *keys_t, *values_t;  // [D, kTileKeys], [Dv, kTileKeys]
+  float *dk, *dv;            // [kTileKeys, padded D], [kTileKeys, padded Dv]
+};
+
+// What a thread works on: a block of query rows and tiles of keys.
 struct Workspace {
   int64_t width, value_width;  // padded D and Dv
   float* q;                    // [kBlockRows, width], scaled
   float* dout;                 // [kBlockRows, value_width]
   float* dq;                   // [kBlockRows, width]
-  float* keys;                 // [kTileKeys, width], scaled
-  float *keys_t, *values_t;    // [D, kTileKeys], [Dv, kTileKeys]
-  float *dk, *dv;              // [kTileKeys, width], [kTileKeys, value_width]
   float *weights, *dscores;    // [kBlockRows, kTileKeys]
   QueryRow rows[kBlockRows];
+  Tile tiles[kTilesTogether];
 };
 
 void place(const AttentionArgs& args, Pieces& pieces, Workspace& work) {
@@ -32,13 +41,15 @@ void place(const AttentionArgs& args, Pieces& pieces, Workspace& work) {
   work.q = pieces.take(kBlockRows * work.width);
   work.dout = pieces.take(kBlockRows * work.value_width);
   work.dq = pieces.take(kBlockRows * work.width);
-  work.keys = pieces.take(kTileKeys * work.width);
-  work.keys_t = pieces.take(args.head_dim * kTileKeys);
-  work.values_t = pieces.take(args.value_dim * kTileKeys);
-  work.dk = pieces.take(kTileKeys * work.width);
-  work.dv = pieces.take(kTileKeys * work.value_width);
   work.weights = pieces.take(kBlockRows * kTileKeys);
   work.dscores = pieces.take(kBlockRows * kTileKeys);
+  for (Tile& tile : work.tiles) {
+    tile.keys = pieces.take(kTileKeys * work.width);
+    tile.keys_t = pieces.take(args.head_dim * kTileKeys);
+    tile.values_t = pieces.take(args.value_dim * kTileKeys);
+    tile.dk = pieces.take(kTileKeys * work.width);
+    tile.dv = pieces.take(kTileKeys * work.value_width);
+  }
 }
 
 int64_t floats_per_thread(const AttentionArgs& args) {
@@ -92,22 +103,26 @@ LLMCORE_NOINLINE void row_backward(const AttentionBackwardArgs& args, const Scor
       store(dscores + v * kLanes, load(dscores + v * kLanes) * load(slope + v * kLanes));
 }
 
-void enter_tile(const AttentionBackwardArgs& args, const KvHead& head, int64_t first, int64_t count,
-                const Wanted& wanted, Workspace& work) {
-  const float* k = args.k.at(head.b, first, head.kv_head);
-  const float* v = args.v.at(head.b, first, head.kv_head);
-  read_transposed(k, args.k.row_stride, count, args.head_dim, work.keys_t);
-  read_transposed(v, args.v.row_stride, count, args.value_dim, work.values_t);
+void enter_tile(const AttentionBackwardArgs& args, const KvHead& head, const Wanted& wanted,
+                const Workspace& work, Tile& tile) {
+  if (tile.entered) return;
+  tile.entered = true;
+  const int64_t length = args.kv_lengths != nullptr ? args.kv_lengths[head.b] : args.keys;
+  const int64_t count = smaller(tile.count, length - tile.first);
+  const float* k = args.k.at(head.b, tile.first, head.kv_head);
+  const float* v = args.v.at(head.b, tile.first, head.kv_head);
+  read_transposed(k, args.k.row_stride, count, args.head_dim, tile.keys_t);
+  read_transposed(v, args.v.row_stride, count, args.value_dim, tile.values_t);
   if (!wanted.dq) return;
   for (int64_t j = 0; j < count; ++j)
-    read_row(k + j * args.k.row_stride, args.head_dim, args.scale, work.keys + j * work.width);
+    read_row(k + j * args.k.row_stride, args.head_dim, args.scale, tile.keys + j * work.width);
 }
 
 // Rows [r, r + rows) of the block: their weights and score gradients, and their share of dq.
 void group_backward(const AttentionBackwardArgs& args, const Part& part, const float* delta,
-                    int64_t r, int64_t rows, int64_t first_key, const Wanted& wanted,
+                    int64_t r, int64_t rows, const Tile& tile, const Wanted& wanted,
                     Workspace& work) {
-  const KeyRange all = seen_in_tile(work.rows + r, rows, first_key);
+  const KeyRange all = clip_to_tile(seen_together(work.rows + r, rows), tile.first);
   float* weights = work.weights + r * kTileKeys;
   float* dscores = work.dscores + r * kTileKeys;
   // What the group does not look at weighs zero for the keys' sums over all rows.
@@ -124,7 +139,7 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
                   .a = work.q + r * work.width,
                   .a_row = work.width,
                   .a_k = 1,
-                  .b = work.keys_t + begin,
+                  .b = tile.keys_t + begin,
                   .b_row = kTileKeys,
                   .c = weights + begin,
                   .c_row = kTileKeys,
@@ -133,11 +148,11 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
   product.depth = args.value_dim;
   product.a = work.dout + r * work.value_width;
   product.a_row = work.value_width;
-  product.b = work.values_t + begin;
+  product.b = tile.values_t + begin;
   product.c = dscores + begin;
   multiply(product);
   for (int64_t i = 0; i < rows; ++i) {
-    const ScoreRow row = score_row(part.head, work.rows[r + i], first_key);
+    const ScoreRow row = score_row(part.head, work.rows[r + i], tile.first);
     const int64_t index = (row.b * args.heads + row.head) * args.queries + row.query;
     row_backward(args, row, vecs, args.lse[index], delta[index], !wanted.dbias,
                  weights + i * kTileKeys, dscores + i * kTileKeys);
@@ -149,7 +164,7 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
             .a = dscores + all.begin,
             .a_row = kTileKeys,
             .a_k = 1,
-            .b = work.keys + all.begin * work.width,
+            .b = tile.keys + all.begin * work.width,
             .b_row = work.width,
             .c = work.dq + r * work.width,
             .c_row = work.width,
@@ -157,16 +172,12 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
 }
 
 // The block's share of dk and dv: each key's sum over the rows that see it, in ascending order.
-void add_key_gradients(int64_t rows, int64_t first_key, int64_t count, Workspace& work) {
-  for (int64_t j = 0; j < count; j += kGroupRows) {
-    const int64_t end = smaller(j + kGroupRows, count);
-    int64_t begin_row = rows, end_row = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      const KeyRange seen = work.rows[r].seen;
-      if (seen.begin >= first_key + end || seen.end <= first_key + j) continue;
-      begin_row = smaller(begin_row, r);
-      end_row = r + 1;
-    }
+void add_key_gradients(int64_t rows, const Workspace& work, Tile& tile) {
+  int64_t begin_row = 0, end_row = 0;
+  for (int64_t j = 0; j < tile.count; j += kGroupRows) {
+    const int64_t end = smaller(j + kGroupRows, tile.count);
+    while (begin_row < rows && work.rows[begin_row].seen.end <= tile.first + j) ++begin_row;
+    while (end_row < rows && work.rows[end_row].seen.begin < tile.first + end) ++end_row;
     if (begin_row >= end_row) continue;
     Product product{.rows = end - j,
                     .vecs = work.value_width / kLanes,
@@ -176,7 +187,7 @@ void add_key_gradients(int64_t rows, int64_t first_key, int64_t count, Workspace
                     .a_k = kTileKeys,
                     .b = work.dout + begin_row * work.value_width,
                     .b_row = work.value_width,
-                    .c = work.dv + j * work.value_width,
+                    .c = tile.dv + j * work.value_width,
                     .c_row = work.value_width,
                     .accumulate = true};
     multiply(product);
@@ -184,7 +195,7 @@ void add_key_gradients(int64_t rows, int64_t first_key, int64_t count, Workspace
     product.a = work.dscores + begin_row * kTileKeys + j;
     product.b = work.q + begin_row * work.width;
     product.b_row = work.width;
-    product.c = work.dk + j * work.width;
+    product.c = tile.dk + j * work.width;
     product.c_row = work.width;
     multiply(product);
   }
@@ -193,12 +204,12 @@ void add_key_gradients(int64_t rows, int64_t first_key, int64_t count, Workspace
 // The block's share of dbias. The rows of one head come one after the other: those that share their
 // elements, because bias is broadcast over queries, are summed before they are added.
 void add_bias_gradient(const AttentionBackwardArgs& args, const KvHead& head, int64_t rows,
-                       int64_t first_key, int64_t count, const Workspace& work) {
+                       const Workspace& work, const Tile& tile) {
   const ScoreView& view = args.dbias;
   const auto place_of = [&](int64_t r) {
     return static_cast<float*>(view.data) + head.b * view.stride[0] +
            work.rows[r].head * view.stride[1] + work.rows[r].query * view.stride[2] +
-           first_key * view.stride[3];
+           tile.first * view.stride[3];
   };
   for (int64_t start = 0; start < smaller(head.group, rows); ++start) {
     float sum[kTileKeys] = {};
@@ -206,25 +217,54 @@ void add_bias_gradient(const AttentionBackwardArgs& args, const KvHead& head, in
       const float* dscores = work.dscores + r * kTileKeys;
       for (int64_t j = 0; j < kTileKeys; ++j) sum[j] += dscores[j];
       if (r + head.group < rows && place_of(r + head.group) == place_of(r)) continue;
-      for (int64_t j = 0; j < count; ++j) place_of(r)[j * view.stride[3]] += sum[j];
+      for (int64_t j = 0; j < tile.count; ++j) place_of(r)[j * view.stride[3]] += sum[j];
       zero(sum, kTileKeys);
     }
   }
 }
 
-// Brings the rows' queries, output gradients and dq in reach; false if none sees into the tile.
-bool enter_rows(const AttentionBackwardArgs& args, const Part& part, int64_t first_row,
-                int64_t rows, int64_t first_key, const Wanted& wanted, Workspace& work) {
-  const KeyRange seen = find_rows(args, part.head, first_row, rows, work.rows);
-  if (is_empty(clip_to_tile(seen, first_key))) return false;
+// Brings the block's queries, output gradients and, where some of it is there already, dq.
+void enter_rows(const AttentionBackwardArgs& args, const KvHead& head, int64_t rows, bool read_dq,
+                const Workspace& work) {
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t b = part.head.b, query = work.rows[r].query, head = work.rows[r].head;
-    read_row(args.q.at(b, query, head), args.head_dim, args.scale, work.q + r * work.width);
-    read_row(args.dout.at(b, query, head), args.value_dim, 1.0f, work.dout + r * work.value_width);
-    if (wanted.dq)
-      read_row(args.dq.at(b, query, head), args.head_dim, 1.0f, work.dq + r * work.width);
+    const QueryRow& row = work.rows[r];
+    read_row(args.q.at(head.b, row.query, row.head), args.head_dim, args.scale,
+             work.q + r * work.width);
+    read_row(args.dout.at(head.b, row.query, row.head), args.value_dim, 1.0f,
+             work.dout + r * work.value_width);
+    if (read_dq)
+      read_row(args.dq.at(head.b, row.query, row.head), args.head_dim, 1.0f,
+               work.dq + r * work.width);
+    else
+      zero(work.dq + r * work.width, work.width);
   }
-  return true;
+}
+
+// Takes all rows of the part through the tiles in the workspace.
+void backward_tiles(const AttentionBackwardArgs& args, const Part& part, const float* delta,
+                    const Wanted& wanted, int64_t tiles, Workspace& work) {
+  const KvHead& head = part.head;
+  const int64_t first_key = work.tiles[0].first, end_key = first_key + tiles * kTileKeys;
+  for (int64_t first_row = part.first_row; first_row < part.end_row; first_row += kBlockRows) {
+    const int64_t rows = smaller(kBlockRows, part.end_row - first_row);
+    find_rows(args, head, first_row, rows, work.rows);
+    const KeyRange seen = seen_together(work.rows, rows);
+    if (is_empty(seen) || seen.begin >= end_key || seen.end <= first_key) continue;
+    enter_rows(args, head, rows, wanted.dq && first_key > part.first_key, work);
+    for (int64_t t = 0; t < tiles; ++t) {
+      Tile& tile = work.tiles[t];
+      if (is_empty(clip_to_tile(seen, tile.first))) continue;
+      enter_tile(args, head, wanted, work, tile);
+      for (int64_t r = 0; r < rows; r += kGroupRows)
+        group_backward(args, part, delta, r, smaller(kGroupRows, rows - r), tile, wanted, work);
+      if (wanted.dbias) add_bias_gradient(args, head, rows, work, tile);
+      if (wanted.dkv) add_key_gradients(rows, work, tile);
+    }
+    if (!wanted.dq) continue;
+    for (int64_t r = 0; r < rows; ++r)
+      write_row(work.dq + r * work.width, args.head_dim, 1.0f,
+                args.dq.at(head.b, work.rows[r].query, work.rows[r].head));
+  }
 }
 
 void backward_part(const AttentionBackwardArgs& args, const Part& part, const float* delta,
@@ -234,37 +274,28 @@ void backward_part(const AttentionBackwardArgs& args, const Part& part, const fl
     for (int64_t row = part.first_row; row < part.end_row; ++row)
       zero(args.dq.at(head.b, row / head.group, head.kv_head * head.group + row % head.group),
            args.head_dim);
-  for (int64_t first_key = part.first_key; first_key < part.end_key; first_key += kTileKeys) {
-    const int64_t count = smaller(kTileKeys, args.keys - first_key);
-    bool entered = false;
-    if (wanted.dkv) {
-      zero(work.dk, kTileKeys * work.width);
-      zero(work.dv, kTileKeys * work.value_width);
+  int64_t first = part.first_key;
+  while (first < part.end_key) {
+    int64_t tiles = 0;
+    for (; tiles < kTilesTogether && first < part.end_key; ++tiles, first += kTileKeys) {
+      Tile& tile = work.tiles[tiles];
+      tile.first = first;
+      tile.count = smaller(kTileKeys, args.keys - first);
+      tile.entered = false;
+      if (!wanted.dkv) continue;
+      zero(tile.dk, kTileKeys * work.width);
+      zero(tile.dv, kTileKeys * work.value_width);
     }
-    for (int64_t first_row = part.first_row; first_row < part.end_row; first_row += kBlockRows) {
-      const int64_t rows = smaller(kBlockRows, part.end_row - first_row);
-      if (!enter_rows(args, part, first_row, rows, first_key, wanted, work)) continue;
-      if (!entered) {
-        const int64_t length = args.kv_lengths != nullptr ? args.kv_lengths[head.b] : args.keys;
-        enter_tile(args, head, first_key, smaller(count, length - first_key), wanted, work);
-      }
-      entered = true;
-      for (int64_t r = 0; r < rows; r += kGroupRows)
-        group_backward(args, part, delta, r, smaller(kGroupRows, rows - r), first_key, wanted,
-                       work);
-      if (wanted.dbias) add_bias_gradient(args, head, rows, first_key, count, work);
-      if (wanted.dkv) add_key_gradients(rows, first_key, count, work);
-      if (wanted.dq)
-        for (int64_t r = 0; r < rows; ++r)
-          write_row(work.dq + r * work.width, args.head_dim, 1.0f,
-                    args.dq.at(head.b, work.rows[r].query, work.rows[r].head));
-    }
+    backward_tiles(args, part, delta, wanted, tiles, work);
     if (!wanted.dkv) continue;
-    for (int64_t j = 0; j < count; ++j) {
-      write_row(work.dk + j * work.width, args.head_dim, 1.0f,
-                args.dk.at(head.b, first_key + j, head.kv_head));
-      write_row(work.dv + j * work.value_width, args.value_dim, 1.0f,
-                args.dv.at(head.b, first_key + j, head.kv_head));
+    for (int64_t t = 0; t < tiles; ++t) {
+      const Tile& tile = work.tiles[t];
+      for (int64_t j = 0; j < tile.count; ++j) {
+        write_row(tile.dk + j * work.width, args.head_dim, 1.0f,
+                  args.dk.at(head.b, tile.first + j, head.kv_head));
+        write_row(tile.dv + j * work.value_width, args.value_dim, 1.0f,
+                  args.dv.at(head.b, tile.first + j, head.kv_head));
+      }
     }
   }
 }
@@ -273,10 +304,11 @@ void backward_part(const AttentionBackwardArgs& args, const Part& part, const fl
 void row_deltas(const AttentionBackwardArgs& args, float* delta) {
   const int64_t queries = args.queries, heads = args.heads;
   parallel_chunks(args.batch * queries, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t n = begin; n < end; ++n)
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t b = n / queries, i = n % queries;
       for (int64_t h = 0; h < heads; ++h) {
-        const float* out = args.out.at(n / queries, n % queries, h);
-        const float* dout = args.dout.at(n / queries, n % queries, h);
+        const float* out = args.out.at(b, i, h);
+        const float* dout = args.dout.at(b, i, h);
         Vec sum{};
         int64_t c = 0;
         for (; c + kLanes <= args.value_dim; c += kLanes)
@@ -284,8 +316,9 @@ void row_deltas(const AttentionBackwardArgs& args, float* delta) {
         if (c < args.value_dim)
           sum = fma(load_partial(out + c, args.value_dim - c),
                     load_partial(dout + c, args.value_dim - c), sum);
-        delta[(n / queries * heads + h) * queries + n % queries] = sum_of_lanes(sum)[0];
+        delta[(b * heads + h) * queries + i] = sum_of_lanes(sum)[0];
       }
+    }
   });
 }
 

@@ -15,7 +15,6 @@ struct Block {
   KvHead head;
   int64_t count;
   QueryRow rows[kBlockRows];
-  KeyRange seen;        // by any of them
   int64_t value_width;  // padded Dv
   float* q;             // [kBlockRows, padded D], scaled
   float* keys;          // [D, kTileKeys]
@@ -107,15 +106,15 @@ LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, U
     block.highest[r] = -kInfinity;
     zero(block.state(r), block.value_width + kLanes);
   }
-  const int64_t end = block.seen.end;
-  for (int64_t first = block.seen.begin / kTileKeys * kTileKeys; first < end; first += kTileKeys) {
-    const int64_t count = smaller(kTileKeys, end - first);
+  const KeyRange all = seen_together(block.rows, block.count);
+  for (int64_t first = all.begin / kTileKeys * kTileKeys; first < all.end; first += kTileKeys) {
+    const int64_t count = smaller(kTileKeys, all.end - first);
     read_transposed(args.k.at(block.head.b, first, block.head.kv_head), args.k.row_stride, count,
                     args.head_dim, block.keys);
     enter(first, count);
     for (int64_t r = 0; r < block.count; r += kGroupRows) {
       const int64_t rows = smaller(kGroupRows, block.count - r);
-      const KeyRange seen = seen_in_tile(block.rows + r, rows, first);
+      const KeyRange seen = clip_to_tile(seen_together(block.rows + r, rows), first);
       if (is_empty(seen)) continue;
       const VecRange vecs = vectors_of(seen);
       multiply({.rows = rows,
@@ -232,7 +231,7 @@ LLMCORE_INLINE void for_each_block(const Args& args, Body body) {
     Block block;
     block.head = {head / args.kv_heads, head % args.kv_heads, group};
     block.count = smaller(kBlockRows, rows - first);
-    block.seen = find_rows(args, block.head, first, block.count, block.rows);
+    find_rows(args, block.head, first, block.count, block.rows);
     place(args, pieces, block);
     body(args, block);
   });

@@ -1,10 +1,9 @@
-// What attention's forward and backward kernels share: tiles of keys, small matrix products,
-// scores.
+// What attention's forward and backward kernels share: tiles of keys, small products, scores.
 //
-// Included by ops/attention*_cpu.cpp alone. Keys are cut into tiles of kTileKeys at fixed places,
-// and every sum runs over keys, or over the head's width, in ascending order as one chain of
-// multiply-adds. What a query does not see is left out, or enters as an exact zero: so a query's
-// bits do not depend on the queries it shares a tile with.
+// Included by ops/attention*_cpu.cpp alone. Keys are cut into tiles of kTileKeys at fixed places.
+// A sum over a tile, or over the head's width, is one chain of multiply-adds in ascending order,
+// and tiles are added in ascending order. What a query does not see is left out, or enters as an
+// exact zero: so a query's bits do not depend on the queries it shares a tile with.
 #pragma once
 
 #include "ops/attention.h"
@@ -25,7 +24,7 @@ namespace {
 constexpr int64_t kTileKeys = 64;
 // A product holds this many rows and vectors of its result in registers.
 constexpr int64_t kGroupRows = 6;
-constexpr int64_t kPanelVecs = kVecBytes == 64 ? 4 : 2;
+constexpr int64_t kPanelVecs = kVecRegisters == 32 ? 4 : 2;
 
 constexpr float kInfinity = __builtin_inff();
 
@@ -53,8 +52,8 @@ struct Pieces {
   }
 };
 
-// The query rows that share a kv head, numbered so that what they see moves on with the number: row
-// r is query r / group, head kv_head * group + r % group.
+// The query rows that share a kv head: row r is query r / group, head kv_head * group + r % group.
+// In this order neither end of the run of keys that a row sees ever moves back.
 struct KvHead {
   int64_t b, kv_head, group;
 };
@@ -65,21 +64,22 @@ struct QueryRow {
   KeyRange seen;
 };
 
-// Rows first .. first + count - 1 of a kv head; returns the run of keys that they see together.
-LLMCORE_INLINE KeyRange find_rows(const AttentionArgs& args, const KvHead& head, int64_t first,
-                                  int64_t count, QueryRow* rows) {
+// Rows first .. first + count - 1 of a kv head.
+LLMCORE_INLINE void find_rows(const AttentionArgs& args, const KvHead& head, int64_t first,
+                              int64_t count, QueryRow* rows) {
   int64_t query = first / head.group, member = first % head.group;
-  KeyRange all{args.keys, 0};
   for (int64_t r = 0; r < count; ++r) {
-    const KeyRange seen = visible_keys(args, head.b, query);
-    rows[r] = {query, head.kv_head * head.group + member, seen};
-    if (seen.begin < seen.end) all = {smaller(all.begin, seen.begin), larger(all.end, seen.end)};
+    rows[r] = {query, head.kv_head * head.group + member, visible_keys(args, head.b, query)};
     if (++member == head.group) {
       member = 0;
       ++query;
     }
   }
-  return all;
+}
+
+// The keys that consecutive rows see together.
+LLMCORE_INLINE KeyRange seen_together(const QueryRow* rows, int64_t count) {
+  return {rows[0].seen.begin, rows[count - 1].seen.end};
 }
 
 // ---- Copying between the callers' strided rows and dense tiles, padded to whole vectors ----
@@ -97,7 +97,9 @@ LLMCORE_INLINE void write_row(const float* from, int64_t width, float factor, fl
 }
 
 LLMCORE_INLINE void zero(float* to, int64_t count) {
-  __builtin_memset(to, 0, count * sizeof(float));
+  int64_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) store(to + c, Vec{});
+  for (; c < count; ++c) to[c] = 0.0f;
 }
 
 // Compile-time lane numbers 0 .. kLanes - 1, for shuffles.
@@ -258,16 +260,6 @@ LLMCORE_INLINE KeyRange clip_to_tile(KeyRange range, int64_t first) {
 
 LLMCORE_INLINE bool is_empty(KeyRange range) {
   return range.begin >= range.end;
-}
-
-// What the rows together see of the tile of keys from `first` on, counted from there.
-LLMCORE_INLINE KeyRange seen_in_tile(const QueryRow* rows, int64_t count, int64_t first) {
-  KeyRange all{kTileKeys, 0};
-  for (int64_t r = 0; r < count; ++r) {
-    const KeyRange one = clip_to_tile(rows[r].seen, first);
-    if (!is_empty(one)) all = {smaller(all.begin, one.begin), larger(all.end, one.end)};
-  }
-  return all;
 }
 
 // One query row against the tile of keys [first, first + kTileKeys), of which it sees the run

@@ -5,10 +5,10 @@
 //   dx = dy W       neither                           (derivative of the activation before it
 //   fused) dW = dy^T x     transpose_a, accumulate
 //
-// Every element of C is the sum over k in one fixed order: K is cut into chains of kMatmulChain, each
-// of multiply-adds in ascending k from zero; the chains of a block of kMatmulBlock are added up in
-// ascending order, then the blocks, to the old C if it accumulates. The order depends on K alone: not
-// on M, N, the form, the tile an element falls into, or the number of threads.
+// Every element of C is the sum over k in one fixed order: K is cut into chains of kMatmulChain,
+// each of multiply-adds in ascending k from zero; the chains of a block of kMatmulBlock are added
+// up in ascending order, then the blocks, to the old C if it accumulates. The order depends on K
+// alone: not on M, N, the form, the tile an element falls into, or the number of threads.
 #pragma once
 
 #include "core/context.h"
@@ -33,8 +33,8 @@ struct MatmulArgs {
   Activation activation = Activation::kNone;  // C = activation(C)
   Tensor gate_input;                          // [M, N]: C *= gate_activation'(gate_input)
   Activation gate_activation = Activation::kNone;
-  Dropout dropout;                             // C = dropout(C), element (m, n) at m * N + n
-  Tensor residual;                             // [M, N]: C += residual; may be c
+  Dropout dropout;  // C = dropout(C), element (m, n) at m * N + n
+  Tensor residual;  // [M, N]: C += residual; may be c
   // Provided by the checking layer:
   int workers = 1;  // threads that may take part
   Tensor scratch;

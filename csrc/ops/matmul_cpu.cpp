@@ -7,36 +7,50 @@
 
 #include "core/parallel.h"
 #include "ops/matmul.h"
+#include "ops/matmul_few_rows.h"
 #include "ops/matmul_tile.h"
 #include "simd/vec.h"
 
 namespace llmcore::LLMCORE_ISA {
 namespace {
 
-// Floats of one block of k that are to stay in the second-level cache (1 MB here, at least half of
-// that on others): panels, panels where every task makes its own; rows of a task, in place or copied.
-constexpr int64_t kPanelFloats = 120 << 10, kOwnPanelFloats = 72 << 10;
-constexpr int64_t kRowFloats = 72 << 10, kCopiedRowFloats = 48 << 10;
+// Floats of one block of k that are to stay in the second-level cache (1 MB) together: panels, of
+// them those that a task made for itself alone, and the rows of a task.
+constexpr int64_t kPanelFloats = 90 << 10, kOwnPanelFloats = 72 << 10, kRowFloats = 72 << 10;
 // Rows of a task that makes its own panels: fewer would not be worth it.
 constexpr int64_t kOwnTaskRows = 256;
-// Panels shared by all tasks: at most this many bytes at a time.
-constexpr int64_t kSharedBytes = 16 << 20;
+// Panels shared by all tasks: at most this many bytes at a time, so that the last-level cache keeps
+// them until the last task.
+constexpr int64_t kSharedBytes = 4 << 20;
 // Multiply-adds worth a task of their own: some 20 microseconds.
 constexpr int64_t kTaskWork = 1 << 21;
 constexpr int64_t kTasksPerThread = 4;
+// Weights that one task streams: some 20 microseconds.
+constexpr int64_t kStreamedFloats = 128 << 10;
 // Up to so many rows, panels are not worth their copy.
-constexpr int64_t kFewRows = 16;
-// Distance between copied rows: no power of two, which would put them all into one cache set.
-constexpr int64_t kCopyStride = kMatmulBlock + 16;
-
+constexpr int64_t kInPlaceRows = 16;
 constexpr int64_t kLanes64 = kLanes;
-constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+constexpr int64_t min(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+constexpr int64_t max(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+constexpr int64_t round_up(int64_t a, int64_t b) {
+  return ceil_div(a, b) * b;
+}
 
-// One side of the product. Its items (rows or columns of the problem) are contiguous along k, or lie
-// beside each other.
+// Distance between copied rows: a little more than they need, for a power of two would put all of
+// them into a few sets of the cache.
+constexpr int64_t copy_stride(int64_t depth) {
+  return round_up(min(depth, kMatmulBlock), kLanes) + kCacheLine;
+}
+
+// One side of the product. Its items (rows or columns of the problem) are contiguous along k, or
+// lie beside each other.
 struct Operand {
   const float* data;
   int64_t stride;
@@ -47,7 +61,8 @@ struct Operand {
   }
 };
 
-// The product as the kernel sees it: `rows` give scalars, `cols` give vectors. C may lie transposed.
+// The product as the kernel sees it: `rows` give scalars, `cols` give vectors. C may lie
+// transposed.
 struct Problem {
   Operand row_side, col_side;
   int64_t rows, cols, depth;
@@ -66,7 +81,8 @@ Problem make_problem(const MatmulArgs& args) {
   return {a, b, m, n, depth, false, shared};
 }
 
-// Columns [begin, begin + count) cut into panels of nearly equal width, at most kTileVectors vectors.
+// Columns [begin, begin + count) cut into panels of nearly equal width, at most kTileVectors
+// vectors.
 struct Panels {
   int64_t begin, cols;
 
@@ -83,9 +99,9 @@ struct Panels {
 
 // Sizes of the scratch's parts, in floats, and of the tasks.
 struct Plan {
-  int64_t pass_cols;               // columns whose panels exist at one time
-  int64_t task_rows, task_cols;    // of one task
-  int64_t shared, panels, rows;    // shared panels; of each worker: own panels, copied rows
+  int64_t pass_cols;             // columns whose panels exist at one time
+  int64_t task_rows, task_cols;  // of one task
+  int64_t shared, panels, rows;  // shared panels; of each worker: own panels, copied rows
   int64_t worker() const { return panels + rows; }
 };
 
@@ -93,28 +109,29 @@ Plan make_plan(const Problem& p, int64_t threads) {
   Plan plan{};
   const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   const int64_t depth = max(min(p.depth, kMatmulBlock), 1);
-  const int64_t most = (p.row_side.along_k ? kRowFloats : kCopiedRowFloats) / depth / kTileRows * kTileRows;
+  const int64_t most = kRowFloats / copy_stride(depth) / kTileRows * kTileRows;
   if (p.shared_panels) {
     const int64_t fit = max(kSharedBytes / 4 / max(p.depth, 1) / kTileCols, 1) * kTileCols;
     plan.pass_cols = plan.task_cols = min(p.cols, fit);
     plan.shared = round_up(plan.pass_cols, kLanes) * p.depth;
-    const int64_t fair = max(ceil_div(p.rows, tasks),
-                             kTaskWork / max(plan.pass_cols * max(p.depth, 1), 1));
+    const int64_t fair =
+        max(ceil_div(p.rows, tasks), kTaskWork / max(plan.pass_cols * max(p.depth, 1), 1));
     plan.task_rows = min(round_up(fair, kTileRows), most);
   } else {
     plan.pass_cols = p.cols;
     plan.task_cols = round_up(ceil_div(p.cols, ceil_div(p.cols, kOwnPanelFloats / depth)), kLanes);
     plan.panels = plan.task_cols * depth;
     const int64_t col_tasks = ceil_div(p.cols, plan.task_cols);
-    plan.task_rows = max(round_up(ceil_div(p.rows, ceil_div(tasks, col_tasks)), kTileRows), kOwnTaskRows);
+    plan.task_rows =
+        max(round_up(ceil_div(p.rows, ceil_div(tasks, col_tasks)), kTileRows), kOwnTaskRows);
   }
   const int64_t copied = p.row_side.along_k ? kStripRows : round_up(plan.task_rows, kLanes);
-  plan.rows = copied * kCopyStride;
+  plan.rows = copied * copy_stride(depth);
   return plan;
 }
 
-// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < cols; the elements up to the next
-// whole vector of i are zero.
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < cols; the elements up to the
+// next whole vector of i are zero.
 void copy_transposed(const float* from, int64_t from_stride, int64_t rows, int64_t cols, float* to,
                      int64_t to_stride) {
   for (int64_t i = 0; i < rows; i += kLanes) {
@@ -142,7 +159,8 @@ void copy_transposed(const float* from, int64_t from_stride, int64_t rows, int64
 void make_panel(const Operand& side, int64_t col, int64_t valid, int64_t vectors, int64_t k,
                 int64_t depth, float* panel) {
   const int64_t stride = vectors * kLanes;
-  if (side.along_k) return copy_transposed(side.at(col, k), side.stride, valid, depth, panel, stride);
+  if (side.along_k)
+    return copy_transposed(side.at(col, k), side.stride, valid, depth, panel, stride);
   constexpr int64_t kRowsAhead = 16;
   for (int64_t i = 0; i < depth; ++i) {
     const float* from = side.at(col, k + i);
@@ -159,8 +177,9 @@ struct Block {
   const Output& out;
   const Panels panels;
   const int64_t row_begin, row_end;
-  const float* shared;        // panels of all k, or null
-  float *own_panels, *copied; // the worker's scratch
+  const float* shared;         // panels of all k, or null
+  float *own_panels, *copied;  // the worker's scratch
+  int64_t stride;              // between copied rows
 
   struct Rows {
     const float* data;
@@ -176,10 +195,10 @@ struct Block {
   }
 
   void run_slab(int64_t k, int64_t depth) const {
-    const bool in_place = !p.shared_panels && row_end - row_begin <= kFewRows;
+    const bool in_place = !p.shared_panels && row_end - row_begin <= kInPlaceRows;
     if (!p.row_side.along_k)
       copy_transposed(p.row_side.at(row_begin, k), p.row_side.stride, depth, row_end - row_begin,
-                      copied, kCopyStride);
+                      copied, stride);
     if (!p.shared_panels && !in_place)
       for (int64_t j = 0; j < panels.count(); ++j)
         make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), k, depth,
@@ -239,15 +258,15 @@ struct Block {
 
   // A strip in place where it can be; the last rows are copied if they are fewer.
   Rows strip_at(int64_t row, int64_t k, int64_t depth) const {
-    if (!p.row_side.along_k) return {copied + (row - row_begin) * kCopyStride, kCopyStride};
+    if (!p.row_side.along_k) return {copied + (row - row_begin) * stride, stride};
     if (row_end - row >= kStripRows) return {p.row_side.at(row, k), p.row_side.stride};
     for (int64_t r = 0; r < kStripRows; ++r) {
       if (r < row_end - row)
-        __builtin_memcpy(copied + r * kCopyStride, p.row_side.at(row + r, k), depth * sizeof(float));
+        __builtin_memcpy(copied + r * stride, p.row_side.at(row + r, k), depth * sizeof(float));
       else
-        __builtin_memset(copied + r * kCopyStride, 0, depth * sizeof(float));
+        __builtin_memset(copied + r * stride, 0, depth * sizeof(float));
     }
-    return {copied, kCopyStride};
+    return {copied, stride};
   }
 
   Rows panel_at(int64_t j, int64_t k, int64_t depth, bool in_place) const {
@@ -257,7 +276,8 @@ struct Block {
     if (!in_place) return {own, width};
     if (panels.valid_cols(j) == width)
       return {p.col_side.at(panels.first_col(j), k), p.col_side.stride};
-    make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), k, depth, own);
+    make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), k, depth,
+               own);
     return {own, width};
   }
 
@@ -273,11 +293,14 @@ struct Block {
     }
     const int64_t rows = min(kTileRows, p.rows - row);
     if (rows <= 0) return {};
-    return {.data = p.row_side.at(row, k), .stride = p.row_side.stride, .step = kCacheLine, .count = rows};
+    return {.data = p.row_side.at(row, k),
+            .stride = p.row_side.stride,
+            .step = kCacheLine,
+            .count = rows};
   }
 
-  // What own panels are made of next: the next block of k, or the next task's columns. Each strip of
-  // rows brings as many steps of k near as a product over `depth` has cache lines.
+  // What own panels are made of next: the next block of k, or the next task's columns. Each strip
+  // of rows brings as many steps of k near as a product over `depth` has cache lines.
   Ahead cols_after(int64_t row, int64_t k, int64_t depth) const {
     int64_t col = panels.begin;
     k += kMatmulBlock;
@@ -288,14 +311,18 @@ struct Block {
     k += (row - row_begin) / kStripRows * ceil_div(depth, kCacheLine);
     const int64_t cols = min(panels.cols, p.cols - col);
     if (cols <= 0 || k + depth / kCacheLine > p.depth) return {};
-    return {.data = p.col_side.at(col, k), .stride = kCacheLine, .step = p.col_side.stride,
+    return {.data = p.col_side.at(col, k),
+            .stride = kCacheLine,
+            .step = p.col_side.stride,
             .count = ceil_div(cols, kCacheLine)};
   }
 };
 
 int64_t scratch_bytes(const MatmulArgs& args) {
-  const Plan plan = make_plan(make_problem(args), args.workers);
-  return (plan.shared + args.workers * plan.worker()) * static_cast<int64_t>(sizeof(float));
+  const Problem p = make_problem(args);
+  const Plan plan = make_plan(p, args.workers);
+  const int64_t sums = needs_own_sums(args, p.depth) ? args.c.numel() : 0;
+  return (plan.shared + args.workers * plan.worker() + sums) * static_cast<int64_t>(sizeof(float));
 }
 
 // As parallel_for, on the calling thread alone where the work is not worth waking others.
@@ -310,16 +337,25 @@ LLMCORE_INLINE void for_each_task(bool alone, int64_t count, Body body) {
 void matmul(const Context&, const MatmulArgs& args) {
   const Problem p = make_problem(args);
   const Plan plan = make_plan(p, args.workers);
-  const Output out = make_output(args);
   float* shared = args.scratch.f32();
+  float* own_sums = shared + plan.shared + args.workers * plan.worker();
+  const Output out = make_output(args, needs_own_sums(args, p.depth) ? own_sums : args.c.f32());
+  if (p.transposed && p.row_side.along_k && p.col_side.along_k && p.cols <= kFewRows) {
+    const FewRows few{p.col_side.data, p.row_side.data, p.cols, p.rows, p.depth, out};
+    const int64_t grain = max(round_up(kStreamedFloats / max(p.depth, 1), kLanes), kLanes);
+    for_each_task(p.rows <= grain, ceil_div(p.rows, grain), [&](int64_t task, int) {
+      few_rows(few, task * grain, min((task + 1) * grain, p.rows));
+    });
+    return;
+  }
   const bool alone = p.rows * p.cols * max(p.depth, 1) < kTaskWork;
   for (int64_t pass = 0; pass < p.cols; pass += plan.pass_cols) {
     const int64_t pass_cols = min(plan.pass_cols, p.cols - pass);
     if (p.shared_panels) {
       const Panels panels{pass, pass_cols};
       for_each_task(alone, panels.count(), [&](int64_t j, int) {
-        make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), 0, p.depth,
-                   shared + panels.start(j) * kLanes * p.depth);
+        make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), 0,
+                   p.depth, shared + panels.start(j) * kLanes * p.depth);
       });
     }
     const int64_t row_tasks = ceil_div(p.rows, plan.task_rows);
@@ -335,7 +371,8 @@ void matmul(const Context&, const MatmulArgs& args) {
                         .row_end = min(row + plan.task_rows, p.rows),
                         .shared = shared,
                         .own_panels = own,
-                        .copied = own + plan.panels};
+                        .copied = own + plan.panels,
+                        .stride = copy_stride(p.depth)};
       block.run();
     });
   }

@@ -1,12 +1,13 @@
 // The tile of a matrix product: the multiply-adds on registers, and the way of the sums into C.
 //
-// A tile is kTileRows x kTileCols elements. Of its two operands one gives scalars, kStripRows rows at
-// a time, each contiguous along k; the other gives vectors, from a panel that is contiguous along the
-// columns. The strip's sums fill the registers: kStripRows x kTileVectors of them.
+// A tile is kTileRows x kTileCols elements. Of its two operands one gives scalars, kStripRows rows
+// at a time, each contiguous along k; the other gives vectors, from a panel that is contiguous
+// along the columns. The strip's sums fill the registers: kStripRows x kTileVectors of them.
 #pragma once
 
 #include "ops/activation_simd.h"
 #include "ops/matmul.h"
+#include "simd/loop.h"
 #include "simd/philox.h"
 #include "simd/transpose.h"
 
@@ -16,7 +17,7 @@ namespace llmcore::LLMCORE_ISA {
 inline constexpr int kStripRows = 8, kTileVectors = 3;
 #elif defined(__AVX2__)  // 16, all in use: 12 sums, 3 columns, 1 row
 inline constexpr int kStripRows = 4, kTileVectors = 3;
-#else  // 16, and products need one before they are added
+#else                    // 16, and products need one before they are added
 inline constexpr int kStripRows = 4, kTileVectors = 2;
 #endif
 
@@ -70,26 +71,22 @@ __attribute__((noinline)) static void multiply(const float* rows, int64_t row_st
   }
 }
 
-LLMCORE_INLINE Vec load_up_to(const float* p, int64_t count) {
-  return count >= kLanes ? load(p) : load_partial(p, count);
-}
-LLMCORE_INLINE void store_up_to(float* p, Vec v, int64_t count) {
-  if (count >= kLanes)
-    store(p, v);
-  else
-    store_partial(p, v, count);
-}
-
 // Where sums go: C, and what is done to them on the way when they are complete.
 struct Output {
   const MatmulArgs& args;
-  float* c;
-  int64_t n;      // distance between C's rows
+  float *c,
+      *sums;      // sums that are not complete wait in C, or in scratch where C is read at the end
+  int64_t n;      // distance between rows of both
   bool epilogue;  // there is something to do
 };
 
-LLMCORE_INLINE Output make_output(const MatmulArgs& args) {
-  return {args, args.c.f32(), args.c.dim(1),
+// C is the residual too, and its sums take more than one block of k.
+LLMCORE_INLINE bool needs_own_sums(const MatmulArgs& args, int64_t depth) {
+  return args.residual.data == args.c.data && depth > kMatmulBlock;
+}
+
+LLMCORE_INLINE Output make_output(const MatmulArgs& args, float* sums) {
+  return {args, args.c.f32(), sums, args.c.dim(1),
           args.bias || args.pre_activation || args.activation != Activation::kNone ||
               args.gate_input || args.dropout.p > 0.0f || args.residual};
 }
@@ -120,31 +117,33 @@ struct Place {
 LLMCORE_INLINE void prefetch(const Output& out, const Place& place) {
   for (int64_t r = 0; r < place.rows; ++r)
     for (int64_t c = 0; c < place.cols; c += kCacheLine)
-      __builtin_prefetch(out.c + (place.m + r) * out.n + place.n + c, 1, 3);
+      __builtin_prefetch((place.last ? out.c : out.sums) + (place.m + r) * out.n + place.n + c, 1,
+                         3);
 }
 
-// Stores vectors of sums, each a part of one of C's rows: row(r, c) has those of row r from column c.
+// Stores vectors of sums, each a part of one of C's rows: row(r, c) has those of row r from column
+// c.
 template <class Row>
 LLMCORE_INLINE void store_sums(const Output& out, const Place& place, Row row) {
-  float* c = out.c + place.m * out.n + place.n;
+  const int64_t first = place.m * out.n + place.n;
+  const float* sums = out.sums + first;
+  float* c = (place.last ? out.c : out.sums) + first;
   if (place.cols % kLanes != 0 || (place.last && out.epilogue)) {
-    for (int64_t r = 0; r < place.rows; ++r, c += out.n) {
+    for (int64_t r = 0; r < place.rows; ++r, c += out.n, sums += out.n) {
       for (int64_t i = 0; i < place.cols; i += kLanes) {
         const int64_t count = place.cols - i;
         Vec v = row(r, i);
-        if (place.add) v += load_up_to(c + i, count);
+        if (place.add) v += load_up_to(sums + i, count);
         if (place.last && out.epilogue) v = finished(out, place.m + r, place.n + i, count, v);
         store_up_to(c + i, v, count);
       }
     }
   } else if (place.add) {
-    for (int64_t r = 0; r < place.rows; ++r, c += out.n) {
-      __builtin_prefetch(c + 6 * out.n, 1, 3);
-      for (int64_t i = 0; i < place.cols; i += kLanes) store(c + i, load(c + i) + row(r, i));
+    for (int64_t r = 0; r < place.rows; ++r, c += out.n, sums += out.n) {
+      for (int64_t i = 0; i < place.cols; i += kLanes) store(c + i, load(sums + i) + row(r, i));
     }
   } else {
-    for (int64_t r = 0; r < place.rows; ++r, c += out.n) {
-      __builtin_prefetch(c + 6 * out.n, 1, 3);
+    for (int64_t r = 0; r < place.rows; ++r, c += out.n, sums += out.n) {
       for (int64_t i = 0; i < place.cols; i += kLanes) store(c + i, row(r, i));
     }
   }

@@ -39,7 +39,7 @@ LLMCORE_INLINE PhiloxLanes philox_products(PhiloxLanes a, PhiloxLanes b) {
 // the counter words (c0, c1) of block i as (x, y), lane 2i + 1 its (c2, c3): together, four words
 // in order.
 LLMCORE_INLINE VecU philox_aligned(uint64_t seed, uint64_t stream, uint64_t element) {
-  PhiloxLanes counter, key, multiplier, increment;
+  PhiloxLanes counter{}, key{}, multiplier{}, increment{};
   for (int i = 0; i < kLanes / 2; ++i) {
     const bool second = i % 2 != 0;
     counter[i] = second ? stream : element / 4 + i / 2;

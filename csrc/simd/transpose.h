@@ -19,10 +19,10 @@ struct LaneRange<0, kLane...> {
 template <int kDistance, int... kLane>
 LLMCORE_INLINE void exchange(Vec& upper, Vec& lower, LaneList<kLane...>) {
   const Vec a = upper, b = lower;
-  upper = __builtin_shufflevector(
-      a, b, (kLane & kDistance ? kLanes + kLane - kDistance : kLane)...);
-  lower = __builtin_shufflevector(
-      a, b, (kLane & kDistance ? kLanes + kLane : kLane + kDistance)...);
+  upper =
+      __builtin_shufflevector(a, b, (kLane & kDistance ? kLanes + kLane - kDistance : kLane)...);
+  lower =
+      __builtin_shufflevector(a, b, (kLane & kDistance ? kLanes + kLane : kLane + kDistance)...);
 }
 
 // Element j of rows[i] goes to element i of rows[j]: blocks of size 1, 2, 4, ... are exchanged.

@@ -22,6 +22,13 @@ inline constexpr int kVecBytes = 32;
 inline constexpr int kVecBytes = 16;
 #endif
 
+// What there is to hold the sums of a product.
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr int kVecRegisters = 32;
+#else
+inline constexpr int kVecRegisters = 16;
+#endif
+
 // Elements in a float vector: 16, 8 or 4.
 inline constexpr int kLanes = kVecBytes / 4;
 

@@ -44,8 +44,8 @@ class GenerationConfig:
         stop_ids: tokens that end a text; None: the model's or tokenizer's end-of-text token.
         stop_strings: texts that end a text; they are cut off. Needs a tokenizer.
         banned_ids: tokens never chosen.
-        seed: of the draws. A prompt's text depends on its place in the list and on this, not on
-            the other prompts.
+        seed: of the draws. A text depends on its prompt and on this, not on the other prompts;
+            a prompt given several times gets as many different texts.
         overflow: what happens when the model's positions are used up: "stop" ends the text with
             finish_reason "length"; "slide" goes on from the latest half of the context, and of a
             longer prompt only the end is read.

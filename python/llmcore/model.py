@@ -178,8 +178,8 @@ class Transformer:
         Example:
             >>> from llmcore.objectives import CausalLM
             >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
-            >>> abs(model.loss(CausalLM()([[1, 2, 3, 4]])) - np.log(65)) < 0.5
-            True
+            >>> round(model.loss(CausalLM()([[1, 2, 3, 4]])))  # ln(65) = 4.17, knowing nothing
+            4
         """
         check_batch(batch, "loss")
         total, weight = self._core.loss(batch)

@@ -80,7 +80,7 @@ class TrainConfig:
         choices=("random", "epoch"), resume="refuse",
     )  # fmt: skip
 
-    lr: float = _setting(1e-3, "Peak learning rate.", minimum=0.0, resume="warn")
+    lr: float = _setting(2e-3, "Peak learning rate.", minimum=0.0, resume="warn")
     min_lr: float | None = _setting(
         None, "Learning rate at the end; a tenth of the peak if not given.", minimum=0.0,
         resume="warn",

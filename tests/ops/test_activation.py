@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference import activation as reference
-from tolerance import assert_matches
 
 import llmcore
 from llmcore import _core, ops
+from reference import activation as reference
+from tolerance import assert_matches
 
 SHAPES = [(1,), (3, 5), (2, 16), (7, 33), (5, 11, 67)]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference import attention as reference
-from tolerance import assert_matches
 
 import llmcore
 from llmcore import _core, ops
+from reference import attention as reference
+from tolerance import assert_matches
 
 # B, Hq, Hkv, T, S, D, Dv
 SIZES = [

@@ -6,11 +6,11 @@ import threading
 
 import numpy as np
 import pytest
-from reference import cross_entropy as reference
-from tolerance import assert_matches
 
 import llmcore
 from llmcore import ops
+from reference import cross_entropy as reference
+from tolerance import assert_matches
 
 SHAPES = [(1, 1), (3, 5), (2, 9, 16), (33, 65), (5, 4099)]
 OPTIONS = [

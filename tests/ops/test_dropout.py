@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference.dropout import keep, philox
 
 from llmcore import ops
+from reference.dropout import keep, philox
 
 
 def expected(x, p, seed, offset):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tolerance import round_bfloat16
 
 import llmcore
 from llmcore import _core
 from llmcore.errors import DTypeError, ShapeError, TokenIndexError
+from tolerance import round_bfloat16
 
 SIZES = [1, 15, 16, 33, 40_001]
 

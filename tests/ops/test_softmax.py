@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference import softmax as reference
-from tolerance import assert_matches
 
 from llmcore import ops
+from reference import softmax as reference
+from tolerance import assert_matches
 
 OPS = {
     "softmax": (ops.softmax, ops.softmax_backward),

@@ -78,7 +78,7 @@ def attention_weights(q, k, **options):
 
 
 def attention_backward(dout, q, k, v, bias=None, keep=None, scale=None, **options):
-    """By the formula of Dao et al. 2022: weights from the log of their sum, `delta` from the output."""
+    """As Dao et al. 2022: the weights from the log of their sum, `delta` from the output."""
     group = q.shape[1] // k.shape[1]
     factor = q.dtype.type(q.shape[-1] ** -0.5 if scale is None else scale)
     keep = q.dtype.type(1) if keep is None else keep

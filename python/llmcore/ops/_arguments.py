@@ -7,7 +7,7 @@ from typing import Any
 
 from llmcore import _core
 from llmcore._core import Tensor
-from llmcore.errors import DTypeError, ShapeError
+from llmcore.errors import DTypeError, ShapeError, TokenIndexError
 
 ArrayLike = Any
 """A NumPy array, an `llmcore.Tensor`, any DLPack array, or nested lists of numbers."""
@@ -70,7 +70,10 @@ def as_ids(op: str, name: str, array: ArrayLike) -> Tensor:
     tensor = as_tensor(op, name, array)
     if tensor.dtype not in ("int32", "int64", "int8"):
         raise DTypeError(f"{op}: {name} must be int32 or int64, got {tensor.dtype}")
-    return tensor.to(dtype="int32")
+    try:
+        return tensor.to(dtype="int32")
+    except DTypeError as error:  # a value beyond 32 bits is beyond every table
+        raise TokenIndexError(f"{op}: {name}: {str(error).split(': ', 1)[-1]}") from error
 
 
 def check_shape(op: str, name: str, tensor: Tensor | None, expected: Sequence[int]) -> None:

@@ -38,17 +38,17 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scaled dot-product attention (Vaswani et al. 2017), without ever holding `[T, S]` scores.
 
-    `out[i] = sum_j softmax_j(softcap(scale * q[i] @ k[j]) + bias[i, j]) v[j]` over the keys `j` that
-    query `i` may see, where `softcap(s) = softcap * tanh(s / softcap)` if `softcap` is above 0
-    (Gemma 2, 2024). A query that may see nothing gives zeros.
+    `out[i] = sum_j softmax_j(softcap(scale * q[i] @ k[j]) + bias[i, j]) v[j]` over the keys `j`
+    that query `i` may see, where `softcap(s) = softcap * tanh(s / softcap)` if `softcap` is above
+    0 (Gemma 2, 2024). A query that may see nothing gives zeros.
 
     Key `j` is visible to query `i` of batch row `b`, which stands at position
-    `p = i + past_length[b]`, iff all of these hold: `j < kv_lengths[b]`; not `causal`, or `j <= p`, or
-    `j < prefix_lengths[b]`; `j >= p - window[0]` and `j <= p + window[1]`, where these are not -1;
-    `mask[b, h, i, j]`.
+    `p = i + past_length[b]`, iff all of these hold: `j < kv_lengths[b]`; not `causal`, or `j <= p`,
+    or `j < prefix_lengths[b]`; `j >= p - window[0]` and `j <= p + window[1]`, where these are not
+    -1; `mask[b, h, i, j]`.
 
-    In float32 every output row has the same bits whichever other queries, batch rows and hidden keys
-    it is computed with: one token decoded with a cache equals the same token of a whole pass.
+    In float32 every output row has the same bits whichever other queries, batch rows and hidden
+    keys it is computed with: one token decoded with a cache equals the same token of a whole pass.
 
     Args:
         q: queries `[B, Hq, T, D]`, float32 or bfloat16.
@@ -130,8 +130,8 @@ def attention_backward(
         past_length: as in the forward pass.
 
     Returns:
-        `(dq, dk, dv, dbias)`, each in the shape of what it is the gradient of; `dbias` is None without
-        a bias. Keys nobody sees get zeros.
+        `(dq, dk, dv, dbias)`, each in the shape of what it is the gradient of; `dbias` is None
+        without a bias. Keys nobody sees get zeros.
 
     Raises:
         ShapeError: shapes do not agree, or a length is out of range.
