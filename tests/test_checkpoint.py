@@ -433,7 +433,7 @@ def test_truncated_and_missing_files_are_named(saved, name):
     ):
         checkpoint.load(saved)
     path.unlink()
-    with pytest.raises(CheckpointError, match=f"{name}: cannot be read: No such file"):
+    with pytest.raises(CheckpointError, match=f"{name}: missing"):
         checkpoint.load(saved)
 
 

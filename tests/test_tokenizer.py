@@ -254,7 +254,7 @@ def test_loading_refuses(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no tokenizer: expected tokenizer\.json, or vocab"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer file"):
+    with pytest.raises(DataError, match=r"tokenizer\.json: a git-lfs pointer"):
         Tokenizer.load(tmp_path)
     CHAR.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")

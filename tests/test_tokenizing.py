@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcore import documents, files
+from llmcore import atomic, documents
 from llmcore.data import BlockSampler, TokenDataset, shakespeare, tokenize_files
 from llmcore.documents import cut_point, read_documents
 from llmcore.errors import DataError
@@ -340,7 +340,7 @@ def test_tokenizing_refuses(tmp_path: Path) -> None:
         ((file, CHAR), {"split_by": "size"}, "split_by must be 'order' or 'hash', got 'size'"),
         ((file, CHAR), {"shard_tokens": 0}, "shard_tokens must be at least 1"),
         ((file, CHAR), {"end_of_text": True}, "needs a tokenizer with an end-of-text token"),
-        ((file, CHAR), {"val_fraction": 0.5, "split_by": "hash"}, "split '.*' got no document"),
+        ((file, CHAR), {"val_fraction": 0.5, "split_by": "hash"}, "the split '.*' would be empty"),
         (([], CHAR), {}, "no input files"),
         ((tmp_path / "b.txt", CHAR), {}, r"b\.txt: no such file"),
         ((tmp_path, CHAR), {}, "is a directory; name the files in it"),
@@ -480,12 +480,12 @@ def test_writing_atomically_keeps_the_old_file_when_it_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.json"
-    files.write_atomically(path, b"old")
+    atomic.write_atomically(path, b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="full"):
-        files.write_atomically(path, b"new")
+        atomic.write_atomically(path, b"new")
     assert contents(tmp_path) == {"a.json": b"old"}

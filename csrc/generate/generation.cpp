@@ -30,7 +30,8 @@ Generation::Generation(Transformer& model, const std::vector<std::vector<int32_t
     const int64_t length = static_cast<int64_t>(prompts[i].size());
     CHECK(length > 0, ShapeError, "generate: prompts[", i, "] has no tokens");
     CHECK(length <= limit_, ShapeError, "generate: prompts[", i, "] has ", length,
-          " tokens, the model has positions for ", limit_);
+          " tokens, the model has positions for ", limit_,
+          "; shorten it, or let the context slide (overflow='slide')");
     const auto twins = std::count(prompts.begin(), prompts.begin() + i, prompts[i]);
     running_.push_back({static_cast<int64_t>(i), static_cast<uint64_t>(twins), prompts[i], length});
   }

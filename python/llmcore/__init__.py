@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from llmcore import ops, viz
     from llmcore.config import ModelConfig, RopeScaling
     from llmcore.generate import GenerationConfig, GenerationResult
-    from llmcore.model import StepResult, TrainStep, Transformer
+    from llmcore.model import Transformer
     from llmcore.objectives import Batch, CausalLM
     from llmcore.tokenizer import Tokenizer
     from llmcore.train_config import TrainConfig
+    from llmcore.train_step import StepResult, TrainStep
     from llmcore.trainer import Trainer
 
 # Imported on first use, so that `import llmcore` stays quick.
@@ -44,10 +45,10 @@ _LAZY: dict[str, str] = {
     "GenerationResult": "llmcore.generate",
     "ModelConfig": "llmcore.config",
     "RopeScaling": "llmcore.config",
-    "StepResult": "llmcore.model",
+    "StepResult": "llmcore.train_step",
     "Tokenizer": "llmcore.tokenizer",
     "TrainConfig": "llmcore.train_config",
-    "TrainStep": "llmcore.model",
+    "TrainStep": "llmcore.train_step",
     "Trainer": "llmcore.trainer",
     "Transformer": "llmcore.model",
     "ops": "llmcore.ops",

@@ -9,25 +9,32 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from llmcore import hf
+from llmcore import checkpoint, hf
 from llmcore.config import PRESETS, ModelConfig
 from llmcore.data import TokenDataset, shakespeare
 from llmcore.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from llmcore.plan import refuse_impossible
 from llmcore.shards import has_index
 from llmcore.tokenizer import Tokenizer
 from llmcore.tokenizing import tokenize_files
 from llmcore.train_config import DataConfig, RunConfig, TrainConfig, dropout_fields, resume_changes
-from llmcore.trainer import Trainer, copy_parameters, refuse_second_run, resolve_data
-
-if TYPE_CHECKING:
-    pass
+from llmcore.trainer import (
+    Trainer,
+    copy_parameters,
+    refuse_second_run,
+    resolve_data,
+)
 
 #: Tokenizers that are trained on the data of the run, by name; anything else is a path.
 KINDS = ("char", "bpe", "wordpiece", "unigram")
+
+
+#: Size of a vocabulary that is trained, if none is named: for some megabytes of text.
+VOCAB_SIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -49,24 +56,26 @@ def build_trainer(run: RunConfig, *, device: str = "cpu", dtype: str = "float32"
         ConfigError, DataError, CheckpointError: the settings, the data or a model to start from are
             not as they should be.
     """
-    from llmcore.model import Transformer
+    from llmcore.model import Transformer, check_computation
 
     train = run.train
     refuse_second_run(train)
+    check_computation(device, dtype)
     source = dataclasses.replace(
         run.data, path=_absolute(run.data.path), validation=_absolute(run.data.validation)
     )
     if train.resume:
         _refuse_other_data(source, Path(train.out_dir))
     name = str(run.model["name"])
-    start = find_checkpoint(name) if is_directory(name) else None
+    start = _where_to_start(name, train)
     data = load_data(run.data, train, model_directory=start)
     config = build_model_config(run.model, tokenizer=data.tokenizer, train=train)
     if config.kind != "decoder":
         raise ConfigError(f"training on plain text needs a decoder; {name} is an {config.kind}")
+    refuse_impossible(config, train)
     model = Transformer(config, device=device, dtype=dtype, seed=train.seed)
     if start is not None and not train.resume:
-        copy_parameters(hf.load_state(start, config), model)
+        copy_parameters(checkpoint.load(start, config=config).parameters, model)
     model.tokenizer = data.tokenizer
     origin = {"model": {"name": name, **config.to_dict()}, "data": source.to_dict()}
     return Trainer(model, (data.train, data.val), train, tokenizer=data.tokenizer, origin=origin)
@@ -88,6 +97,48 @@ def stored_run(out_dir: Path) -> dict[str, Any]:
             f"{file} is damaged; delete it and give the settings of the run again"
         ) from None
     return dict(settings)
+
+
+def run_to_resume(out_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored settings of the run that `settings` asks to resume; empty if none was begun.
+
+    Args:
+        out_dir: the run's directory.
+        settings: the sections "model", "data" and "train" as the user gave them.
+
+    Raises:
+        CheckpointError: the stored settings are damaged; or there are none, and `settings` do not
+            say either what run it would be.
+        ConfigError: the user asks for another model than that of the run.
+    """
+    before = stored_run(out_dir)
+    if not before:
+        stated = {*settings.get("model", {}), *settings.get("data", {}), *settings["train"]}
+        if stated == {"out_dir", "resume"}:
+            raise CheckpointError(
+                f"there is no run in {out_dir} to resume; leave --resume out to start one"
+            )
+        return {}
+    old = before.get("model", {})
+    changes = [
+        f"{name} from {old[name]} to {value}"
+        for name, value in settings.get("model", {}).items()
+        if name in old and not isinstance(value, Mapping) and value != old[name]
+    ]
+    if changes:
+        raise ConfigError(
+            f"cannot resume {out_dir} with another model ({', '.join(changes)}); leave these"
+            " settings out, or start a run of its own"
+        )
+    return before
+
+
+def _where_to_start(name: str, train: TrainConfig) -> Path | None:
+    """The checkpoint whose tokenizer, and unless resumed weights, the run takes; None for none."""
+    last = Path(train.out_dir) / "last"
+    if train.resume and checkpoint.exists(last):
+        return last  # the model it once started from may be gone
+    return find_checkpoint(name) if is_directory(name) else None
 
 
 def _refuse_other_data(source: DataConfig, out_dir: Path) -> None:
@@ -122,6 +173,8 @@ def load_data(
                 f"{path} is already tokenized; leave the tokenizer out, or give the text instead"
             )
         shards, val = resolve_data(path)
+        if model_directory is not None:
+            _refuse_other_tokenizer(shards, _tokenizer_of(model_directory), model_directory)
         if config.validation is not None:
             val = resolve_data(config.validation)[0]
         elif val is None and config.validation_fraction:
@@ -162,14 +215,33 @@ def evaluation_data(directory: Path, path: Path | None) -> TokenDataset:
         where = TrainConfig(out_dir=str(directory.parent), resume=True)
         found = load_data(DataConfig.from_dict(run["data"]), where, model_directory=directory)
         return found.val or found.train
+    tokenizer = _tokenizer_of(directory)
     if path.is_dir():
         train, val = resolve_data(path)
+        _refuse_other_tokenizer(val or train, tokenizer, directory)
         return val or train
     _require_file(path)
+    if tokenizer is None:
+        raise ConfigError(f"{directory} has no tokenizer; evaluate it on tokenized shards")
     with tempfile.TemporaryDirectory() as folder:
-        tokenize_files([path], Tokenizer.load(directory), folder)
+        tokenize_files([path], tokenizer, folder)
         shards = TokenDataset.open(folder)
         return TokenDataset.from_ids(shards.read(0, len(shards)), name=str(path))
+
+
+def _tokenizer_of(directory: Path) -> Tokenizer | None:
+    return checkpoint.load_tokenizer(checkpoint.load(directory, verify=False))
+
+
+def _refuse_other_tokenizer(
+    data: TokenDataset, tokenizer: Tokenizer | None, directory: Path
+) -> None:
+    """Raise if ids of `data` mean other texts to the model: the result would be nonsense."""
+    if data.tokenizer is not None and tokenizer is not None and data.tokenizer != tokenizer:
+        raise ConfigError(
+            f"{data.name} was tokenized with another tokenizer than that of {directory};"
+            " tokenize the text again with --tokenizer and that directory"
+        )
 
 
 def _shakespeare(config: DataConfig, model_directory: Path | None) -> RunData:
@@ -189,11 +261,15 @@ def choose_tokenizer(
 ) -> Tokenizer:
     """Load the tokenizer that is named, or train one of the named kind on the inputs."""
     named = config.tokenizer
+    own = _tokenizer_of(model_directory) if named is None and model_directory else None
+    if own is not None:
+        return own
     if named is None and model_directory is not None:
-        return Tokenizer.load(model_directory)
+        raise ConfigError(f"{model_directory} has no tokenizer; name one, or give tokenized shards")
     kind = named or "char"
     if kind in KINDS:
-        return Tokenizer.train(inputs, kind, config.vocab_size)  # type: ignore[arg-type]
+        size = config.vocab_size or (None if kind == "char" else VOCAB_SIZE)
+        return Tokenizer.train(inputs, kind, size)  # type: ignore[arg-type]
     if not Path(kind).exists():
         hint = did_you_mean(kind, KINDS)
         raise ConfigError(
@@ -221,6 +297,8 @@ def build_model_config(
         ConfigError: unknown names, or values that do not fit together.
     """
     overrides = {key: value for key, value in settings.items() if key != "name"}
+    if is_whole(overrides):
+        return ModelConfig.from_dict(overrides)
     if train.dropout is not None:
         overrides = {**dropout_fields(train.dropout), **overrides}
     name = str(settings["name"])
@@ -234,6 +312,11 @@ def build_model_config(
             fitted[special] = getattr(tokenizer, special)
     fitted["max_positions"] = max(train.block_size, ModelConfig.preset(name).max_positions)
     return ModelConfig.preset(name, **{**fitted, **overrides})
+
+
+def is_whole(fields: Mapping[str, Any]) -> bool:
+    """Whether every field of an architecture is there, as run.json has them: no preset is needed."""
+    return fields.keys() >= {item.name for item in dataclasses.fields(ModelConfig)}
 
 
 def check_model_name(name: str) -> None:
@@ -251,7 +334,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     for candidate in (path, path / "best", path / "last"):
-        if (candidate / "config.json").exists():
+        if checkpoint.exists(candidate):
             return candidate
     if not path.exists():
         raise CheckpointError(f"there is no model at {path}; train one with llmcore train")
@@ -262,7 +345,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 def is_directory(path: str) -> bool:
     """Whether `path` is an existing directory."""
-    return Path(path).is_dir()
+    return bool(path) and Path(path).is_dir()
 
 
 def _require_file(path: Path) -> None:

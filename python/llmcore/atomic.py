@@ -1,8 +1,11 @@
-"""Replacing several files of a directory at once, so that a crash at any moment loses nothing.
+"""Replacing a file, or several of a directory at once, so that a crash at any moment loses nothing.
 
-A set of files becomes current by one rename. Each file is first written beside its place as
-`.NAME.saving` and flushed to the disk. Then a manifest with the size and checksum of all of them is
-renamed to `checkpoint.pending.json`: from here on the new set is the truth, before, the old one is.
+One file is written beside its place and renamed (`write_atomically`).
+
+A set of files (`write_files`) becomes current by one rename as well. Each file is first written
+beside its place as `.NAME.saving` and flushed to the disk. Then a manifest with the size and
+checksum of all of them is renamed to `checkpoint.pending.json`: from here on the new set is the
+truth, before, the old one is.
 Last, the files are renamed to their places and the manifest to `checkpoint.json`.
 
 A reader that finds a pending manifest takes a file from `.NAME.saving` where that still exists. The
@@ -20,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llmcore.errors import CheckpointError
+from llmcore.identify import is_recognised, what_it_is
 
 MANIFEST = "checkpoint.json"
 PENDING = "checkpoint.pending.json"
@@ -57,6 +61,36 @@ class ChecksumWriter:
             self.size += self._file.write(chunk)
 
 
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk.
+
+    Raises:
+        OSError: naming `path`.
+    """
+    try:
+        with ChecksumWriter(path) as file:
+            file.write(content)
+    except OSError as error:  # that of a write names no file
+        raise OSError(error.errno, reason(error), str(path)) from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, now or after a crash, finds the old content or the new one.
+
+    Raises:
+        OSError: naming `path`, which is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_synced(temporary, content)
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, reason(error), str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
 #: Writes the whole content of one file.
 FileContent = Callable[[ChecksumWriter], None]
 
@@ -92,14 +126,14 @@ def write_files(directory: str | os.PathLike[str], files: Mapping[str, FileConte
                 listing[name] = {"size": file.size, "crc32": f"{file.crc32:08x}"}
             with ChecksumWriter(_staged(directory, PENDING)) as file:
                 file.write(json.dumps({"format": 1, "files": listing}, indent=2).encode())
-            _sync(directory)
+            sync_directory(directory)
             os.replace(_staged(directory, PENDING), directory / PENDING)
         except BaseException:
             if not (directory / PENDING).exists():
                 with contextlib.suppress(OSError):
                     _remove_staged(directory)  # a full disk gets its room back
             raise
-        _sync(directory)
+        sync_directory(directory)
         finish(directory)
     except OSError as error:
         raise CheckpointError(
@@ -121,10 +155,10 @@ def finish(directory: Path) -> None:
         old = _read_manifest(directory / MANIFEST) or old
     for name in old.keys() - listing.keys():
         (directory / name).unlink(missing_ok=True)
-    _sync(directory)
+    sync_directory(directory)
     os.replace(directory / PENDING, directory / MANIFEST)
     # Durable before the next writer stages files, which must not be taken for those of this set.
-    _sync(directory)
+    sync_directory(directory)
 
 
 def current_files(directory: Path, verify: bool = True) -> dict[str, Path] | None:
@@ -171,25 +205,32 @@ def manifests(directory: Path) -> tuple[bytes | None, bytes | None]:
 
 
 def _verify(path: Path, size: int, crc32: int) -> None:
-    actual_size = actual_crc32 = 0
+    actual_crc32 = 0
     try:
-        actual_size = path.stat().st_size
-        if actual_size == size:
-            with open(path, "rb") as file:
-                while chunk := file.read(_CHUNK):
-                    actual_crc32 = zlib.crc32(chunk, actual_crc32)
+        with open(path, "rb") as file:
+            actual_size = os.fstat(file.fileno()).st_size
+            head = file.read(1024)
+            file.seek(0)
+            while actual_size == size and (chunk := file.read(_CHUNK)):
+                actual_crc32 = zlib.crc32(chunk, actual_crc32)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: missing, though {MANIFEST} beside it lists it; copy the checkpoint again"
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
-    if (actual_size, actual_crc32) != (size, crc32):
-        what = (
-            f"expected {size} bytes, got {actual_size}"
-            if actual_size != size
-            else f"expected checksum {crc32:08x}, got {actual_crc32:08x}"
-        )
-        raise CheckpointError(
-            f"{path}: corrupt, or changed since it was saved: {what}; "
-            f"if you changed it yourself, delete {MANIFEST} beside it"
-        )
+    if (actual_size, actual_crc32) == (size, crc32):
+        return
+    if is_recognised(head, path):
+        raise CheckpointError(f"{path}: {what_it_is(path, head, actual_size)}")
+    what = f"expected checksum {crc32:08x}, got {actual_crc32:08x}"
+    if actual_size != size:
+        what = f"expected {size} bytes, got {actual_size}"
+    cause = "truncated" if actual_size < size else "corrupt"
+    raise CheckpointError(
+        f"{path}: {cause}, or changed since it was saved: {what}; copy it again, "
+        f"or, if you changed it yourself, delete {MANIFEST} beside it"
+    )
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, int]] | None:
@@ -224,9 +265,11 @@ def _remove_staged(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(directory: Path) -> None:
-    """Flush the names in a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in a directory are on the disk, where the system can do that."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

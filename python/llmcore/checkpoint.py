@@ -13,18 +13,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from llmcore.atomic import (
-    MANIFEST,
     ChecksumWriter,
     FileContent,
     current_files,
@@ -37,6 +37,9 @@ from llmcore.errors import CheckpointError
 from llmcore.hf import model_files, read_config, read_state, weight_files
 from llmcore.hf_families import Float32
 from llmcore.safetensors_io import SafetensorsFile, Source, read_json, write_tensors
+
+if TYPE_CHECKING:
+    from llmcore.tokenizer import Tokenizer
 
 _STATE = "training_state.json"
 _MOMENTS = "training_state.safetensors"
@@ -136,13 +139,16 @@ def save(
     write_files(directory, files)
 
 
-def load(directory: str | os.PathLike[str], *, verify: bool = True) -> Checkpoint:
+def load(
+    directory: str | os.PathLike[str], *, config: ModelConfig | None = None, verify: bool = True
+) -> Checkpoint:
     """Read a checkpoint; the names, shapes and checksums of everything are checked first.
 
     Safe while another process saves to the same directory: the result is one of its checkpoints.
 
     Args:
         directory: Written by `save`, or a Hugging Face model directory.
+        config: Read the weights as those of this architecture; that of config.json if None.
         verify: Read all data once to compare checksums (several GB/s from the page cache).
 
     Returns:
@@ -160,7 +166,7 @@ def load(directory: str | os.PathLike[str], *, verify: bool = True) -> Checkpoin
     for _ in range(100):
         before = manifests(directory)
         try:
-            checkpoint = _load(directory, verify)
+            checkpoint = _load(directory, config, verify)
             if manifests(directory) == before:
                 return checkpoint
         except CheckpointError:
@@ -172,7 +178,16 @@ def load(directory: str | os.PathLike[str], *, verify: bool = True) -> Checkpoin
     raise CheckpointError(f"{directory}: is saved over faster than it can be read; try again")
 
 
-def _load(directory: Path, verify: bool) -> Checkpoint:
+def exists(directory: Path) -> bool:
+    """Whether a checkpoint was ever completed there; a kill during the first leaves a directory."""
+    if not directory.is_dir():
+        return False
+    # Someone may have deleted the manifest, to load what they changed themselves.
+    manifest = any(content is not None for content in manifests(directory))
+    return manifest or (directory / "config.json").exists()
+
+
+def _load(directory: Path, wanted: ModelConfig | None, verify: bool) -> Checkpoint:
     current = current_files(directory, verify)
     if current is None:
         files = {path.name: path for path in directory.iterdir()}
@@ -181,8 +196,9 @@ def _load(directory: Path, verify: bool) -> Checkpoint:
         files = current
         weights = [files.get("model.safetensors", directory / "model.safetensors")]
     config, family = read_config(files.get("config.json", directory / "config.json"))
+    config = wanted or config
     parameters = read_state(directory, weights, config, family)
-    state = _read_training_state(files) if current is not None and _STATE in files else None
+    state = _read_training_state(files) if _STATE in files else None
     return Checkpoint(config, parameters, state, files)
 
 
@@ -220,9 +236,29 @@ def _read_training_state(files: Mapping[str, Path]) -> TrainState:
         difference = ", ".join(sorted(values.keys() ^ known))
         raise CheckpointError(f"{path}: its keys are not those of a training state: {difference}")
     if _MOMENTS not in files:
-        raise CheckpointError(f"{path}: {_MOMENTS}, which belongs to it, is not in {MANIFEST}")
+        raise CheckpointError(f"{path}: {_MOMENTS}, which belongs to it, is missing")
     moments = SafetensorsFile(files[_MOMENTS])
     return TrainState(moments={name: moments.float32(name) for name in moments.entries}, **values)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """Load the tokenizer of a checkpoint; None if it has none.
+
+    Raises:
+        DataError: its files are damaged.
+    """
+    from llmcore.tokenizer import TOKENIZER_FILES, Tokenizer
+
+    files = {name: checkpoint.files[name] for name in TOKENIZER_FILES if name in checkpoint.files}
+    if not files.keys() & {"tokenizer.json", "vocab.json"}:
+        return None
+    if all(path.name == name for name, path in files.items()):
+        return Tokenizer.load(next(iter(files.values())).parent)
+    # A save was interrupted in the middle of its renames; the tokenizer wants the final names.
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in files.items():
+            shutil.copyfile(path, Path(folder, name))
+        return Tokenizer.load(folder)
 
 
 def _tokenizer_files(tokenizer: SavesItself) -> dict[str, FileContent]:

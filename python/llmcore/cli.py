@@ -5,11 +5,13 @@ Imports happen inside the commands, so that ``llmcore --help`` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -21,14 +23,14 @@ from llmcore.train_config import DataConfig, RunConfig, TrainConfig, merge, pars
 
 if TYPE_CHECKING:
     from llmcore.generate import GenerationConfig
-    from llmcore.trainer import Trainer
+    from llmcore.model import Transformer
+    from llmcore.tokenizer import Tokenizer
 
 # typer may carry its own copy of click; its usage errors are recognised by what they derive from.
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 app = typer.Typer(
     help="Train, evaluate and run Transformer language models on this machine.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -36,7 +38,10 @@ app = typer.Typer(
 
 ModelOption = Annotated[
     str | None,
-    typer.Option(help="A preset (gpt-nano, gpt2, llama-tiny, …) or a checkpoint to start from."),
+    typer.Option(
+        help="A preset (gpt-nano, gpt2, llama-tiny, …) or a checkpoint to start from; gpt-nano if"
+        " not given."
+    ),
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option(help="TOML file with the tables model, data and train.")
@@ -46,7 +51,7 @@ SetOption = Annotated[
     typer.Option("--set", help="Override any setting, for example model.num_heads=8; repeatable."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, or cuda.")]
-DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+DtypeOption = Annotated[str, typer.Option(help="Number format of the computation: float32.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -63,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        status = app([w for w in words if w != "--debug"], "llmcore", standalone_mode=False)
+        given_words = [word for word in words if word != "--debug"] or ["--help"]
+        status = app(given_words, "llmcore", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except _UsageError as error:
@@ -161,18 +167,14 @@ def train(
             overflow="slide",
         )
         print("\nA sample:\n")
-        _print_stream(trainer.model, _first_tokens(trainer), options)
+        _print_stream(cast("Transformer", trainer.model), "", options)
     return 0
 
 
-def _first_tokens(trainer: Trainer) -> list[int]:
-    """What a sample begins with: the token between documents, a line break, or any token."""
-    tokenizer = trainer.tokenizer
-    assert tokenizer is not None
-    for token in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.token_to_id("\n")):
-        if token is not None:
-            return [token]
-    return [int(trainer.train_data.read(0, 1)[0])]
+def _first_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What a text begins with: the token between documents, a line break, or any token."""
+    candidates = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.token_to_id("\n"), 0)
+    return [next(token for token in candidates if token is not None)]
 
 
 def _run_config(
@@ -182,7 +184,7 @@ def _run_config(
 
     Raises:
         ConfigError: the file or the stored run is wrong.
-        typer.BadParameter: the options are.
+        click.UsageError: the options are.
     """
     from llmcore.train_config import read_toml
 
@@ -192,31 +194,48 @@ def _run_config(
         "model": {"name": model} if model else {},
     }
     below = read_toml(file) if file else {}
-    RunConfig.from_dict(below)  # what is wrong here is the file's fault, and said as such
     try:
+        RunConfig.from_dict(below)
+    except ConfigError as error:  # the file's fault, and said as such
+        raise ConfigError(f"{file}: {'; '.join(error.problems)}") from error
+    with _usage_errors():
         stated = merge(stated, parse_overrides(overrides or []))
-        first = RunConfig.from_dict(merge(below, stated))
-        if first.train.resume:
-            from llmcore.assemble import stored_run
+        merged = merge(below, stated)
+        first = RunConfig.from_dict(merged)
+    if first.train.resume:
+        from llmcore.assemble import run_to_resume
 
-            below = merge(stored_run(Path(first.train.out_dir)), below)
-            below = merge(below, {"train": {"resume": True, "overwrite": False}})
+        before = run_to_resume(Path(first.train.out_dir), merged)
+        below = merge(before, below, {"train": {"resume": True, "overwrite": False}})
+    with _usage_errors():
         run = RunConfig.from_dict(merge(below, stated))
         _check_model(run)
-    except ConfigError as error:
-        raise typer.BadParameter(_sentence(error)) from error
     return run
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Blame the command line for settings that are wrong."""
+    try:
+        yield
+    except ConfigError as error:
+        text = "; ".join(error.problems) or _sentence(error)
+        # Options are named by their setting alone, tables by --set.
+        raise _UsageError(re.sub(r"\[(data|train)\] ", "", text)) from error
 
 
 def _check_model(run: RunConfig) -> None:
     """Find misspelt presets and fields before anything large is read."""
-    from llmcore.assemble import check_model_name, is_directory
+    from llmcore.assemble import check_model_name, is_directory, is_whole
     from llmcore.config import ModelConfig
 
     name = str(run.model["name"])
+    fields = {key: value for key, value in run.model.items() if key != "name"}
+    if is_whole(fields):
+        ModelConfig.from_dict(fields)
+        return
     check_model_name(name)
     if not is_directory(name):
-        fields = {key: value for key, value in run.model.items() if key != "name"}
         ModelConfig.preset(name, **fields)
 
 
@@ -227,11 +246,15 @@ def _default_device() -> str:
     return str(settings.get("LLMCORE_DEVICE") or "cpu")
 
 
-def _print_stream(model: Any, prompt: str | list[int], options: GenerationConfig) -> None:
-    """Print text as it is generated."""
+def _print_stream(model: Transformer, prompt: str, options: GenerationConfig) -> None:
+    """Print a prompt, or nothing for a text from its beginning, and go on as it is generated."""
     from llmcore.generate import stream
 
-    for token in stream(model, [prompt], options):
+    assert model.tokenizer is not None
+    # A prompt that cannot be encoded is told before anything is printed.
+    tokens = stream(model, [prompt or _first_tokens(model.tokenizer)], options)
+    print(prompt, end="", flush=True)
+    for token in tokens:
         print(token.text, end="", flush=True)
     print()
 
@@ -286,7 +309,9 @@ def generate(
     model: Annotated[Path, typer.Argument(help="Checkpoint, or the directory of a run.")] = Path(
         TrainConfig.out_dir
     ),
-    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "\n",
+    prompt: Annotated[
+        str, typer.Option(help="The text to continue; a text of its own if not given.")
+    ] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.8,
     top_k: Annotated[int, typer.Option(help="Only the k likeliest; 0 all.", min=0)] = 0,
@@ -316,20 +341,22 @@ def generate(
     from llmcore.generate import GenerationConfig
     from llmcore.model import Transformer
 
+    with _usage_errors():
+        options = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop_strings=stop or (),
+            seed=seed,
+            overflow="slide",
+        )
     directory = find_checkpoint(model)
     loaded = Transformer.from_pretrained(directory, device=device or _default_device(), dtype=dtype)
-    options = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop_strings=stop or (),
-        seed=seed,
-        overflow="slide",
-    )
-    print(prompt, end="", flush=True)
+    if loaded.tokenizer is None:
+        raise ConfigError(f"{directory} has no tokenizer.json, so it takes and gives no text")
     _print_stream(loaded, prompt, options)
 
 
@@ -341,7 +368,8 @@ def tokenize(
         str, typer.Option(help="bpe, char, wordpiece, unigram (trained on the input), or a path.")
     ] = "bpe",
     vocab_size: Annotated[
-        int | None, typer.Option(help="Size of a vocabulary that is trained.", min=1)
+        int | None,
+        typer.Option(help="Size of a vocabulary that is trained; 4096 if not given.", min=1),
     ] = None,
     validation_fraction: Annotated[
         float, typer.Option(help="Share kept for validation.", min=0.0, max=0.9)
@@ -350,7 +378,9 @@ def tokenize(
     workers: Annotated[
         int | None, typer.Option(help="Processes; one per thread llmcore uses.", min=1)
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace shards that are there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace shards that are there.")
+    ] = False,
 ) -> None:
     """Turn text into shards of token ids that training maps into memory.
 
@@ -395,7 +425,9 @@ def tokenize(
 @app.command()
 @options_from(Training=TrainConfig)
 def plan(
-    model: ModelOption = "gpt-nano",
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
     as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
@@ -405,7 +437,7 @@ def plan(
 
     llmcore plan --model gpt2 --batch-size 4 --block-size 256 --steps 1000
     """
-    run = _run_config(model, None, None, settings)
+    run = _run_config(model, config, overrides, settings)
     from llmcore.assemble import build_model_config
     from llmcore.plan import make_plan
 

@@ -139,9 +139,12 @@ def _decode(file: Path, start: int, stop: int, errors: Utf8Errors) -> Iterator[s
 
 
 def _invalid_utf8(place: str, offset: int, error: UnicodeDecodeError) -> DataError:
+    byte = error.object[error.start]
+    cure = 'convert it to UTF-8 (in Python, errors="replace" lets it pass)'
+    if offset == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        cure = "it looks like UTF-16: iconv -f UTF-16 -t UTF-8 converts it"
     return DataError(
-        f"{place}: invalid UTF-8 at byte {offset} (0x{error.object[error.start]:02x}, "
-        f'{error.reason}); convert the file, or pass errors="replace"'
+        f"{place}: invalid UTF-8 at byte {offset} (0x{byte:02x}, {error.reason}); {cure}"
     )
 
 

@@ -12,6 +12,7 @@ from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.errors import ConfigError, DataError, TokenIndexError
 from llmcore.objectives import as_ids
+from llmcore.validation import Check
 
 if TYPE_CHECKING:
     from llmcore.model import Transformer
@@ -46,7 +47,8 @@ class GenerationConfig:
         seed: of the draws. A text depends on its prompt and on this, not on the other prompts;
             a prompt given several times gets as many different texts.
         overflow: what happens when the model's positions are used up: "stop" ends the text with
-            finish_reason "length"; "slide" goes on from the latest half of the context.
+            finish_reason "length"; "slide" goes on from the latest half of the context, and of a
+            longer prompt only the end is read.
 
     Raises:
         ConfigError: with every problem found.
@@ -84,26 +86,22 @@ class GenerationConfig:
             object.__setattr__(self, "do_sample", False)
         if isinstance(self.stop_strings, str):
             object.__setattr__(self, "stop_strings", (self.stop_strings,))
-        problems = [
-            f"{name}: expected {meaning}, got {getattr(self, name)!r}"
-            for name, ok, meaning in (
-                ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-                ("min_new_tokens", self.min_new_tokens >= 0, "at least 0"),
-                ("num_beams", self.num_beams == 1, "1 (this version has no beam search)"),
-                ("temperature", (self.temperature or 0) >= 0, "at least 0"),
-                ("top_k", (self.top_k or 0) >= 0, "at least 0 (0: all)"),
-                ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
-                ("min_p", 0 <= (self.min_p or 0) <= 1, "from 0 to 1"),
-                ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-                ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "at least 0"),
-                ("stop_strings", all(self.stop_strings), "texts that are not empty"),
-                ("seed", 0 <= self.seed < 2**64, "from 0 to 2**64 - 1"),
-                ("overflow", self.overflow in ("stop", "slide"), "'stop' or 'slide'"),
-            )
-            if not ok
-        ]
-        if problems:
-            raise ConfigError.listing("GenerationConfig", problems)
+        check = Check(self)
+        for name, holds, meaning in (
+            ("max_new_tokens", lambda n: 1 <= n < 2**31, "at least 1"),
+            ("min_new_tokens", lambda n: 0 <= n < 2**31, "at least 0"),
+            ("num_beams", lambda n: n == 1, "1 (this version has no beam search)"),
+            ("temperature", lambda t: t is None or t >= 0, "at least 0 (0: greedy)"),
+            ("top_k", lambda k: k is None or 0 <= k < 2**31, "at least 0 (0: all)"),
+            ("top_p", lambda p: p is None or 0 < p <= 1, "above 0 and at most 1"),
+            ("min_p", lambda p: p is None or 0 <= p <= 1, "from 0 to 1"),
+            ("repetition_penalty", lambda penalty: penalty > 0, "above 0"),
+            ("no_repeat_ngram_size", lambda n: 0 <= n < 2**31, "at least 0"),
+            ("stop_strings", all, "texts that are not empty"),
+            ("seed", lambda seed: 0 <= seed < 2**64, "from 0 to 2**64 - 1"),
+        ):
+            check.require(name, holds, meaning)
+        check.done()
 
     def core_options(self, stop_ids: Sequence[int]) -> _core.GenerationOptions:
         """The settings as the core takes them."""
@@ -209,6 +207,8 @@ class _Text:
 def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterator[GeneratedToken]:
     """Yield tokens of all prompts as they come, a round of one token each at a time."""
     rows = encode_prompts(model, prompts)
+    if config.overflow == "slide" and model.config.positions != "none":
+        rows = [_core.as_tensor(row.numpy()[-model.config.max_positions :]) for row in rows]
     stop_ids = _stop_ids(model, config)
     if config.stop_strings and model.tokenizer is None:
         raise ConfigError("generate: stop_strings need a model with a tokenizer")

@@ -1,10 +1,9 @@
-"""Models: `Transformer`, and `TrainStep`, which trains one."""
+"""`Transformer`: a model with its weights, what it computes, and its files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,9 @@ import numpy as np
 from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.config import ModelConfig
-from llmcore.errors import CheckpointError, ConfigError, DTypeError, ShapeError
+from llmcore.errors import CheckpointError, ConfigError, DTypeError, OutOfMemory
 from llmcore.objectives import Batch, as_ids
+from llmcore.validation import check_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,8 +56,15 @@ class Transformer:
         self._build(config, device, dtype, seed)
 
     def _build(self, config: ModelConfig, device: str, dtype: str, seed: int | None) -> None:
-        if dtype != "float32":
-            raise DTypeError(f"Transformer: dtype must be 'float32', got {dtype!r}")
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(
+                f"Transformer: config must be a ModelConfig, got a {type(config).__name__}; "
+                "a preset is ModelConfig.preset(name)"
+            )
+        check_computation(device, dtype)
+        if seed is not None:
+            check_seed(seed, "Transformer: seed")
+        _check_memory(config)
         self.config = config
         self.device = device
         self.dtype = dtype
@@ -91,19 +98,20 @@ class Transformer:
             >>> again.config == model.config
             True
         """
-        from llmcore import hf
+        from llmcore import checkpoint
 
-        path = _local_directory(path_or_repo)
+        check_computation(device, dtype)
+        saved = checkpoint.load(_local_directory(path_or_repo))
         model = cls.__new__(cls)
-        model._build(hf.load_config(path), device, dtype, None)
-        model._load(hf.load_state(path, model.config))
-        model.tokenizer = _load_tokenizer(path)
+        model._build(saved.config, device, dtype, None)
+        model._load(saved.parameters)
+        model.tokenizer = checkpoint.load_tokenizer(saved)
         return model
 
-    def _load(self, state: Any) -> None:
-        parameters = self.parameters()
-        for name, array in state:
-            parameters[name].numpy()[...] = array
+    def _load(self, parameters: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+        own = self.parameters()
+        for name, array in parameters:
+            np.copyto(own[name].numpy(), array)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and the tokenizer's files, all or nothing.
@@ -173,16 +181,19 @@ class Transformer:
             >>> round(model.loss(CausalLM()([[1, 2, 3, 4]])))  # ln(65) = 4.17, knowing nothing
             4
         """
+        check_batch(batch, "loss")
         total, weight = self._core.loss(batch)
         return _mean(total, weight)
 
     def loss_and_grad(self, batch: Batch) -> float:
         """The same, with its gradients left in `gradients()`, replacing those before."""
+        check_batch(batch, "loss_and_grad")
         total, weight = self._core.loss_and_gradients(batch)
         return _mean(total, weight)
 
     def row_losses(self, batch: Batch) -> NDArray[np.float32]:
         """The loss of each target by itself, [R] float32, before weights."""
+        check_batch(batch, "row_losses")
         out = _core.empty([batch.targets.size])
         self._core.row_losses(batch, out)
         losses: NDArray[np.float32] = out.numpy()
@@ -256,175 +267,48 @@ class Transformer:
         self._core.recompute = value
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one training step did.
-
-    Attributes:
-        loss: mean over the targets of all micro-batches, before the update.
-        grad_norm: global norm of the gradient, before clipping.
-        targets: summed weight of the targets.
-        skipped: the weights were left alone, since loss or norm was not finite or above its limit.
-    """
-
-    loss: float
-    grad_norm: float
-    targets: float
-    skipped: bool
-
-
-class TrainStep:
-    """Forward, backward, clip and AdamW (Loshchilov and Hutter 2019), all in the core.
-
-    Weight decay applies to matrices and tables, not to biases and norms. With several
-    micro-batches the loss is the sum over all of them divided by the weight of all targets, so any
-    split of a batch gives the same mean.
-
-    Args:
-        model: the model; its parameters are updated in place.
-        lr: learning rate, unless `step` is given another.
-        betas: decay rates of the moments.
-        eps: added to the denominator.
-        weight_decay: decoupled weight decay.
-        max_grad_norm: gradients are scaled down to this global norm; None: never.
-        dropout_seed: dropout masks are a function of this, the step and the place.
-
-    Raises:
-        ConfigError: a setting is out of range.
-
-    Example:
-        >>> from llmcore.objectives import CausalLM
-        >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
-        >>> step = TrainStep(model, lr=1e-2)
-        >>> batch = CausalLM()([[1, 2, 3, 4]])
-        >>> before, after = step(batch).loss, step(batch).loss
-        >>> after < before
-        True
-    """
-
-    def __init__(
-        self,
-        model: Transformer,
-        *,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
-        dropout_seed: int = 0,
-    ) -> None:
-        _check_settings(lr, betas, eps, weight_decay, max_grad_norm)
-        self.model = model
-        self.lr = lr
-        self.betas = betas
-        self.eps = eps
-        self.weight_decay = weight_decay
-        self.max_grad_norm = max_grad_norm
-        self._core = _core.TrainStep(model._core, dropout_seed)
-
-    def __call__(
-        self,
-        batch: Batch | Sequence[Batch],
-        lr: float | None = None,
-        *,
-        max_loss: float = float("inf"),
-        max_norm: float = float("inf"),
-    ) -> StepResult:
-        """Take one step on a batch or on a list of micro-batches.
-
-        Args:
-            batch: one Batch, or several to accumulate over.
-            lr: learning rate of this step, if not the one given at construction.
-            max_loss: the update is skipped if the loss is above this.
-            max_norm: the update is skipped if the gradient norm is above this.
-
-        Returns:
-            What happened. A loss or norm that is not finite always skips the update.
-
-        Raises:
-            ConfigError: no target has a weight above zero.
-        """
-        batches = [batch] if isinstance(batch, Batch) else list(batch)
-        if not batches:
-            raise ConfigError("TrainStep: expected at least one batch, got none")
-        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        return StepResult(
-            *self._core.step(
-                self.model._core,
-                batches,
-                lr=self.lr if lr is None else lr,
-                betas=self.betas,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-                max_grad_norm=limit,
-                max_loss=max_loss,
-                max_norm=max_norm,
-            )
+def check_batch(batch: Any, caller: str) -> None:
+    """Raise `DTypeError` unless `batch` is a `Batch`."""
+    if not isinstance(batch, Batch):
+        raise DTypeError(
+            f"{caller}: expected a Batch, got a {type(batch).__name__}; "
+            "an objective makes one of ids: CausalLM()(ids)"
         )
 
-    step = __call__
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a later step depends on beside the weights.
+def check_computation(device: str, dtype: str) -> None:
+    """Raise unless models can be computed on this device in this number format.
 
-        Returns:
-            `m` and `v`, flat float32 views of the moments in the order of `parameters()`; `step`
-            (updates so far), `calls` (steps so far, skipped ones included) and `dropout_seed`.
-        """
-        return {
-            "m": self._core.m.numpy(),
-            "v": self._core.v.numpy(),
-            "step": self._core.updates,
-            "calls": self._core.calls,
-            "dropout_seed": self._core.dropout_seed,
-        }
+    Raises:
+        DTypeError: the format is not supported.
+        DeviceError: the device cannot be used, with the reason.
+    """
+    _core.empty([0], device=device)
+    if dtype in ("bfloat16", "float16"):
+        raise DTypeError(
+            f"Transformer: this version computes models in float32 only, not in {dtype}; "
+            "leave dtype out, or give 'float32'"
+        )
+    if dtype != "float32":
+        raise DTypeError(f"Transformer: dtype must be 'float32', got {dtype!r}")
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`.
 
-        Raises:
-            ShapeError: the moments are those of another model.
-        """
-        for name in ("m", "v"):
-            target = getattr(self._core, name).numpy()
-            moment = np.asarray(state[name])
-            if moment.shape != target.shape:
-                raise ShapeError(
-                    f"TrainStep.load_state_dict: {name} must have shape {list(target.shape)}, "
-                    f"got {list(moment.shape)}: it belongs to another model"
-                )
-            target[...] = moment
-        self._core.updates = int(state["step"])
-        self._core.calls = int(state["calls"])
-        self._core.dropout_seed = int(state["dropout_seed"])
+def _check_memory(config: ModelConfig) -> None:
+    """Refuse weights beyond what there is, before the system kills the process over them."""
+    needed, limit = 4 * config.num_parameters(), int(_core.device_info()["memory_bytes"])
+    if needed > limit:
+        from llmcore.log import format_bytes
+
+        raise OutOfMemory(
+            f"Transformer: {config.num_parameters():,} weights take {format_bytes(needed)}, "
+            f"this process may use {format_bytes(limit)}; use a smaller model"
+        )
 
 
 def _mean(total: float, weight: float) -> float:
     if weight <= 0:
         raise ConfigError("model: the batch has no targets with a weight above zero")
     return total / weight
-
-
-def _check_settings(
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    max_grad_norm: float | None,
-) -> None:
-    problems = [
-        f"{name} must be {meaning}, got {value}"
-        for name, value, ok, meaning in (
-            ("lr", lr, lr >= 0, "at least 0"),
-            ("betas", betas, all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)"),
-            ("eps", eps, eps > 0, "above 0"),
-            ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
-            ("max_grad_norm", max_grad_norm, (max_grad_norm or 1) > 0, "above 0, or None"),
-        )
-        if not ok
-    ]
-    if problems:
-        raise ConfigError.listing("TrainStep", problems)
 
 
 def _local_directory(path_or_repo: str | os.PathLike[str]) -> Path:
@@ -452,11 +336,3 @@ def _local_directory(path_or_repo: str | os.PathLike[str]) -> Path:
             f"from_pretrained: there is no directory {name}, and the Hugging Face Hub could not "
             f"give it: {str(error).splitlines()[0]}"
         ) from error
-
-
-def _load_tokenizer(path: Path) -> Tokenizer | None:
-    from llmcore.tokenizer import Tokenizer
-
-    if not any((path / name).exists() for name in ("tokenizer.json", "vocab.json")):
-        return None
-    return Tokenizer.load(path)

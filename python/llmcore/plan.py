@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from llmcore.config import ModelConfig
+from llmcore.errors import OutOfMemory
 from llmcore.log import format_bytes, format_count, format_duration
 from llmcore.train_config import TrainConfig
 
@@ -55,14 +56,19 @@ class Plan:
         """Expected time of the steps, at `ASSUMED_SHARE` of the peak."""
         return self.steps * self.flops_per_step / (ASSUMED_SHARE * self.peak_flops)
 
+    def describe_memory(self) -> str:
+        """The total, and what it is made of."""
+        return (
+            f"{format_bytes(self.memory_bytes)}: weights {format_bytes(self.weight_bytes)},"
+            f" gradients and moments {format_bytes(self.optimizer_bytes)},"
+            f" activations {format_bytes(self.activation_bytes)}"
+        )
+
     def describe(self) -> list[str]:
         """Say it in a few lines, for people."""
         return [
             f"parameters {format_count(self.parameters)} ({self.parameters:,})",
-            f"memory     about {format_bytes(self.memory_bytes)}:"
-            f" weights {format_bytes(self.weight_bytes)},"
-            f" gradients and moments {format_bytes(self.optimizer_bytes)},"
-            f" activations {format_bytes(self.activation_bytes)}",
+            f"memory     about {self.describe_memory()}",
             f"time       about {format_duration(self.seconds)}: {self.steps} steps of"
             f" {self.tokens_per_step:,} tokens, {_format_flops(self.flops_per_step)} each, if"
             f" {ASSUMED_SHARE:.0%} of this machine's {_format_flops(self.peak_flops)}/s is reached",
@@ -97,6 +103,28 @@ def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | Non
         flops_per_step=model.flops_per_token(train.block_size) * micro_batch * train.accumulation,
         steps=train.steps,
         peak_flops=measure_peak_flops() if peak_flops is None else peak_flops,
+    )
+
+
+def refuse_impossible(model: ModelConfig, train: TrainConfig) -> None:
+    """Raise if a run would need more memory than this process may have at all.
+
+    Raises:
+        OutOfMemory: saying what needs how much, and what to do.
+    """
+    from llmcore import _core
+
+    cost = make_plan(model, train, peak_flops=1.0)
+    limit = int(_core.device_info()["memory_bytes"])
+    if cost.memory_bytes <= limit:
+        return
+    cure = "use a smaller model"
+    if cost.activation_bytes > cost.weight_bytes + cost.optimizer_bytes:
+        cure = "lower batch_size and raise accumulation"
+        cure += "" if train.recompute else ", or use recompute"
+    raise OutOfMemory(
+        f"training needs about {cost.describe_memory()};"
+        f" this process may use {format_bytes(limit)}: {cure}"
     )
 
 

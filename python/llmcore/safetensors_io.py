@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from llmcore.atomic import ChecksumWriter, reason
 from llmcore.errors import CheckpointError
+from llmcore.identify import what_it_is
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -123,7 +124,7 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> dict[str, Entry]:
     head = file.read(8)
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length > min(_MAX_HEADER, size - 8):
-        raise CheckpointError(f"{path}: {_what_it_is(path, head + file.read(1024), size)}")
+        raise CheckpointError(f"{path}: {what_it_is(path, head + file.read(1024), size)}")
     header = parse_json(file.read(length), path, what="its safetensors header")
     header.pop("__metadata__", None)
     start, data_size = 8 + length, size - 8 - length
@@ -172,26 +173,6 @@ def _entry(name: str, value: Any, start: int, path: Path) -> Entry:
     return Entry(dtype, tuple(shape), start + begin, start + end)
 
 
-def _what_it_is(path: Path, head: bytes, size: int) -> str:
-    """Say in a sentence what a file that cannot be parsed is instead."""
-    text = head.lstrip().lower()
-    if size == 0:
-        return "an empty file; copy or download it again"
-    if text.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not the file itself; run `git lfs pull`"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "an HTML page, not the file itself; check the address it was downloaded from"
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
-        return "a Python pickle, not safetensors; convert it with transformers' save_pretrained"
-    if not any(head):
-        return "filled with zero bytes; copy or download it again"
-    if all(byte >= 32 or byte in b"\t\n\r" for byte in head):
-        return f"a text file, not {'JSON' if path.suffix == '.json' else 'safetensors'}"
-    if path.suffix == ".json":
-        return "not a text file; copy or download it again"
-    return "truncated, or not a safetensors file; copy or download it again"
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
 
@@ -203,7 +184,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
     if not data.lstrip().startswith(b"{"):
-        raise CheckpointError(f"{path}: {_what_it_is(path, data[:1024], len(data))}")
+        raise CheckpointError(f"{path}: {what_it_is(path, data[:1024], len(data))}")
     return parse_json(data, path)
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .atomic import reason, write_atomically
 from .characters import CharacterEncoder
 from .errors import DataError, DTypeError, TokenIndexError
-from .files import write_atomically
+from .identify import what_it_is
 from .tokenizer_stream import StreamDecoder
 from .tokenizer_training import TokenizerKind, TrainingInputs, train
 
@@ -36,6 +37,10 @@ USUAL_TOKENS: Mapping[str, tuple[str, ...]] = {
 
 _TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
+_SPECIAL_FILE = "special_tokens_map.json"
+
+#: Every file that `Tokenizer.load` may read.
+TOKENIZER_FILES = (_TOKENIZER_FILE, "vocab.json", "merges.txt", _CONFIG_FILE, _SPECIAL_FILE)
 
 
 class Tokenizer:
@@ -129,7 +134,7 @@ class Tokenizer:
                 f"{directory} holds no tokenizer: expected {_TOKENIZER_FILE}, or vocab.json with "
                 "merges.txt"
             )
-        special = _read_json(directory / "special_tokens_map.json")
+        special = _read_json(directory / _SPECIAL_FILE)
         return cls(backend, {**special, **_read_json(directory / _CONFIG_FILE)})
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -145,6 +150,12 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by value, for worker processes."""
         return _unpickle, (self.backend.to_str(), self._config)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both give every text the same ids."""
+        return isinstance(other, Tokenizer) and self.backend.to_str() == other.backend.to_str()
+
+    __hash__ = None  # type: ignore[assignment]  # a backend may still be changed
 
     # -- text and ids ---------------------------------------------------------------------------
 
@@ -294,7 +305,14 @@ def _read_backend(file: Path) -> Backend:
     from tokenizers import Tokenizer as Backend
 
     try:
-        return Backend.from_file(str(file))
+        data = file.read_bytes()
+        if not data.lstrip().startswith(b"{"):
+            raise DataError(f"{file}: {what_it_is(file, data[:1024], len(data))}")
+        return Backend.from_str(data.decode())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {reason(error)}") from None
+    except DataError:
+        raise
     except Exception as error:  # the library raises nothing more particular
         raise DataError(f"{file}: not a tokenizer file: {error}") from None
 

@@ -90,7 +90,9 @@ class _Texts:
                 empty = empty and not text
                 yield text
         if empty:
-            raise DataError("there is no text to train a tokenizer on")
+            files = [str(item) for item in self._inputs if not isinstance(item, str)]
+            where = f" in {', '.join(files)}" if files else ""
+            raise DataError(f"there is no text{where} to train a tokenizer on")
 
     def _texts_of(self, item: str | os.PathLike[str]) -> Iterator[str]:
         if not isinstance(item, str):

@@ -111,7 +111,9 @@ def tokenize_files(
     directory = Path(out_dir)
     _check_options(workers, val_fraction, split_by, shard_tokens)
     if has_index(directory) and not overwrite:
-        raise DataError(f"{directory} holds a data set already; choose another, or overwrite it")
+        raise DataError(
+            f"{directory} holds a data set already; choose another, or overwrite it (--overwrite)"
+        )
     eos = _end_of_text_id(tokenizer, end_of_text)
     names = ["train", "val"] if val_fraction > 0 else ["train"]
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
@@ -177,8 +179,9 @@ def _nothing_in(tokens: dict[str, int], files: list[Path], val_fraction: float) 
         return f"there is no text in {', '.join(map(str, files))}"
     empty = next(name for name, count in tokens.items() if count == 0)
     return (
-        f"split {empty!r} got no document with val_fraction={val_fraction}; "
-        "give more documents or another fraction"
+        f"{', '.join(map(str, files))}: too little text, or too few documents, to set "
+        f"{val_fraction:.0%} aside for validation: the split {empty!r} would be empty; "
+        "give more, or another fraction"
     )
 
 

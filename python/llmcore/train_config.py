@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,9 @@ class TrainConfig:
         minimum=0.0, maximum=0.999, resume="refuse",
     )  # fmt: skip
     seed: int = _setting(
-        1337, "Seed of weights, data order and dropout.", minimum=0, resume="refuse"
-    )
+        1337, "Seed of weights, data order and dropout.", minimum=0, maximum=2**64 - 1,
+        resume="refuse",
+    )  # fmt: skip
 
     eval_interval: int = _setting(250, "Steps between two evaluations.", minimum=1, resume="warn")
     eval_batches: int = _setting(
@@ -135,13 +136,18 @@ class TrainConfig:
     save_interval: int | None = _setting(
         None, "Steps between two checkpoints; those of the evaluations if not given.", minimum=1
     )
-    out_dir: str = _setting("out/shakespeare-char", "Directory for checkpoints, metrics and curve.")
+    out_dir: str = _setting(
+        "out/shakespeare-char",
+        "Directory for the results; out/ and the name of the data if not given.",
+    )
     resume: bool = _setting(False, "Continue the run in the output directory, bit for bit.")
     overwrite: bool = _setting(False, "Start over where the output directory already has a run.")
     recompute: bool = _setting(
         False, "Keep only each block's input and compute its inside twice: less memory, more time."
     )
-    threads: int = _setting(0, "Threads to use; 0 takes all this process may use.", minimum=0)
+    threads: int = _setting(
+        0, "Threads to use; 0 takes all this process may use.", minimum=0, maximum=4096
+    )
     tensorboard: bool = _setting(False, "Also write TensorBoard events (needs that package).")
     sample_tokens: int = _setting(
         500, "Tokens of the sample printed at the end; 0 prints none.", minimum=0
@@ -285,6 +291,9 @@ class RunConfig:
     def from_dict(cls, sections: Mapping[str, Any]) -> RunConfig:
         """Build from the sections "model", "data" and "train", each optional."""
         names = ("model", "data", "train")
+        # Here rather than above, where it would be a circular import.
+        from llmcore.config import ModelConfig
+
         problems = [
             f"unknown section [{name}]{did_you_mean(name, names)}"
             for name in sections
@@ -300,11 +309,20 @@ class RunConfig:
         for name, section in (("data", DataConfig), ("train", TrainConfig)):
             found = _settings_problems(section, tables.get(name, {}))
             problems += [f"[{name}] {problem}" for problem in found]
+        fields = ("name", *(item.name for item in dataclasses.fields(ModelConfig)))
+        found = _unknown(fields, tables.get("model", {}))
+        problems += [f"[model] {problem}" for problem in found]
         if problems:
             raise ConfigError.listing("RunConfig", problems)
+        data = DataConfig.from_dict(tables["data"])
+        if data.path is not None:
+            tables["train"] = {
+                "out_dir": f"out/{Path(data.path).resolve().stem}",
+                **tables["train"],
+            }
         return cls(
             model={"name": "gpt-nano", **tables["model"]},
-            data=DataConfig.from_dict(tables["data"]),
+            data=data,
             train=TrainConfig.from_dict(tables["train"]),
         )
 
@@ -326,6 +344,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"there is no configuration file {path}") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a directory; expected a TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file; expected TOML") from None
     except tomllib.TOMLDecodeError as error:
@@ -425,12 +445,15 @@ def _from_dict(cls: type[_Config], settings: Mapping[str, Any]) -> _Config:
 
 def _settings_problems(cls: type, settings: Mapping[str, Any]) -> list[str]:
     names = [item.name for item in dataclasses.fields(cls)]
-    unknown = [
-        f"unknown setting {name!r}{did_you_mean(name, names)}"
+    return _unknown(names, settings) + _problems(cls, settings)
+
+
+def _unknown(known: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    return [
+        f"unknown setting {name!r}{did_you_mean(name, known)}"
         for name in settings
-        if name not in names
+        if name not in known
     ]
-    return unknown + _problems(cls, settings)
 
 
 def _problems(cls: type, settings: Mapping[str, Any]) -> list[str]:
@@ -457,6 +480,8 @@ def _problem(value: Any, hint: Any, rules: Mapping[str, Any]) -> str:
     if kind is str:
         if not isinstance(value, str):
             return f"a string, got {value!r}"
+        if not value:
+            return "a name, got an empty string"
         if rules["choices"] and value not in rules["choices"]:
             quoted = ", ".join(f'"{choice}"' for choice in rules["choices"])
             return f'one of {quoted}, got "{value}"' + did_you_mean(value, rules["choices"])
@@ -474,7 +499,7 @@ def _problem(value: Any, hint: Any, rules: Mapping[str, Any]) -> str:
         return ""
     low, high = rules["minimum"], rules["maximum"]
     if low is not None and value < low:
-        return f"at least {low:g}, got {value:g}"
+        return f"at least {low:g}, got {value}"
     if high is not None and value > high:
-        return f"at most {high:g}, got {value:g}"
+        return f"at most {high if isinstance(high, int) else f'{high:g}'}, got {value}"
     return ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from llmcore import checkpoint, plan
-from llmcore.atomic import current_files
+from llmcore.atomic import reason, write_atomically
 from llmcore.config import ModelConfig
 from llmcore.data import BlockSampler, TokenDataset
 from llmcore.errors import CheckpointError, ConfigError, LlmcoreError
@@ -101,6 +103,7 @@ class Trainer:
         self._objective = objective or CausalLM()
         self._origin = dict(origin or {})
         self._check_fit()
+        plan.refuse_impossible(model.config, self.config)
         self._schedule = self.config.make_schedule()
         self._sampler = BlockSampler(
             self.train_data,
@@ -170,7 +173,7 @@ class Trainer:
                 settings that this run must not change.
         """
         directory = Path(path) if path is not None else self.out_dir / "last"
-        if path is None and not _holds_checkpoint(directory):
+        if path is None and not checkpoint.exists(directory):
             print(f"no checkpoint in {self.out_dir} yet; starting from step 0", flush=True)
             self._resumed = True
             return 0
@@ -408,13 +411,10 @@ class Trainer:
             refuse_second_run(self.config)
             for name in ("last", "best"):
                 shutil.rmtree(self.out_dir / name, ignore_errors=True)
-        try:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise ConfigError(f"out_dir {self.out_dir} is a file; name a directory") from None
+        make_directory(self.out_dir)
         settings = {**self._origin, "train": self.config.to_dict()}
-        (self.out_dir / "run.json").write_text(
-            json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+        write_atomically(
+            self.out_dir / "run.json", (json.dumps(settings, indent=2) + "\n").encode()
         )
 
     def _announce(self) -> None:
@@ -449,7 +449,9 @@ class Trainer:
 
 
 def _core_train_step() -> Callable[..., Any]:
-    from llmcore.model import TrainStep  # loads the compiled core, which not every caller needs
+    from llmcore.train_step import (
+        TrainStep,  # loads the compiled core, which not every caller needs
+    )
 
     return TrainStep
 
@@ -494,16 +496,27 @@ def refuse_second_run(config: TrainConfig) -> None:
         CheckpointError: another run's checkpoint is there, and neither resume nor overwrite is set.
     """
     out_dir = Path(config.out_dir)
-    if not (config.resume or config.overwrite) and _holds_checkpoint(out_dir / "last"):
+    if not (config.resume or config.overwrite) and checkpoint.exists(out_dir / "last"):
         raise CheckpointError(
             f"{out_dir} already holds a run: continue it with --resume, start over with"
             " --overwrite, or choose another place with --out-dir"
         )
 
 
-def _holds_checkpoint(directory: Path) -> bool:
-    """Whether a checkpoint was ever completed there; a kill during the first leaves a directory."""
-    return directory.is_dir() and current_files(directory, verify=False) is not None
+def make_directory(out_dir: Path) -> None:
+    """Make the directory of a run, and check that it can be written to.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(out_dir, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except FileExistsError:
+        raise ConfigError(f"out_dir {out_dir} is a file; name a directory") from None
+    except OSError as error:
+        raise ConfigError(f"out_dir {out_dir} cannot be written to: {reason(error)}") from None
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 from llmcore.errors import ConfigError, did_you_mean
@@ -58,12 +58,30 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     return result
 
 
+def check_seed(seed: Any, what: str) -> None:
+    """Raise unless `seed` is one: the core's are 64 bits wide.
+
+    Raises:
+        ConfigError: naming `what`.
+
+    Example:
+        >>> check_seed(1337, "seed")
+        >>> check_seed(-1, "seed")
+        Traceback (most recent call last):
+        ...
+        llmcore.errors.ConfigError: seed must be a whole number from 0 to 2**64 - 1, got -1
+    """
+    if not (isinstance(seed, numbers.Integral) and 0 <= int(seed) < 2**64):
+        raise ConfigError(f"{what} must be a whole number from 0 to 2**64 - 1, got {seed!r}")
+
+
 class Check:
     """Collects the problems of a frozen dataclass while it is being constructed.
 
     A field that is known to be bad takes no part in later rules, so one mistake gives one line.
     The type of every field is checked first, against its annotation: bool, int, float, str, a
-    Literal, a dataclass, or one of these and None. Numbers become plain Python numbers.
+    Literal, a dataclass, a sequence of numbers or of texts, or one of these and None. Numbers
+    become plain Python numbers, sequences tuples.
 
     Args:
         target: The dataclass instance, inside its `__post_init__`.
@@ -90,6 +108,10 @@ class Check:
         """Blame the first of `names` unless the rule holds; skip it while one of them is bad."""
         if self._ready(names) and not holds():
             self._report(names[0], expected())
+
+    def require(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
+        """Require what `holds` says of the value of one field."""
+        self._each((name,), holds, expected)
 
     def at_least(self, minimum: float, *names: str) -> None:
         """Require numbers no smaller than `minimum`."""
@@ -161,6 +183,8 @@ def _convert(value: Any, hint: Any) -> tuple[str, Any]:
         choices = typing.get_args(hint)
         fits = isinstance(value, str) and value in choices
         return ("" if fits else f"one of {', '.join(map(repr, choices))}"), value
+    if typing.get_origin(hint) is Sequence:
+        return _convert_items(value, typing.get_args(hint)[0])
     is_bool = isinstance(value, bool)
     if hint is bool:
         return ("" if is_bool else "True or False"), value
@@ -171,3 +195,12 @@ def _convert(value: Any, hint: Any) -> tuple[str, Any]:
         fits = isinstance(value, numbers.Real) and not is_bool and math.isfinite(value)
         return ("", float(value)) if fits else ("a finite number", value)
     return ("" if isinstance(value, hint) else f"a {hint.__name__}"), value
+
+
+def _convert_items(value: Any, hint: Any) -> tuple[str, Any]:
+    """`_convert` for a sequence: a tuple of items of type `hint`, each checked."""
+    listed = isinstance(value, Iterable) and not isinstance(value, str)
+    items = [_convert(item, hint) for item in value] if listed else []
+    if not listed or any(expected for expected, _ in items):
+        return f"a list of {'texts' if hint is str else 'whole numbers'}", value
+    return "", tuple(converted for _, converted in items)

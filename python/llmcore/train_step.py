@@ -1,0 +1,213 @@
+"""`TrainStep`: one update of a model, and what it reports."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmcore import _core
+from llmcore.errors import ConfigError, DTypeError, ShapeError
+from llmcore.model import Transformer, check_batch
+from llmcore.objectives import Batch
+from llmcore.validation import check_seed
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step did.
+
+    Attributes:
+        loss: mean over the targets of all micro-batches, before the update.
+        grad_norm: global norm of the gradient, before clipping.
+        targets: summed weight of the targets.
+        skipped: the weights were left alone, since loss or norm was not finite or above its limit.
+    """
+
+    loss: float
+    grad_norm: float
+    targets: float
+    skipped: bool
+
+
+class TrainStep:
+    """Forward, backward, clip and AdamW (Loshchilov and Hutter 2019), all in the core.
+
+    Weight decay applies to matrices and tables, not to biases and norms. With several
+    micro-batches the loss is the sum over all of them divided by the weight of all targets, so any
+    split of a batch gives the same mean.
+
+    Args:
+        model: the model; its parameters are updated in place.
+        lr: learning rate, unless `step` is given another.
+        betas: decay rates of the moments.
+        eps: added to the denominator.
+        weight_decay: decoupled weight decay.
+        max_grad_norm: gradients are scaled down to this global norm; None: never.
+        dropout_seed: dropout masks are a function of this, the step and the place.
+
+    Raises:
+        ConfigError: a setting is out of range.
+
+    Example:
+        >>> from llmcore.objectives import CausalLM
+        >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+        >>> step = TrainStep(model, lr=1e-2)
+        >>> batch = CausalLM()([[1, 2, 3, 4]])
+        >>> before, after = step(batch).loss, step(batch).loss
+        >>> after < before
+        True
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        dropout_seed: int = 0,
+    ) -> None:
+        _check_model(model)
+        _check_settings(lr, betas, eps, weight_decay, max_grad_norm)
+        check_seed(dropout_seed, "TrainStep: dropout_seed")
+        self.model = model
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self._core = _core.TrainStep(model._core, dropout_seed)
+
+    def __call__(
+        self,
+        batch: Batch | Sequence[Batch],
+        lr: float | None = None,
+        *,
+        max_loss: float = float("inf"),
+        max_norm: float = float("inf"),
+    ) -> StepResult:
+        """Take one step on a batch or on a list of micro-batches.
+
+        Args:
+            batch: one Batch, or several to accumulate over.
+            lr: learning rate of this step, if not the one given at construction.
+            max_loss: the update is skipped if the loss is above this.
+            max_norm: the update is skipped if the gradient norm is above this.
+
+        Returns:
+            What happened. A loss or norm that is not finite always skips the update.
+
+        Raises:
+            ConfigError: no target has a weight above zero.
+        """
+        batches = [batch] if isinstance(batch, Batch) else list(batch)
+        if not batches:
+            raise ConfigError("TrainStep: expected at least one batch, got none")
+        for micro_batch in batches:
+            check_batch(micro_batch, "TrainStep")
+        rate = self.lr if lr is None else lr
+        if not (isinstance(rate, numbers.Real) and math.isfinite(rate) and rate >= 0):
+            raise ConfigError(f"TrainStep: lr must be a number, at least 0, got {rate!r}")
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        return StepResult(
+            *self._core.step(
+                self.model._core,
+                batches,
+                lr=float(rate),
+                betas=self.betas,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                max_grad_norm=limit,
+                max_loss=max_loss,
+                max_norm=max_norm,
+            )
+        )
+
+    step = __call__
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later step depends on beside the weights.
+
+        Returns:
+            `m` and `v`, flat float32 views of the moments in the order of `parameters()`; `step`
+            (updates so far), `calls` (steps so far, skipped ones included) and `dropout_seed`.
+        """
+        return {
+            "m": self._core.m.numpy(),
+            "v": self._core.v.numpy(),
+            "step": self._core.updates,
+            "calls": self._core.calls,
+            "dropout_seed": self._core.dropout_seed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`.
+
+        Raises:
+            ShapeError: the moments are those of another model.
+        """
+        for name in ("m", "v"):
+            target = getattr(self._core, name).numpy()
+            moment = np.asarray(state[name])
+            if moment.shape != target.shape:
+                raise ShapeError(
+                    f"TrainStep.load_state_dict: {name} must have shape {list(target.shape)}, "
+                    f"got {list(moment.shape)}: it belongs to another model"
+                )
+            target[...] = moment
+        self._core.updates = int(state["step"])
+        self._core.calls = int(state["calls"])
+        self._core.dropout_seed = int(state["dropout_seed"])
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, Transformer):
+        raise DTypeError(f"TrainStep: model must be a Transformer, got a {type(model).__name__}")
+
+
+def _check_settings(
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    max_grad_norm: float | None,
+) -> None:
+    def number(value: Any) -> bool:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+
+    pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+    problems = [
+        f"{name} must be {meaning}, got {value!r}"
+        for name, value, ok, meaning in (
+            ("lr", lr, number(lr) and lr >= 0, "a number, at least 0"),
+            (
+                "betas",
+                betas,
+                pair and all(number(beta) and 0 <= beta < 1 for beta in betas),
+                "two numbers in [0, 1)",
+            ),
+            ("eps", eps, number(eps) and eps > 0, "a number above 0"),
+            (
+                "weight_decay",
+                weight_decay,
+                number(weight_decay) and weight_decay >= 0,
+                "a number, at least 0",
+            ),
+            (
+                "max_grad_norm",
+                max_grad_norm,
+                max_grad_norm is None or (number(max_grad_norm) and max_grad_norm > 0),
+                "a number above 0, or None",
+            ),
+        )
+        if not ok
+    ]
+    if problems:
+        raise ConfigError.listing("TrainStep", problems)
