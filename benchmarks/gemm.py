@@ -17,8 +17,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-import llmcore
 import numpy as np
+
+import llmcore
 from llmcore import _core
 
 SHAPES = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]  # K, N of GPT-2's layers

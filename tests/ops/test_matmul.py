@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-import llmcore
 import numpy as np
 import pytest
+
+import llmcore
 from llmcore import _core, ops
 from reference import activation as activations
 from reference import dropout as dropouts
