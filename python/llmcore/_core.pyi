@@ -4,9 +4,11 @@ The compiled core of llmcore. Use the llmcore package; names here may change.
 """
 
 from __future__ import annotations
+
 import collections.abc
-import numpy
 import typing
+
+import numpy
 import typing_extensions
 
 __all__: list[str] = [
