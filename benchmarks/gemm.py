@@ -41,9 +41,7 @@ def main() -> None:
         llmcore.set_num_threads(threads)
         if torch is not None:
             torch.set_num_threads(threads)
-        print(
-            f"\n{threads} thread(s)   M      K      N   peak GFLOP/s   llmcore GFLOP/s (share)   torch"
-        )
+        print(f"\n{threads} thread(s)   M      K      N   peak GFLOP/s   llmcore   torch")
         for form in args.forms:
             for rows in args.rows:
                 shapes = [*SHAPES, HEAD] if rows == HEAD_ROWS else SHAPES

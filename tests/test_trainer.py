@@ -278,9 +278,14 @@ def test_kill_and_resume_until_done(tmp_path):
 
 
 def test_resume_before_the_first_checkpoint_starts_over(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    line = '{"step": 0, "val_loss": 9.0}\n'  # of the run that was killed
+    (tmp_path / "run" / "metrics.jsonl").write_text(line, encoding="utf-8")
     result = trainer(settings(tmp_path / "run", resume=True, steps=5)).fit()
     assert result.step == 5
     assert "starting from step 0" in capsys.readouterr().out
+    assert [r["val_loss"] for r in losses(tmp_path / "run") if r["step"] == 0] != [9.0]
+    assert sum(r["step"] == 0 for r in losses(tmp_path / "run")) == 1
 
 
 def test_resume_of_a_finished_run_does_nothing(tmp_path):

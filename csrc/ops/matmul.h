@@ -36,7 +36,7 @@ struct MatmulArgs {
   Dropout dropout;  // C = dropout(C), element (m, n) at m * N + n
   Tensor residual;  // [M, N]: C += residual; may be c
   // Provided by the checking layer:
-  int workers = 1;  // threads that may take part
+  int workers = 1;  // threads that may take part: 1 keeps to the calling one
   Tensor scratch;
 };
 

@@ -343,12 +343,12 @@ void matmul(const Context&, const MatmulArgs& args) {
   if (p.transposed && p.row_side.along_k && p.col_side.along_k && p.cols <= kFewRows) {
     const FewRows few{p.col_side.data, p.row_side.data, p.cols, p.rows, p.depth, out};
     const int64_t grain = max(round_up(kStreamedFloats / max(p.depth, 1), kLanes), kLanes);
-    for_each_task(p.rows <= grain, ceil_div(p.rows, grain), [&](int64_t task, int) {
-      few_rows(few, task * grain, min((task + 1) * grain, p.rows));
-    });
+    for_each_task(
+        args.workers == 1 || p.rows <= grain, ceil_div(p.rows, grain),
+        [&](int64_t task, int) { few_rows(few, task * grain, min((task + 1) * grain, p.rows)); });
     return;
   }
-  const bool alone = p.rows * p.cols * max(p.depth, 1) < kTaskWork;
+  const bool alone = args.workers == 1 || p.rows * p.cols * max(p.depth, 1) < kTaskWork;
   for (int64_t pass = 0; pass < p.cols; pass += plan.pass_cols) {
     const int64_t pass_cols = min(plan.pass_cols, p.cols - pass);
     if (p.shared_panels) {

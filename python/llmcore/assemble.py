@@ -315,7 +315,7 @@ def build_model_config(
 
 
 def is_whole(fields: Mapping[str, Any]) -> bool:
-    """Whether every field of an architecture is there, as run.json has them: no preset is needed."""
+    """Whether every field of an architecture is there, as run.json has: no preset is needed."""
     return fields.keys() >= {item.name for item in dataclasses.fields(ModelConfig)}
 
 

@@ -137,7 +137,8 @@ class Trainer:
             self.out_dir,
             total=self.config.steps,
             done=self.state.step,
-            resumed=self._saved_step is not None,  # not where it was killed before its first save
+            # Killed before its first checkpoint, a run begins again, and so do its metrics.
+            resumed=self._saved_step is not None,
             tensorboard=self.config.tensorboard,
         )
         try:

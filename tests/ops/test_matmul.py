@@ -1,4 +1,4 @@
-"""Matrix products and linear layers against float64, and their promise of one order of summation."""
+"""Matrix products and linear layers against float64, and their promise of one order of sums."""
 
 from __future__ import annotations
 
@@ -254,20 +254,64 @@ F = np.float32
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: ops.matmul(np.ones((2, 3), F), np.ones((4, 5), F)), ValueError, ["matmul", "inner", "[2, 3]", "[4, 5]"]),
-        (lambda: ops.matmul(np.ones((2, 3), F), np.ones((3, 5), np.int32)), TypeError, ["matmul: b must be", "int32"]),
-        (lambda: ops.matmul(np.ones((2, 1, 3), F), np.ones((3, 3, 1), F)), ValueError, ["broadcast", "[2, 1, 3]"]),
+        (
+            lambda: ops.matmul(np.ones((2, 3), F), np.ones((4, 5), F)),
+            ValueError,
+            ["matmul", "inner", "[2, 3]", "[4, 5]"],
+        ),
+        (
+            lambda: ops.matmul(np.ones((2, 3), F), np.ones((3, 5), np.int32)),
+            TypeError,
+            ["matmul: b must be", "int32"],
+        ),
+        (
+            lambda: ops.matmul(np.ones((2, 1, 3), F), np.ones((3, 3, 1), F)),
+            ValueError,
+            ["broadcast", "[2, 1, 3]"],
+        ),
         (lambda: ops.matmul(F(1), np.ones((3, 5), F)), ValueError, ["at least one axis"]),
-        (lambda: ops.matmul_backward(np.ones((2, 2), F), np.ones((2, 3), F), np.ones((3, 5), F)), ValueError, ["dy", "[2, 5]", "[2, 2]"]),
-        (lambda: ops.linear(np.ones((2, 3), F), np.ones((5, 4), F)), ValueError, ["x must have shape [..., 4]", "[2, 3]"]),
+        (
+            lambda: ops.matmul_backward(np.ones((2, 2), F), np.ones((2, 3), F), np.ones((3, 5), F)),
+            ValueError,
+            ["dy", "[2, 5]", "[2, 2]"],
+        ),
+        (
+            lambda: ops.linear(np.ones((2, 3), F), np.ones((5, 4), F)),
+            ValueError,
+            ["x must have shape [..., 4]", "[2, 3]"],
+        ),
         (lambda: ops.linear(np.ones(3, F), np.ones(3, F)), ValueError, ["weight", "[out, in]"]),
-        (lambda: ops.linear(np.ones((2, 3), F), np.ones((5, 3), F), np.ones(3, F)), ValueError, ["bias", "[5]", "[3]"]),
-        (lambda: ops.linear(np.ones(3, F), np.ones((5, 3), F), activation="tanh"), ValueError, ["activation", "'gelu_tanh'", "'tanh'"]),
-        (lambda: ops.linear_backward(np.ones(4, F), np.ones(3, F), np.ones((5, 3), F), has_bias=True), ValueError, ["dy", "[5]", "[4]"]),
-        (lambda: product(np.ones((2, 3), F), np.ones((3, 5), F), bias=np.ones(2, F)), ValueError, ["matmul: bias", "[N] = [5]", "[2]"]),
-        (lambda: product(np.ones((2, 3), F), np.ones((3, 5), F), accumulate=True, bias=np.ones(5, F)), ValueError, ["accumulate"]),
+        (
+            lambda: ops.linear(np.ones((2, 3), F), np.ones((5, 3), F), np.ones(3, F)),
+            ValueError,
+            ["bias", "[5]", "[3]"],
+        ),
+        (
+            lambda: ops.linear(np.ones(3, F), np.ones((5, 3), F), activation="tanh"),
+            ValueError,
+            ["activation", "'gelu_tanh'", "'tanh'"],
+        ),
+        (
+            lambda: ops.linear_backward(
+                np.ones(4, F), np.ones(3, F), np.ones((5, 3), F), has_bias=True
+            ),
+            ValueError,
+            ["dy", "[5]", "[4]"],
+        ),
+        (
+            lambda: product(np.ones((2, 3), F), np.ones((3, 5), F), bias=np.ones(2, F)),
+            ValueError,
+            ["matmul: bias", "[N] = [5]", "[2]"],
+        ),
+        (
+            lambda: product(
+                np.ones((2, 3), F), np.ones((3, 5), F), accumulate=True, bias=np.ones(5, F)
+            ),
+            ValueError,
+            ["accumulate"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_named(call, error, words):
     with pytest.raises(error) as raised:
         call()
