@@ -111,7 +111,10 @@ class TokenDataset:
             ShapeError: `ids` is not one-dimensional.
             DTypeError: `ids` does not hold integers.
         """
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except ValueError:
+            raise ShapeError(f"{name}: ids must be one-dimensional, got ragged lists") from None
         if array.ndim != 1:
             raise ShapeError(f"{name}: ids must be one-dimensional, got shape {list(array.shape)}")
         if array.size and array.dtype.kind not in "iu":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from llmcore import _core
+from llmcore.errors import ConfigError
 
 
 def device_info() -> dict[str, Any]:
@@ -40,7 +42,11 @@ def set_num_threads(n: int) -> None:
         1
         >>> set_num_threads(before)
     """
-    _core.set_num_threads(n)
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise ConfigError(f"set_num_threads: n must be a whole number, got {n!r}") from None
+    _core.set_num_threads(count)
 
 
 def get_num_threads() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from llmcore import _core
 from llmcore._core import Tensor
-from llmcore.errors import ConfigError, DataError, TokenIndexError
+from llmcore.errors import ConfigError, DataError, DTypeError, TokenIndexError
 from llmcore.objectives import as_ids
 from llmcore.validation import Check
 
@@ -288,6 +288,13 @@ def encode_prompts(
 def _as_list(prompts: Any) -> list[Any]:
     if isinstance(prompts, str):
         return [prompts]
+    if hasattr(prompts, "__array__"):
+        array = np.asarray(prompts)
+        return list(array) if array.ndim > 1 else [array]
+    if not isinstance(prompts, Iterable):
+        raise DTypeError(
+            f"prompts must be texts or lists of ids, one or several, got a {type(prompts).__name__}"
+        )
     items = list(prompts)
     single = bool(items) and not isinstance(items[0], str) and not hasattr(items[0], "__len__")
     return [items] if single else items

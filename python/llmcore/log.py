@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
+from llmcore.atomic import write_atomically
 from llmcore.errors import ConfigError
 
 #: Least seconds between two updates of the progress line: redrawn in place, or a line of its own.
@@ -49,10 +50,8 @@ class MetricsLog:
         self.records: list[dict[str, Any]] = []
         if keep_until is not None:
             self.records = [r for r in read_metrics(self.path) if r["step"] <= keep_until]
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in self.records)
-        temporary.replace(self.path)
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_atomically(self.path, lines.encode())
         # Line buffering: each record reaches the operating system at once, so a kill loses none.
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
 

@@ -12,7 +12,14 @@ import numpy as np
 from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.config import ModelConfig
-from llmcore.errors import CheckpointError, ConfigError, DTypeError, OutOfMemory
+from llmcore.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    DTypeError,
+    OutOfMemory,
+)
 from llmcore.objectives import Batch, as_ids
 from llmcore.validation import check_seed
 
@@ -161,7 +168,9 @@ class Transformer:
 
     def _forward(self, ids: Any, lengths: Any | None, *, hidden: bool) -> Tensor:
         array = as_ids(ids, "model: ids", ndim=2)
-        counts = None if lengths is None else as_ids(lengths, "model: lengths", ndim=1)
+        counts = None
+        if lengths is not None:
+            counts = as_ids(lengths, "model: lengths", ndim=1, negative=DataError)
         width = self.config.hidden_size if hidden else self.config.vocab_size
         out = _core.empty([*array.shape, width])
         self._core.forward(
@@ -229,7 +238,12 @@ class Transformer:
         """
         from llmcore import generate as generation
 
-        settings = config or generation.GenerationConfig()
+        settings = generation.GenerationConfig() if config is None else config
+        if not isinstance(settings, generation.GenerationConfig):
+            raise DTypeError(
+                "generate: config must be a GenerationConfig, for example "
+                f"GenerationConfig(max_new_tokens=20), got a {type(settings).__name__}"
+            )
         if stream:
             return generation.stream(self, prompts, settings)
         return generation.generate(self, prompts, settings)
@@ -283,6 +297,8 @@ def check_computation(device: str, dtype: str) -> None:
         DTypeError: the format is not supported.
         DeviceError: the device cannot be used, with the reason.
     """
+    if not isinstance(device, str):
+        raise DeviceError(f"device must be a name such as 'cpu', got {device!r}")
     _core.empty([0], device=device)
     if dtype in ("bfloat16", "float16"):
         raise DTypeError(

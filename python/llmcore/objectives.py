@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import DataError, DTypeError, ShapeError
+from .errors import DataError, DTypeError, LlmcoreError, ShapeError, TokenIndexError
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
@@ -45,7 +45,8 @@ class Batch:
     Raises:
         ShapeError: Two fields disagree about B, T, S or R.
         DTypeError: A field of ids or lengths does not hold integers.
-        DataError: A value is out of its range.
+        TokenIndexError: An id or target is negative.
+        DataError: Another value is out of its range.
 
     Example:
         >>> batch = Batch(enc_ids=[[5, 6, 7]], rows=[1], targets=[9])
@@ -67,8 +68,9 @@ class Batch:
     def __post_init__(self) -> None:
         for name in ("dec_ids", "enc_ids", "types"):
             self._set_ids(name, ndim=2)
-        for name in ("dec_lengths", "enc_lengths", "prefix_lengths", "rows", "targets"):
-            self._set_ids(name, ndim=1)
+        self._set_ids("targets", ndim=1)
+        for name in ("dec_lengths", "enc_lengths", "prefix_lengths", "rows"):
+            self._set_ids(name, ndim=1, negative=DataError)
         self._set_weights()
         self._check_inputs()
         self._check_rows()
@@ -77,10 +79,13 @@ class Batch:
                 f"Batch: label_smoothing must be at least 0 and below 1, got {self.label_smoothing}"
             )
 
-    def _set_ids(self, name: str, ndim: int) -> None:
+    def _set_ids(
+        self, name: str, ndim: int, negative: type[LlmcoreError] = TokenIndexError
+    ) -> None:
         value = getattr(self, name)
         if value is not None:
-            object.__setattr__(self, name, as_ids(value, f"Batch: {name}", ndim=ndim))
+            ids = as_ids(value, f"Batch: {name}", ndim=ndim, negative=negative)
+            object.__setattr__(self, name, ids)
 
     def _set_weights(self) -> None:
         count = self.targets.size
@@ -215,7 +220,8 @@ class CausalLM:
                 seen, never predicted.
 
         Raises:
-            ShapeError, DTypeError, DataError: If the ids or lengths are not as above.
+            ShapeError, DTypeError, DataError, TokenIndexError: If the ids or lengths are not as
+                above.
         """
         tokens = as_ids(ids, "CausalLM: ids", ndim=2)
         if tokens.shape[1] < 2:
@@ -227,7 +233,7 @@ class CausalLM:
             return Batch(
                 dec_ids=inputs, targets=targets.reshape(-1), label_smoothing=self.label_smoothing
             )
-        real = as_ids(lengths, "CausalLM: lengths", ndim=1)
+        real = as_ids(lengths, "CausalLM: lengths", ndim=1, negative=DataError)
         _check_lengths(real, tokens, "CausalLM: lengths", "ids", smallest=2)
         scored = np.arange(targets.shape[1]) < real[:, None] - 1
         return Batch(
@@ -239,18 +245,21 @@ class CausalLM:
         )
 
 
-def as_ids(value: Any, what: str, *, ndim: int) -> Int32Array:
+def as_ids(
+    value: Any, what: str, *, ndim: int, negative: type[LlmcoreError] = TokenIndexError
+) -> Int32Array:
     """Return `value` as a C-contiguous int32 array of `ndim` axes.
 
     Args:
         value: A list, an array of any integer type, or anything with `__array__`.
         what: What to call it in an error, for example "CausalLM: ids".
         ndim: The number of axes it must have.
+        negative: The class of the error about a negative number.
 
     Raises:
         ShapeError: Another number of axes, or rows of unequal length.
         DTypeError: Not integers.
-        DataError: An id that is negative or does not fit in 32 bits.
+        TokenIndexError: An id that is negative or does not fit in 32 bits.
 
     Example:
         >>> as_ids([[1, 2]], "ids", ndim=2)
@@ -270,9 +279,9 @@ def as_ids(value: Any, what: str, *, ndim: int) -> Int32Array:
     if array.dtype.kind not in "iu":
         raise DTypeError(f"{what} must hold integers, got {array.dtype}")
     if array.dtype.kind == "i" and array.min() < 0:
-        raise DataError(f"{what} must not be negative, got {array.min()}")
+        raise negative(f"{what} must not be negative, got {array.min()}")
     if array.dtype.itemsize >= 4 and array.dtype != np.int32 and array.max() > _INT32_MAX:
-        raise DataError(f"{what} must fit in 32 bits, got {array.max()}")
+        raise TokenIndexError(f"{what} must fit in 32 bits, got {array.max()}")
     return np.ascontiguousarray(array, np.int32)
 
 

@@ -52,6 +52,11 @@ def load_index(directory: Path) -> dict[str, Any]:
             f"{directory} holds no tokenized data set (there is no {_INDEX}); "
             "make one with `llmcore tokenize`"
         ) from None
+    except NotADirectoryError:
+        raise DataError(
+            f"{directory} is a file, not a tokenized data set; make one of it with "
+            "`llmcore tokenize`"
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:

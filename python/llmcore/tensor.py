@@ -77,5 +77,8 @@ def _readable(obj: Any) -> Any:
             return _core.from_dlpack(obj)
         except DTypeError:
             obj = np.from_dlpack(obj)
-    array = np.asarray(obj)
+    try:
+        array = np.asarray(obj)
+    except ValueError:
+        raise ShapeError("tensor: rows must have equal length, got ragged lists") from None
     return array.astype(np.float32) if array.dtype == np.float64 else array

@@ -177,6 +177,8 @@ class Tokenizer:
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
         """Return the ids of each text; see `encode`."""
+        if isinstance(texts, str):
+            raise DTypeError("encode_batch takes a list of texts, got one str; encode takes one")
         for text in texts:
             if not isinstance(text, str):
                 raise DTypeError(f"encode takes text (str), got {type(text).__name__}")
@@ -193,6 +195,7 @@ class Tokenizer:
 
         Raises:
             TokenIndexError: An id is negative.
+            DTypeError: An id is not a whole number.
         """
         numbers = ids if isinstance(ids, list) else np.asarray(ids).tolist()
         try:
@@ -200,6 +203,8 @@ class Tokenizer:
         except OverflowError:
             wrong = next(number for number in numbers if not 0 <= number < 2**32)
             raise TokenIndexError(f"decode: {wrong} is not a token id") from None
+        except TypeError:
+            raise DTypeError(f"decode takes a list of whole numbers, got {ids!r}") from None
 
     def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
         """Return a decoder that is given one id at a time; see `StreamDecoder`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .characters import CHARACTER_PATTERN
@@ -41,6 +42,8 @@ def train(
     if kind not in get_args(TokenizerKind):
         hint = did_you_mean(str(kind), get_args(TokenizerKind))
         raise DataError(f"kind must be bpe, wordpiece, unigram or char, got {kind!r}{hint}")
+    if vocab_size is not None and not (isinstance(vocab_size, Integral) and vocab_size > 0):
+        raise DataError(f"vocab_size must be a whole number above 0, got {vocab_size!r}")
     if lowercase and kind != "wordpiece":
         raise DataError(f"lowercase is for kind='wordpiece'; lower the text itself for {kind!r}")
     special = list(_USUAL_SPECIAL_TOKENS[kind] if special_tokens is None else special_tokens)
@@ -71,9 +74,10 @@ class _Texts:
     """The training text, to be gone through any number of times."""
 
     def __init__(self, inputs: TrainingInputs, text_field: str) -> None:
-        if isinstance(inputs, str):
+        if isinstance(inputs, str) or not isinstance(inputs, (Iterable, os.PathLike)):
             raise DataError(
-                "inputs must be a list: of texts (str) or of files (pathlib.Path); got one str"
+                "inputs must be a list: of texts (str) or of files (pathlib.Path); "
+                f"got one {type(inputs).__name__}"
             )
         self._inputs = [inputs] if isinstance(inputs, os.PathLike) else inputs
         self._text_field = text_field

@@ -275,7 +275,9 @@ def _encode_in_processes(
 
     try:
         for batch in _batches(pieces):
-            waiting.append((batch, pool.submit(_encode_in_worker, *_work(batch))))
+            texts, ends = _work(batch)
+            with _interrupts_held():  # submitting starts the processes
+                waiting.append((batch, pool.submit(_encode_in_worker, texts, ends)))
             if len(waiting) > 2 * workers:
                 yield oldest()
         while waiting:
@@ -287,6 +289,22 @@ def _encode_in_processes(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C from the processes started here, from their first moment on.
+
+    It is for this process, which stops them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(batch: Batch) -> tuple[list[str], list[bool]]:

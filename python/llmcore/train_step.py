@@ -54,7 +54,7 @@ class TrainStep:
         ConfigError: a setting is out of range.
 
     Example:
-        >>> from llmcore.objectives import CausalLM
+        >>> from llmcore import CausalLM, ModelConfig
         >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
         >>> step = TrainStep(model, lr=1e-2)
         >>> batch = CausalLM()([[1, 2, 3, 4]])
@@ -107,7 +107,7 @@ class TrainStep:
         Raises:
             ConfigError: no target has a weight above zero.
         """
-        batches = [batch] if isinstance(batch, Batch) else list(batch)
+        batches = list(batch) if isinstance(batch, Sequence) else [batch]
         if not batches:
             raise ConfigError("TrainStep: expected at least one batch, got none")
         for micro_batch in batches:
@@ -151,8 +151,13 @@ class TrainStep:
         """Continue from a `state_dict`.
 
         Raises:
+            ConfigError: something is missing.
             ShapeError: the moments are those of another model.
         """
+        keys = ("m", "v", "step", "calls", "dropout_seed")
+        missing = [key for key in keys if key not in state]
+        if missing:
+            raise ConfigError(f"TrainStep.load_state_dict: there is no {', '.join(missing)}")
         for name in ("m", "v"):
             target = getattr(self._core, name).numpy()
             moment = np.asarray(state[name])

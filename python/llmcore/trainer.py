@@ -20,7 +20,7 @@ from llmcore import checkpoint, plan
 from llmcore.atomic import reason, write_atomically
 from llmcore.config import ModelConfig
 from llmcore.data import BlockSampler, TokenDataset
-from llmcore.errors import CheckpointError, ConfigError, LlmcoreError
+from llmcore.errors import CheckpointError, ConfigError, DataError, DTypeError, LlmcoreError
 from llmcore.evaluate import HasLoss, evaluate
 from llmcore.interrupt import Interrupts
 from llmcore.log import RunLog, format_count, format_duration
@@ -95,7 +95,8 @@ class Trainer:
         train_step: Callable[..., Any] | None = None,
     ) -> None:
         self.model = model
-        self.config = config or TrainConfig()
+        self.config = TrainConfig() if config is None else config
+        _check_kinds(model, self.config)
         self.train_data, self.val_data = resolve_data(data)
         self.tokenizer = tokenizer or self.train_data.tokenizer
         self.out_dir = Path(self.config.out_dir)
@@ -137,7 +138,7 @@ class Trainer:
             total=self.config.steps,
             done=self.state.step,
             # Killed before its first checkpoint, a run begins again, and so do its metrics.
-            resumed=self._resumed and self._saved_step is not None,
+            resumed=self._saved_step is not None,
             tensorboard=self.config.tensorboard,
         )
         try:
@@ -406,6 +407,10 @@ class Trainer:
         for data in (self.train_data, self.val_data):
             if data is not None:
                 data.check_vocab(model.vocab_size)
+        if self.val_data is not None and len(self.val_data) < 2:
+            raise DataError(
+                f"{self.val_data.name} has {len(self.val_data)} tokens; validation needs at least 2"
+            )
 
     def _prepare_out_dir(self) -> None:
         if not self._resumed:
@@ -447,6 +452,13 @@ class Trainer:
             reason=reason,
             signal=signal,
         )
+
+
+def _check_kinds(model: Any, config: Any) -> None:
+    if not isinstance(getattr(model, "config", None), ModelConfig):
+        raise DTypeError(f"Trainer: model must be a Transformer, got a {type(model).__name__}")
+    if not isinstance(config, TrainConfig):
+        raise DTypeError(f"Trainer: config must be a TrainConfig, got a {type(config).__name__}")
 
 
 def _core_train_step() -> Callable[..., Any]:

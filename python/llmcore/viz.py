@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from llmcore.atomic import write_atomically
+
 Point = tuple[float, float]
 
 _WIDTH, _HEIGHT = 760, 440
@@ -112,10 +114,7 @@ def save_loss_curve(
     records: Iterable[Mapping[str, Any]], path: str | Path, *, title: str = "Loss"
 ) -> None:
     """Write `loss_curve` to a file, whole or not at all, so that a viewer never sees half of it."""
-    path = Path(path)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(loss_curve(records, title=title), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(Path(path), loss_curve(records, title=title).encode())
 
 
 def round_ticks(low: float, high: float, most: int) -> list[float]:

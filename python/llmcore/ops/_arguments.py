@@ -44,7 +44,8 @@ class Floats:
     def __getitem__(self, name: str) -> Tensor:
         """The argument `name`, which was given."""
         tensor = self._tensors[name]
-        assert tensor is not None
+        if tensor is None:
+            raise DTypeError(f"{self.op}: {name} must be an array, got None")
         return tensor
 
     def get(self, name: str) -> Tensor | None:

@@ -1,0 +1,87 @@
+"""A run that is killed at random moments, or stopped and resumed, ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind\n" * 80
+
+# Dropout, accumulation, clipping, evaluation and a tokenizer: all that a resumed run must remember.
+RUN = ["--steps", 60, "--batch-size", 3, "--block-size", 24, "--accumulation", 2, "--dropout", 0.2,
+       "--eval-interval", 12, "--eval-batches", 2, "--save-interval", 4, "--log-interval", 3,
+       "--sample-tokens", 0, "--set", "model.hidden_size=32", "--set", "model.num_heads=2",
+       "--set", "model.num_decoder_layers=2"]  # fmt: skip
+
+
+def start(out, *words, **environment):
+    command = [sys.executable, "-m", "llmcore.cli", "train", "--out-dir", out, *words]
+    environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(list(map(str, command)), env=environment, **pipes)
+
+
+def finish(process):
+    printed, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return printed
+
+
+def outcome(out):
+    """Everything that a run leaves and that does not tell the time."""
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for record in metrics:
+        for name in ("time", "tokens_per_second", "peak_share"):
+            record.pop(name, None)
+    names = ("model.safetensors", "training_state.safetensors", "tokenizer.json")
+    files = {name: (out / "last" / name).read_bytes() for name in names}
+    return metrics, files, (out / "best" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "text.txt"
+    file.write_text(TEXT)
+    return ["--data", file, "--tokenizer", "bpe", "--vocab-size", 280]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data):
+    """The outcome of a run on one thread, and the seconds it took."""
+    out = tmp_path_factory.mktemp("whole")
+    began = time.monotonic()
+    finish(start(out, *RUN, *data, LLMCORE_NUM_THREADS=1))
+    return outcome(out), time.monotonic() - began
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kill_anywhere_and_resume(tmp_path, data, uninterrupted, seed):
+    expected, seconds = uninterrupted
+    moments = random.Random(seed)
+    for _ in range(2):
+        # On several threads, so that the number of threads changes on the way.
+        process = start(tmp_path, *RUN, *data, "--resume", LLMCORE_NUM_THREADS=3)
+        time.sleep(moments.uniform(0.3, 0.95) * seconds)
+        process.kill()
+        process.communicate()
+    finish(start(tmp_path, *RUN, *data, "--resume", LLMCORE_NUM_THREADS=2))
+    assert outcome(tmp_path) == expected
+
+
+def test_interrupt_and_resume_with_the_stored_settings(tmp_path, data, uninterrupted):
+    process = start(tmp_path, *RUN, *data)
+    while not (tmp_path / "last" / "checkpoint.json").exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (0, 130)  # 0: it was done before the signal came
+    finish(start(tmp_path, "--resume"))
+    assert outcome(tmp_path) == uninterrupted[0]
