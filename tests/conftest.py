@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import llmcore
+from command import TEXT
 from llmcore import _core
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -50,3 +51,11 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the shared research data is not here")
     return path
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A small text file to train on."""
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT)
+    return file

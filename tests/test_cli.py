@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import resource
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+from command import SMALL, TEXT, child, fails, run
 from llmcore import cli
 from llmcore.cli_options import option_name
 from llmcore.train_config import DataConfig, TrainConfig
 
-has_core = importlib.util.find_spec("llmcore._core") is not None
-needs_core = pytest.mark.skipif(not has_core, reason="needs the compiled core")
-
 COMMANDS = ("train", "eval", "generate", "tokenize", "plan", "doctor")
-
-
-def run(capsys, *words):
-    """Exit status, standard output and standard error of one command."""
-    status = cli.main(list(map(str, words)))
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def fails(capsys, status, *words):
-    """Run a command that must fail with one readable line; return the line."""
-    found, _, err = run(capsys, *words)
-    lines = err.strip().splitlines()
-    assert found == status, err
-    assert len(lines) == 1, err
-    assert lines[0].startswith("llmcore: ")
-    assert "Traceback" not in err
-    assert "unexpected" not in err
-    return lines[0]
 
 
 # ------------------------------------------------------------------------------- help
@@ -162,9 +137,6 @@ def test_flags_win_over_file_and_file_over_the_stored_run(tmp_path):
 # ----------------------------------------------------------------------- tokenizing
 
 
-TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind\n" * 60
-
-
 def test_tokenize_writes_shards_once(capsys, tmp_path):
     (tmp_path / "a.txt").write_text(TEXT)
     words = ["tokenize", tmp_path / "a.txt", "--out", tmp_path / "shards", "--tokenizer", "char",
@@ -197,19 +169,7 @@ def test_tokenize_names_what_is_wrong_with_a_file(capsys, tmp_path, content, wor
 
 # ---------------------------------------------------------------------- whole runs
 
-SMALL = ["--steps", 12, "--eval-interval", 4, "--eval-batches", 2, "--batch-size", 2,
-         "--block-size", 16, "--sample-tokens", 8, "--log-interval", 2, "--set",
-         "model.hidden_size=16", "--set", "model.num_decoder_layers=1"]  # fmt: skip
 
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT)
-    return file
-
-
-@needs_core
 def test_train_eval_generate(capsys, tmp_path, text):
     out = tmp_path / "run"
     status, printed, err = run(capsys, "train", *SMALL, "--data", text, "--out-dir", out)
@@ -240,7 +200,6 @@ def test_train_eval_generate(capsys, tmp_path, text):
     assert "steps from 12 to 16" in more[1]
 
 
-@needs_core
 def test_train_on_shards_and_from_a_checkpoint(capsys, tmp_path, text):
     shards, first = tmp_path / "shards", tmp_path / "first"
     run(capsys, "tokenize", text, "--out", shards, "--tokenizer", "bpe", "--vocab-size", 270,
@@ -254,22 +213,6 @@ def test_train_on_shards_and_from_a_checkpoint(capsys, tmp_path, text):
     assert starts[1] < starts[0]
 
 
-@needs_core
-def test_corrupt_checkpoints_are_named(capsys, tmp_path, text):
-    out = tmp_path / "run"
-    assert run(capsys, "train", *SMALL, "--data", text, "--out-dir", out)[0] == 0
-    weights = out / "last" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:500])
-    assert "500" in fails(capsys, 1, "train", "--resume", "--out-dir", out)
-    assert "model.safetensors" in fails(capsys, 1, "eval", out / "last", "--data", text)
-    weights.write_text("this is not a model")
-    assert "model.safetensors" in fails(capsys, 1, "generate", out / "last")
-    assert "no model at" in fails(capsys, 1, "generate", tmp_path / "none")
-    assert "is a file" in fails(capsys, 1, "generate", text)
-    assert "holds no model" in fails(capsys, 1, "generate", tmp_path)
-
-
-@needs_core
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
@@ -288,13 +231,6 @@ def test_what_a_run_cannot_use_exits_1(capsys, tmp_path, monkeypatch, text, word
     assert hint in fails(capsys, 1, "train", "--steps", 1, *words)
 
 
-def child(*words, **options):
-    command = [sys.executable, "-m", "llmcore.cli", *map(str, words)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **pipes, **options)
-
-
-@needs_core
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_tells_how_to_go_on(capsys, tmp_path, text, number):
     out = tmp_path / "run"
@@ -314,26 +250,6 @@ def test_signal_saves_and_tells_how_to_go_on(capsys, tmp_path, text, number):
     assert f"at step {step} of {step + 3}" in printed
 
 
-@needs_core
-def test_full_disk_keeps_the_last_checkpoint(capsys, tmp_path, text):
-    """A limit on file size stands for the full disk: the weights can no longer be written."""
-    out = tmp_path / "run"
-    assert run(capsys, "train", *SMALL, "--data", text, "--out-dir", out)[0] == 0
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-
-    process = child("train", "--resume", "--steps", 20, "--out-dir", out, preexec_fn=limit)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert len(err.strip().splitlines()) == 1, err
-    assert "too large" in err
-    status, printed, err = run(capsys, "train", "--resume", "--steps", 20, "--out-dir", out)
-    assert status == 0, err
-    assert "at step 12 of 20" in printed
-
-
-@needs_core
 def test_plan_and_doctor(capsys):
     status, out, err = run(capsys, "plan", "--model", "gpt2", "--batch-size", 4, "--json")
     assert status == 0, err
@@ -349,7 +265,6 @@ def test_plan_and_doctor(capsys):
     assert "cuda" in out
 
 
-@needs_core
 def test_version(capsys):
     import llmcore
 

@@ -1,4 +1,4 @@
-"""A run that is killed at random moments, or stopped and resumed, ends as if nothing had happened."""
+"""A run that is killed at random moments, or stopped, and resumed, ends as if it had not been."""
 
 from __future__ import annotations
 

@@ -206,6 +206,8 @@ class ModelConfig:
         check.at_least(1, "ffn_size", "max_positions", "relative_max_distance")
         check.at_least(2, "rotary_dim", "relative_buckets")
         check.at_least(0, "num_encoder_layers", "num_decoder_layers", "position_offset")
+        for stack in ("num_encoder_layers", "num_decoder_layers"):
+            check.require(stack, lambda layers: layers <= 10_000, "at most 10000")
         check.at_least(0, "type_vocab_size", "sliding_window", "num_labels", "attention_softcap")
         check.positive("norm_eps", "embedding_scale", "rope_theta", "attention_scale")
         check.positive("head_scale", "init_std")
