@@ -4,11 +4,9 @@ The compiled core of llmcore. Use the llmcore package; names here may change.
 """
 
 from __future__ import annotations
-
 import collections.abc
-import typing
-
 import numpy
+import typing
 import typing_extensions
 
 __all__: list[str] = [
