@@ -145,8 +145,6 @@ def test_ids_of_another_tokenizer_are_refused(capsys, finished_run, tmp_path):
     shards = tmp_path / "shards"
     text = finished_run.parent / "text.txt"
     assert run(capsys, "tokenize", text, "--out", shards, *words)[0] == 0
-        run(capsys, "tokenize", finished_run.parent / "text.txt", "--out", shards, *words)[0] == 0
-    )
     line = fails(capsys, 1, "eval", finished_run, "--data", shards)
     assert "tokenized with another tokenizer" in line
     line = fails(capsys, 1, "train", "--model", finished_run, "--data", shards, "--out-dir",

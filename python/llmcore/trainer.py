@@ -253,7 +253,7 @@ class Trainer:
                 "peak_share": round(share, 4),
             }
             self._log.write(state.step, values)
-        if self._log.wants_update():
+        if self._log.wants_update(last=state.step == self.config.steps):
             parts = [
                 f"loss {result.loss:.4f}",
                 f"val {state.val_loss:.4f}" if state.val_loss is not None else "",
