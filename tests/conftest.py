@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import llmcore
-from command import TEXT
+from command import SMALL, TEXT, child
 from llmcore import _core
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -59,3 +59,13 @@ def text(tmp_path: Path) -> Path:
     file = tmp_path / "text.txt"
     file.write_text(TEXT)
     return file
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run on text.txt beside it; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "text.txt").write_text("to be or not to be\n" * 200)
+    process = child("train", *SMALL, "--data", folder / "text.txt", "--out-dir", folder / "out")
+    assert process.communicate()[1] == ""
+    return folder / "out"

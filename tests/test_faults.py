@@ -14,24 +14,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from command import SMALL, child, fails, run
+from command import child, fails, run
 from llmcore import DataError, Transformer, checkpoint
 from llmcore.errors import CheckpointError
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A finished run; tests work on copies."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "text.txt").write_text("to be or not to be\n" * 200)
-    process = child("train", *SMALL, "--data", folder / "text.txt", "--out-dir", folder / "out")
-    assert process.communicate()[1] == ""
-    return folder / "out"
-
-
 @pytest.fixture
-def out(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "out")
+def out(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "out")
 
 
 def flipped(content):
@@ -166,9 +156,9 @@ def fill(disk, leave=0):
 
 
 @pytest.mark.parametrize("leave", [0, 8192, 30_000])
-def test_a_disk_that_is_really_full(capsys, whole, small_disk, leave):
+def test_a_disk_that_is_really_full(capsys, finished_run, small_disk, leave):
     """Wherever room ends, at settings, metrics or weights: with more of it the run goes on."""
-    out = shutil.copytree(whole, small_disk / "out")
+    out = shutil.copytree(finished_run, small_disk / "out")
     fill(small_disk, leave)
     words = ["train", "--resume", "--out-dir", out, "--steps", 20]
     assert "No space left on device" in fails(capsys, 1, *words)

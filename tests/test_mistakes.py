@@ -13,16 +13,6 @@ import pytest
 from command import SMALL, child, fails, run
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A directory with text and a finished run on it in out/; tests must leave it as it is."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "text.txt").write_text("to be or not to be\n" * 200)
-    process = child("train", *SMALL, "--data", folder / "text.txt", "--out-dir", folder / "out")
-    assert process.communicate()[1] == ""
-    return folder
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -99,8 +89,8 @@ def test_devices_formats_and_settings_of_the_environment(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_resuming_what_is_not_there_or_something_else(capsys, trained, tmp_path):
-    out = trained / "out"
+def test_resuming_what_is_not_there_or_something_else(capsys, finished_run, tmp_path):
+    out = finished_run
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     line = fails(capsys, 1, "train", "--resume", "--out-dir", tmp_path / "never")
     assert "there is no run in" in line
@@ -132,8 +122,8 @@ def test_results_go_where_the_data_are_named_for(capsys, tmp_path, monkeypatch, 
     assert (tmp_path / "out" / "text" / "last").is_dir()
 
 
-def test_prompts(capsys, trained):
-    out = trained / "out"
+def test_prompts(capsys, finished_run):
+    out = finished_run
     short = ["--max-new-tokens", 3]
     status, unprompted, _ = run(capsys, "generate", out, *short)
     assert status == 0
@@ -150,19 +140,20 @@ def test_prompts(capsys, trained):
     assert run(capsys, "generate", out, *short, "--prompt", "to", "--temperature", 0)[0] == 0
 
 
-def test_ids_of_another_tokenizer_are_refused(capsys, trained, tmp_path):
+def test_ids_of_another_tokenizer_are_refused(capsys, finished_run, tmp_path):
     words = ["--tokenizer", "bpe", "--vocab-size", 300, "--workers", 1]
     shards = tmp_path / "shards"
-    assert run(capsys, "tokenize", trained / "text.txt", "--out", shards, *words)[0] == 0
-    line = fails(capsys, 1, "eval", trained / "out", "--data", shards)
+    text = finished_run.parent / "text.txt"
+    assert run(capsys, "tokenize", text, "--out", shards, *words)[0] == 0
+    line = fails(capsys, 1, "eval", finished_run, "--data", shards)
     assert "tokenized with another tokenizer" in line
-    line = fails(capsys, 1, "train", "--model", trained / "out", "--data", shards, "--out-dir",
+    line = fails(capsys, 1, "train", "--model", finished_run, "--data", shards, "--out-dir",
                  tmp_path / "out")  # fmt: skip
     assert "tokenized with another tokenizer" in line
 
 
-def test_tokenize_needs_no_more_than_a_file_and_a_place(capsys, trained, tmp_path):
-    words = ["tokenize", trained / "text.txt", "--out", tmp_path / "shards"]
+def test_tokenize_needs_no_more_than_a_file_and_a_place(capsys, finished_run, tmp_path):
+    words = ["tokenize", finished_run.parent / "text.txt", "--out", tmp_path / "shards"]
     status, printed, err = run(capsys, *words)
     assert status == 0, err
     assert "vocabulary" in printed
@@ -184,8 +175,8 @@ def test_no_command_shows_the_help(capsys):
     assert "tokenize" in printed
 
 
-def test_a_closed_pipe_ends_quietly(trained):
-    command = f"{sys.executable} -m llmcore.cli generate {trained / 'out'} --max-new-tokens 2000"
+def test_a_closed_pipe_ends_quietly(finished_run):
+    command = f"{sys.executable} -m llmcore.cli generate {finished_run} --max-new-tokens 2000"
     shell = f"set -o pipefail; {command} | head -c 5"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, "")

@@ -212,7 +212,7 @@ def test_doctor_names_the_cure(change, pages, words):
 def test_doctor_report_shows_every_fact():
     facts = {
         "versions": dict.fromkeys(
-            ("llmcore", "python", "numpy", "tokenizers", "safetensors", "system"), "9.9"
+            ("llmcore", "python", "numpy", "tokenizers", "rich", "typer", "system"), "9.9"
         ),
         "extras": {"tensorboard": None, "pyarrow": "1.2"},
         "machine": {**MACHINE, "quota_cores": 2.5},

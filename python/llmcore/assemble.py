@@ -24,7 +24,6 @@ from llmcore.tokenizing import tokenize_files
 from llmcore.train_config import DataConfig, RunConfig, TrainConfig, dropout_fields, resume_changes
 from llmcore.trainer import (
     Trainer,
-    copy_parameters,
     refuse_second_run,
     resolve_data,
 )
@@ -75,7 +74,8 @@ def build_trainer(run: RunConfig, *, device: str = "cpu", dtype: str = "float32"
     refuse_impossible(config, train)
     model = Transformer(config, device=device, dtype=dtype, seed=train.seed)
     if start is not None and not train.resume:
-        copy_parameters(checkpoint.load(start, config=config).parameters, model)
+        weights = checkpoint.load(start, config=config).parameters
+        checkpoint.copy_parameters(weights, model.parameters())
     model.tokenizer = data.tokenizer
     origin = {"model": {"name": name, **config.to_dict()}, "data": source.to_dict()}
     return Trainer(model, (data.train, data.val), train, tokenizer=data.tokenizer, origin=origin)

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -176,6 +176,12 @@ def load(
                     raise
         time.sleep(0.01)
     raise CheckpointError(f"{directory}: is saved over faster than it can be read; try again")
+
+
+def copy_parameters(source: Iterable[tuple[str, Float32]], target: Mapping[str, Any]) -> None:
+    """Copy arrays, by name, into the parameters of a model of the same architecture."""
+    for name, array in source:
+        np.copyto(target[name].numpy(), array)
 
 
 def exists(directory: Path) -> bool:

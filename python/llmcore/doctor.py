@@ -38,7 +38,8 @@ def examine() -> dict[str, Any]:
             "python": platform.python_version(),
             "numpy": _installed("numpy"),
             "tokenizers": _installed("tokenizers"),
-            "safetensors": _installed("safetensors"),
+            "rich": _installed("rich"),
+            "typer": _installed("typer"),
             "system": platform.platform(),
         },
         "extras": {name: _installed(name) for name in _EXTRAS},
@@ -92,7 +93,7 @@ def report(facts: Mapping[str, Any]) -> str:
     rows = [
         ("llmcore", versions["llmcore"]),
         ("python", f"{versions['python']} on {versions['system']}"),
-        ("packages", _list(versions, ("numpy", "tokenizers", "safetensors"))),
+        ("packages", _list(versions, ("numpy", "tokenizers", "rich", "typer"))),
         ("", ""),
         ("cpu", machine["cpu_model"]),
         (

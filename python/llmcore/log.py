@@ -225,8 +225,13 @@ class RunLog:
         """Print a line that stays."""
         self._progress.say(text)
 
-    def wants_update(self) -> bool:
-        """Whether it is time to show the progress again: often on a terminal, else rarely."""
+    def wants_update(self, *, last: bool = False) -> bool:
+        """Whether it is time to show the progress again: often on a terminal, else rarely.
+
+        The `last` state is what stays on a terminal, so it is always shown there.
+        """
+        if last and self._progress.live:
+            return True
         interval = _LIVE_INTERVAL if self._progress.live else _PLAIN_INTERVAL
         return time.monotonic() - self._shown_at >= interval
 

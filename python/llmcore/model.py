@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,14 +110,9 @@ class Transformer:
         saved = checkpoint.load(_local_directory(path_or_repo))
         model = cls.__new__(cls)
         model._build(saved.config, device, dtype, None)
-        model._load(saved.parameters)
+        checkpoint.copy_parameters(saved.parameters, model.parameters())
         model.tokenizer = checkpoint.load_tokenizer(saved)
         return model
-
-    def _load(self, parameters: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
-        own = self.parameters()
-        for name, array in parameters:
-            np.copyto(own[name].numpy(), array)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and the tokenizer's files, all or nothing.

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,8 +30,6 @@ from llmcore.train_config import TrainConfig, dropout_fields, resume_changes
 from llmcore.viz import save_loss_curve
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from llmcore.tokenizer import Tokenizer
 
 
@@ -255,7 +253,7 @@ class Trainer:
                 "peak_share": round(share, 4),
             }
             self._log.write(state.step, values)
-        if self._log.wants_update():
+        if self._log.wants_update(last=state.step == self.config.steps):
             parts = [
                 f"loss {result.loss:.4f}",
                 f"val {state.val_loss:.4f}" if state.val_loss is not None else "",
@@ -363,7 +361,7 @@ class Trainer:
                 " never interrupted",
                 flush=True,
             )
-        copy_parameters(saved.parameters, self.model)
+        checkpoint.copy_parameters(saved.parameters, self.model.parameters())
         self._step.load_state_dict({**saved.state.optimizer, **saved.state.moments})
         self._sampler.load_state_dict(dict(saved.state.data))
         self.state = RunState.from_dict(saved.state.history["run"])
@@ -491,15 +489,6 @@ def resolve_data(data: Any) -> tuple[TokenDataset, TokenDataset | None]:
         has_val = "val" in load_index(Path(data))["splits"]
         return TokenDataset.open(data), TokenDataset.open(data, "val") if has_val else None
     return TokenDataset.from_ids(data), None
-
-
-def copy_parameters(
-    source: Iterable[tuple[str, NDArray[np.float32]]], model: TrainableModel
-) -> None:
-    """Copy arrays, by parameter name, into a model of the same architecture."""
-    own = model.parameters()
-    for name, array in source:
-        np.copyto(own[name].numpy(), array)
 
 
 def refuse_second_run(config: TrainConfig) -> None:
