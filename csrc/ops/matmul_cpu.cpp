@@ -24,7 +24,7 @@ constexpr int64_t kOwnTaskRows = 256;
 constexpr int64_t kSharedBytes = 4 << 20;
 // Multiply-adds worth a task of their own: some 20 microseconds.
 constexpr int64_t kTaskWork = 1 << 21;
-constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kTasksPerThread = 8;
 // Weights that one task streams: some 20 microseconds.
 constexpr int64_t kStreamedFloats = 128 << 10;
 // Up to so many rows, panels are not worth their copy.
