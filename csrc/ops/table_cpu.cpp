@@ -6,15 +6,15 @@
 
 namespace llmcore::LLMCORE_ISA {
 
-extern const MatmulKernels matmul_kernels __attribute__((weak));
-extern const AttentionKernels attention_kernels __attribute__((weak));
-extern const NormKernels norm_kernels __attribute__((weak));
-extern const ActivationKernels activation_kernels __attribute__((weak));
-extern const EmbeddingKernels embedding_kernels __attribute__((weak));
-extern const RopeKernels rope_kernels __attribute__((weak));
-extern const CrossEntropyKernels cross_entropy_kernels __attribute__((weak));
-extern const ElementwiseKernels elementwise_kernels __attribute__((weak));
-extern const OptimizerKernels optimizer_kernels __attribute__((weak));
+extern const MatmulKernels matmul_kernels;
+extern const AttentionKernels attention_kernels;
+extern const NormKernels norm_kernels;
+extern const ActivationKernels activation_kernels;
+extern const EmbeddingKernels embedding_kernels;
+extern const RopeKernels rope_kernels;
+extern const CrossEntropyKernels cross_entropy_kernels;
+extern const ElementwiseKernels elementwise_kernels;
+extern const OptimizerKernels optimizer_kernels;
 
 extern const Kernels kernels;
 const Kernels kernels = {
