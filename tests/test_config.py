@@ -9,7 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from llmcore.config import PRESETS, ModelConfig, RopeScaling, parameter_shapes
+from llmcore.config import ModelConfig, RopeScaling, parameter_shapes
+from llmcore.presets import PRESETS
 from llmcore.errors import ConfigError
 
 SMALL = {"vocab_size": 65, "hidden_size": 24, "num_decoder_layers": 2, "num_heads": 4}

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from llmcore import checkpoint, hf
-from llmcore.config import PRESETS, ModelConfig
+from llmcore.config import ModelConfig
 from llmcore.data import TokenDataset, shakespeare
 from llmcore.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from llmcore.plan import refuse_impossible
+from llmcore.presets import PRESETS
 from llmcore.shards import has_index
 from llmcore.tokenizer import Tokenizer
 from llmcore.tokenizing import tokenize_files

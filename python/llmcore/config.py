@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmcore.errors import ConfigError, did_you_mean
+from llmcore.presets import PRESETS
 from llmcore.validation import Check, build
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
@@ -82,6 +83,48 @@ class RopeScaling:
         check.done()
 
 
+#: The linear layers an adapter may stand beside: those of every attention and feed-forward network.
+LORA_TARGETS = ("q", "k", "v", "out", "gate", "up", "down")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters beside linear layers: y = W x + (alpha / rank) B A x (Hu et al. 2021).
+
+    Attributes:
+        rank: r, rows of A [r, in] and columns of B [out, r].
+        alpha: Scale of the adapters, before it is divided by the rank. Default: rank.
+        dropout: Probability, on the adapters' input.
+        targets: Linear layers that have one, in every layer and kind of attention; some of
+            `LORA_TARGETS`.
+
+    Raises:
+        ConfigError: with every problem found.
+
+    Example:
+        >>> LoraConfig(rank=4).alpha
+        4.0
+    """
+
+    rank: int
+    alpha: float = _DERIVED
+    dropout: float = 0.0
+    targets: Sequence[str] = ("q", "v")
+
+    def __post_init__(self) -> None:
+        check = Check(self, optional={"alpha"})
+        check.at_least(1, "rank")
+        check.derive("alpha", ("rank",), lambda: float(self.rank))
+        check.positive("alpha")
+        check.probability("dropout")
+        check.require(
+            "targets",
+            lambda names: len(names) > 0 and set(names) <= set(LORA_TARGETS),
+            f"some of {', '.join(LORA_TARGETS)}",
+        )
+        check.done()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture of a decoder, an encoder, or both; weights must match it exactly.
@@ -140,6 +183,12 @@ class ModelConfig:
         eos_id: Id of the end-of-sequence token, or None.
         pad_id: Id of the padding token, or None.
         decoder_start_id: Id a decoder beside an encoder starts from, or None.
+        forced_bos_id: Id that every generated text begins with, or None.
+        forced_eos_id: Id that a generated text ends with where it reaches its longest, or None.
+        suppressed_ids: Ids that are never generated.
+        right_to_left: Whether texts are read from their end to their beginning, as the objective
+            `ReversedLM` trains it; generation and scoring turn them round.
+        lora: Low-rank adapters beside the linear layers, or None.
 
     Raises:
         ConfigError: with every problem found, one line each.
@@ -199,6 +248,11 @@ class ModelConfig:
     eos_id: int | None = None
     pad_id: int | None = None
     decoder_start_id: int | None = None
+    forced_bos_id: int | None = None
+    forced_eos_id: int | None = None
+    suppressed_ids: Sequence[int] = ()
+    right_to_left: bool = False
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         check = Check(self, optional=_COMPUTED)
@@ -213,7 +267,7 @@ class ModelConfig:
         check.positive("head_scale", "init_std")
         check.probability("embedding_dropout", "attention_dropout")
         check.probability("residual_dropout", "ffn_dropout")
-        for name in ("bos_id", "eos_id", "pad_id", "decoder_start_id"):
+        for name in TOKEN_ID_FIELDS:
             token = getattr(self, name)
             check.rule(
                 (name, "vocab_size"),
@@ -226,6 +280,11 @@ class ModelConfig:
                 lambda: self.hidden_size % self.num_heads == 0,
                 lambda: f"a multiple of num_heads = {self.num_heads}, or head_dim given",
             )
+        check.rule(
+            ("suppressed_ids", "vocab_size"),
+            lambda: all(0 <= token < self.vocab_size for token in self.suppressed_ids),
+            lambda: f"ids in [0, vocab_size = {self.vocab_size})",
+        )
         for name, (sources, compute) in _COMPUTED.items():
             check.derive(name, sources, lambda compute=compute: compute(self))  # type: ignore[misc]
         self._check_relations(check)
@@ -399,6 +458,16 @@ class ModelConfig:
         return 6.0 * matrices + 12.0 * self.num_heads * self.head_dim * keys
 
 
+#: The fields that hold one special token id, or None.
+TOKEN_ID_FIELDS = (
+    "bos_id",
+    "eos_id",
+    "pad_id",
+    "decoder_start_id",
+    "forced_bos_id",
+    "forced_eos_id",
+)
+
 # The fields with a computed default: what they come from, and how.
 _COMPUTED: dict[str, tuple[tuple[str, ...], Callable[[ModelConfig], Any]]] = {
     "num_kv_heads": (("num_heads",), lambda c: c.num_heads),
@@ -417,7 +486,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     """List every parameter with its shape, in the order in which the model lays them out.
 
     q, k and v (weights, then biases) are consecutive, so that they are one matrix
-    [(H + 2 Hkv) D, C] to the GEMM; so are gate and up. Weights are [out, in], tables [rows, C].
+    [(H + 2 Hkv) D, C] to the GEMM; in cross-attention k and v are, which read the encoder's output;
+    so are gate and up. Weights are [out, in], tables [rows, C].
 
     Example:
         >>> shapes = parameter_shapes(ModelConfig.preset("gpt2"))
@@ -441,10 +511,20 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
         for name, shape in widths.items():
             if bias:
                 shapes[f"{prefix}.{name}.bias"] = shape[:1]
+        if c.lora is None or prefix.startswith("head"):
+            return
+        adapted = {name: shape for name, shape in widths.items() if name in c.lora.targets}
+        for name, shape in adapted.items():
+            shapes[f"{prefix}.{name}.lora_a"] = (c.lora.rank, shape[1])
+        for name, shape in adapted.items():
+            shapes[f"{prefix}.{name}.lora_b"] = (shape[0], c.lora.rank)
 
     def attention(prefix: str) -> None:
         norm(f"{prefix}.norm")
-        linears(prefix, {"q": (query, C), "k": (key, C), "v": (key, C)}, c.attention_bias)
+        projections = {"q": (query, C), "k": (key, C), "v": (key, C)}
+        if prefix.endswith("cross_attention"):
+            linears(prefix, {"q": projections.pop("q")}, c.attention_bias)
+        linears(prefix, projections, c.attention_bias)
         if c.qk_norm:
             shapes[f"{prefix}.q_norm.weight"] = shapes[f"{prefix}.k_norm.weight"] = (c.head_dim,)
         linears(prefix, {"out": (C, query)}, c.attention_out_bias)
@@ -496,104 +576,3 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     if c.num_labels:
         shapes["classifier.weight"], shapes["classifier.bias"] = (c.num_labels, C), (c.num_labels,)
     return shapes
-
-
-_NO_BIASES = dict.fromkeys(("attention_bias", "attention_out_bias", "ffn_bias"), False)
-_GPT2: dict[str, Any] = {"vocab_size": 50257, "bos_id": 50256, "eos_id": 50256}
-_GPT2_SMALL = {**_GPT2, "hidden_size": 768, "num_decoder_layers": 12, "num_heads": 12}
-
-#: Named architectures, as arguments of `ModelConfig`, with the paper each size comes from.
-PRESETS: dict[str, dict[str, Any]] = {
-    # Radford et al. 2019, without dropout as in OpenAI's released code.
-    "gpt2": _GPT2_SMALL,
-    "gpt2-124m": _GPT2_SMALL,
-    "gpt2-medium": {**_GPT2, "hidden_size": 1024, "num_decoder_layers": 24, "num_heads": 16},
-    "gpt2-large": {**_GPT2, "hidden_size": 1280, "num_decoder_layers": 36, "num_heads": 20},
-    "gpt2-xl": {**_GPT2, "hidden_size": 1600, "num_decoder_layers": 48, "num_heads": 25},
-    # The character model nanoGPT's README trains on a CPU.
-    "gpt-nano": {
-        "vocab_size": 65,
-        "hidden_size": 128,
-        "num_decoder_layers": 4,
-        "num_heads": 4,
-        "max_positions": 64,
-        "activation": "gelu",
-        **_NO_BIASES,
-        "norm_bias": False,
-    },
-    # The 15M model of llama2.c, trained on TinyStories.
-    "llama-tiny": {
-        "vocab_size": 32000,
-        "hidden_size": 288,
-        "num_decoder_layers": 6,
-        "num_heads": 6,
-        "ffn_size": 768,
-        "max_positions": 256,
-        "norm": "rms",
-        "positions": "rope",
-        "activation": "silu",
-        "gated_ffn": True,
-        **_NO_BIASES,
-        "bos_id": 1,
-        "eos_id": 2,
-    },
-    # Devlin et al. 2019, uncased, with the masked language model head.
-    "bert-base": {
-        "vocab_size": 30522,
-        "hidden_size": 768,
-        "num_encoder_layers": 12,
-        "num_heads": 12,
-        "max_positions": 512,
-        "norm_eps": 1e-12,
-        "norm_placement": "post",
-        "final_norm": False,
-        "embedding_norm": True,
-        "type_vocab_size": 2,
-        "activation": "gelu",
-        "head_bias": True,
-        "head_transform": True,
-        "embedding_dropout": 0.1,
-        "attention_dropout": 0.1,
-        "residual_dropout": 0.1,
-        "pad_id": 0,
-    },
-    # Vaswani et al. 2017, table 3, base; one shared table, biases as in Marian.
-    "transformer-base": {
-        "vocab_size": 37000,
-        "hidden_size": 512,
-        "num_encoder_layers": 6,
-        "num_decoder_layers": 6,
-        "num_heads": 8,
-        "norm_placement": "post",
-        "final_norm": False,
-        "positions": "sinusoidal",
-        "embedding_scale": math.sqrt(512),
-        "activation": "relu",
-        "head_bias": True,
-        "embedding_dropout": 0.1,
-        "residual_dropout": 0.1,
-    },
-    # Raffel et al. 2020; the first T5: tied head, scaled by 1 / sqrt(C), no gate.
-    "t5-small": {
-        "vocab_size": 32128,
-        "hidden_size": 512,
-        "num_encoder_layers": 6,
-        "num_decoder_layers": 6,
-        "num_heads": 8,
-        "max_positions": 512,
-        "norm": "rms",
-        "norm_eps": 1e-6,
-        "positions": "relative",
-        "attention_scale": 1.0,
-        "activation": "relu",
-        **_NO_BIASES,
-        "head_scale": 512**-0.5,
-        "embedding_dropout": 0.1,
-        "attention_dropout": 0.1,
-        "residual_dropout": 0.1,
-        "ffn_dropout": 0.1,
-        "eos_id": 1,
-        "pad_id": 0,
-        "decoder_start_id": 0,
-    },
-}
