@@ -39,9 +39,9 @@ def random_map(rng, kind, layers=2, heads=3, queries=STRANGE, keys=STRANGE, shar
 @pytest.fixture
 def maps(rng):
     return [
-        random_map(rng, "encoder", queries=STRANGE[:7], keys=STRANGE[:7]),
-        random_map(rng, "decoder"),
-        random_map(rng, "cross", keys=STRANGE[:7]),
+        random_map(rng, "encoder", queries=STRANGE[:7], keys=STRANGE[:7], sharpness=0.5),
+        random_map(rng, "decoder", sharpness=0.5),
+        random_map(rng, "cross", keys=STRANGE[:7], sharpness=0.5),
     ]
 
 
@@ -284,10 +284,11 @@ def test_a_browser_draws_every_view_without_complaint(maps, tmp_path):
     title = re.search("<title>(.*?)</title>", run.stdout.decode(), re.DOTALL).group(1)
     found = json.loads(unescape(title))
     assert found["wrong"] == []
-    # Canvases, tokens, bars (six of the row, one of what comes next) and lists of next tokens.
+    # Canvases, tokens, bars and lists of next tokens. Bars are at most six keys (the decoder's
+    # fourth query sees four) and the one token that may come next.
     overview, source, target = [6, 0, 0, 0], 7, len(STRANGE)
-    one = {"encoder": [1, 2 * source, 6, 0], "decoder": [1, 2 * target, 7, 1]}
-    one["cross"] = [1, target + source, 7, 1]
+    one = {"encoder": [1, 2 * source, 6, 0], "decoder": [1, 2 * target, 4 + 1, 1]}
+    one["cross"] = [1, target + source, 6 + 1, 1]
     assert found["seen"][:4] == [overview, one["encoder"], one["encoder"], overview]
     assert found["seen"][4:8] == [overview, one["decoder"], one["decoder"], overview]
     assert found["seen"][8:12] == [overview, one["cross"], one["cross"], one["cross"]]

@@ -37,7 +37,7 @@ def attention_page(
     title: str = "Attention",
     next_tokens: Sequence[Candidates] | None = None,
 ) -> str:
-    """Draw attention as a page that works in any browser, offline, on light and dark screens.
+    """Draw attention as a page that any current browser shows, offline, light or dark.
 
     It shows all heads at a glance, one head as a heat map, links between tokens, and for cross
     attention which source token every target token attends to most. The address keeps what is
@@ -90,7 +90,21 @@ def save_attention_page(
     title: str = "Attention",
     next_tokens: Sequence[Candidates] | None = None,
 ) -> None:
-    """Write `attention_page` to a file, whole or not at all."""
+    """Write `attention_page` to a file, whole or not at all.
+
+    Raises:
+        ConfigError, ShapeError: as `attention_page` does.
+        OSError: naming `path`, which is then as it was.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from llmcore.viz import AttentionMap, save_attention_page
+        >>> path = Path(tempfile.mkdtemp()) / "rose.html"
+        >>> save_attention_page(path, [AttentionMap("encoder", [[[[1]]]], ["rose"], ["rose"])])
+        >>> path.stat().st_size < 50_000
+        True
+    """
     page = attention_page(maps, title=title, next_tokens=next_tokens)
     write_atomically(Path(path), page.encode("utf-8", "replace"))
 

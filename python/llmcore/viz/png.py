@@ -62,6 +62,10 @@ def attention_png(
             " (pip install matplotlib) or use attention_page, which needs nothing"
         ) from None
 
+    # As on the page: square roots spread out the small weights, which are many.
+    stops = [LIGHT["back"], LIGHT["blue"], LIGHT["deep"]]
+    ramp = colors.LinearSegmentedColormap.from_list("attention", stops)
+    norm = colors.PowerNorm(0.5, 0, 1)
     there = set(fonts.get_font_names())
     families = ["DejaVu Sans", *(name for name in _FONTS if name in there)]
     single = len(layers) == len(heads) == 1
@@ -78,14 +82,7 @@ def attention_png(
         axes = figure.subplots(len(layers), len(heads), squeeze=False)
         for row, i in zip(axes, layers, strict=True):
             for ax, j in zip(row, heads, strict=True):
-                shown = ax.imshow(
-                    attention.weights[i, j],
-                    cmap=colors.LinearSegmentedColormap.from_list(
-                        "attention", [LIGHT["back"], LIGHT["blue"], LIGHT["deep"]]
-                    ),
-                    norm=colors.PowerNorm(0.5, 0, 1),  # as on the page: small weights show, too
-                    interpolation="nearest",
-                )
+                shown = ax.imshow(attention.weights[i, j], ramp, norm, interpolation="nearest")
                 _quiet(ax)
         if single:
             _label(axes[0][0], attention)
@@ -97,12 +94,11 @@ def attention_png(
         bar = figure.colorbar(shown, ax=axes, ticks=[0, 0.1, 0.3, 0.6, 1], shrink=0.6, aspect=30)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=0, labelcolor=LIGHT["text"])
-        if title is None:
-            title = f"{attention.kind.capitalize()} attention"
-            if single:
-                title += f", layer {attention.layers[layers[0]]}"
-                title += f", head {attention.heads[heads[0]]}"
-        figure.suptitle(title, fontsize=12, weight="bold", parse_math=False)
+        place = f", layer {attention.layers[layers[0]]}, head {attention.heads[heads[0]]}"
+        name = f"{attention.kind.capitalize()} attention{place if single else ''}"
+        figure.suptitle(
+            name if title is None else title, fontsize=12, weight="bold", parse_math=False
+        )
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=144, facecolor=LIGHT["back"])
     write_atomically(Path(path), content.getvalue())
@@ -128,10 +124,8 @@ def _quiet(ax: Any) -> None:
 def _label(ax: Any, attention: AttentionMap) -> None:
     ax.tick_params(length=0, labelsize=8, labelcolor=LIGHT["text"])
     ax.xaxis.tick_top()
-    for axis, tokens, rotation in (
-        (ax.xaxis, attention.keys, 60),
-        (ax.yaxis, attention.queries, 0),
-    ):
+    sides = ((ax.xaxis, attention.keys, 60), (ax.yaxis, attention.queries, 0))
+    for axis, tokens, rotation in sides:
         if len(tokens) <= _MOST_LABELS:
             axis.set_ticks(range(len(tokens)))
             # A "$" in a token is a dollar, not the start of a formula.

@@ -110,15 +110,18 @@ function details() {
     });
     told.push(make("h2", {}, ...title), make("ol", { class: className }, ...items));
   };
-  const bars = (column, tokens) =>
-    strongest(column).slice(0, 6).map(([index, weight]) => [tokens[index], weight, index]);
+  const bars = (column, tokens) => {
+    const most = strongest(column).slice(0, 6).filter(([, weight]) => weight > 0);
+    return most.map(([index, weight]) => [tokens[index], weight, index]);
+  };
 
   if (query !== null) {
     const token = map.queries[query];
     const row = rowOf(map, weights, query);
     tell([written(token), " looks at"], "", bars(row, map.keys), key);
     const next = nextTokens(map)?.[query];
-    if (next) tell(["Next token after ", written(token)], "next", next);
+    const means = map.kind === "encoder" ? "What may stand at " : "Next token after ";
+    if (next) tell([means, written(token)], "next", next);
   } else if (key !== null) {
     const column = map.queries.map((_, q) => rowOf(map, weights, q)[key]);
     tell([written(map.keys[key]), " is looked at by"], "", bars(column, map.queries));
