@@ -127,7 +127,8 @@ function details() {
     tell([written(map.keys[key]), " is looked at by"], "", bars(column, map.queries));
   }
   const heads = shown("layers").length * shown("heads").length;
-  if (told.length && heads > 1) told.push(make("p", {}, `Averaged over ${heads} heads.`));
+  // Right below the first title and its bars: it is the attention that is averaged.
+  if (told.length && heads > 1) told.splice(2, 0, make("p", {}, `Averaged over ${heads} heads.`));
   fill("details", ...told);
 
   // A cell is read out; who sees the page reads the same beside the cell.
