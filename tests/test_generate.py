@@ -168,7 +168,7 @@ def test_a_stream_can_be_closed_and_the_model_used_again():
         (lambda m: m.generate([[0] * 41]), ShapeError, ["41", "40"]),
         (lambda m: m.score([[0, 50]]), IndexError, ["texts[0]", "50"]),
         (lambda m: GenerationConfig(top_p=0.0), ConfigError, ["top_p", "0"]),
-        (lambda m: GenerationConfig(num_beams=4, max_new_tokens=0), ConfigError, ["2 problems"]),
+        (lambda m: GenerationConfig(num_beams=0, max_new_tokens=0), ConfigError, ["2 problems"]),
         (
             lambda m: m.generate([[1]], GenerationConfig(stop_strings=["x"])),
             ConfigError,

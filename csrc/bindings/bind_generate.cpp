@@ -26,9 +26,8 @@ std::shared_ptr<Kind> make(const ModelPtr& model, const py::list& prompts, const
                            const GenerationOptions& options, More... more) {
   const std::vector<TokenIds> begun = token_ids(prompts, "prompts");
   const std::vector<TokenIds> about = token_ids(sources, "sources");
-  return exclusively(*model, [&] {
-    return std::make_shared<Kind>(*model, begun, about, options, more...);
-  });
+  return exclusively(
+      *model, [&] { return std::make_shared<Kind>(*model, begun, about, options, more...); });
 }
 
 const char* finish_name(Finish finish) {
@@ -49,8 +48,8 @@ py::list step(Generation& generation, const ModelPtr& model) {
 
 void bind_generate(py::module_& module) {
   py::class_<Generation, GenerationPtr>(module, "Generation")
-      .def(py::init(&make<Generation, bool>), py::arg("model"), py::arg("prompts"), py::arg("sources"),
-           py::arg("options"), py::arg("slide"), py::keep_alive<1, 2>())
+      .def(py::init(&make<Generation, bool>), py::arg("model"), py::arg("prompts"),
+           py::arg("sources"), py::arg("options"), py::arg("slide"), py::keep_alive<1, 2>())
       .def_property_readonly("done", &Generation::done)
       .def("step", &step, py::arg("model"))
       .def("finish", &Generation::finish, py::arg("index"));
