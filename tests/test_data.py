@@ -129,7 +129,10 @@ def test_evaluation_predicts_every_token_but_the_first_once(
     size: int, block: int, batch: int
 ) -> None:
     targets: list[int] = []
-    for ids, lengths in dataset(size, 3).eval_batches(block, batch):
+    for sample in dataset(size, 3).eval_batches(block, batch):
+        ids, lengths = sample.columns
+        assert (sample.samples * block).tolist() == ids[:, 0].tolist()
+        assert sample.epoch == 0
         assert ids.shape[1] == block + 1
         assert ids.dtype == np.int32
         real = [block + 1] * len(ids) if lengths is None else lengths.tolist()
@@ -142,10 +145,24 @@ def test_evaluation_predicts_every_token_but_the_first_once(
 
 def test_evaluation_on_some_batches_is_spread_over_the_data_and_repeatable() -> None:
     data = dataset(1001)
-    first = [ids[:, 0].tolist() for ids, _ in data.eval_batches(10, 2, max_batches=5)]
+    first = [batch.columns[0][:, 0].tolist() for batch in data.eval_batches(10, 2, max_batches=5)]
     assert first == [[0, 100], [200, 300], [400, 500], [600, 700], [800, 900]]
-    assert [ids[:, 0].tolist() for ids, _ in data.eval_batches(10, 2, 5)] == first
-    assert sum(len(ids) for ids, _ in data.eval_batches(10, 3, 1000)) == 100
+    assert [batch.columns[0][:, 0].tolist() for batch in data.eval_batches(10, 2, 5)] == first
+    assert sum(len(batch.samples) for batch in data.eval_batches(10, 3, 1000)) == 100
+
+
+@given(size=st.integers(2, 80), block=st.integers(2, 9))
+def test_evaluation_without_lookahead_reads_every_token_once(size: int, block: int) -> None:
+    seen: list[int] = []
+    for sample in dataset(size).eval_batches(block, 4, lookahead=0):
+        ids, lengths = sample.columns
+        assert ids.shape[1] == block
+        for row, length in zip(
+            ids, [block] * len(ids) if lengths is None else lengths, strict=True
+        ):
+            seen += row[:length].tolist()
+    # A lone token at the end, from which nothing could be predicted, is left out.
+    assert seen == list(range(size if size % block != 1 else size - 1))
 
 
 def test_evaluation_needs_two_tokens() -> None:
