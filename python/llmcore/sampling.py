@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .draws import Stream, mix, words
 from .errors import DataError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class BlockSampler:
         drawn = self.step * self.batch_size
         if self.mode == "random":
             places = len(self.dataset) - self.block_size - self.lookahead + 1
-            draws = _random(_PLACES, self.seed, self.step, self.batch_size)
+            draws = words(Stream.PLACES, self.seed, self.step, self.batch_size)
             starts = (draws % np.uint64(places)).astype(np.int64)
             epoch, samples = 0, drawn + np.arange(self.batch_size, dtype=np.int64)
         else:
@@ -259,7 +260,9 @@ class ExampleSampler:
         for start in range(0, len(shuffled), self.POOL * size):
             pool = self.dataset.by_length(shuffled[start : start + self.POOL * size])
             batches += [pool[first : first + size] for first in range(0, len(pool), size)]
-        order = _Permutation(len(batches), self.seed, epoch, _BATCHES)(np.arange(len(batches)))
+        order = _Permutation(len(batches), self.seed, epoch, Stream.BATCHES)(
+            np.arange(len(batches))
+        )
         return [batches[index] for index in order]
 
     def state_dict(self) -> dict[str, Any]:
@@ -293,10 +296,6 @@ def _step_of(state: dict[str, Any], identity: dict[str, Any], name: str) -> int:
     return int(state["step"])
 
 
-# Which of the independent random streams of a seed is meant.
-_PLACES, _ORDER, _BATCHES = 0, 1, 2
-
-
 class _Permutation:
     """A pseudo-random permutation of 0 … n - 1 in constant memory, from (seed, epoch).
 
@@ -307,10 +306,10 @@ class _Permutation:
 
     _ROUNDS = 6
 
-    def __init__(self, size: int, seed: int, epoch: int, stream: int = _ORDER) -> None:
+    def __init__(self, size: int, seed: int, epoch: int, stream: Stream = Stream.ORDER) -> None:
         self._size = size
         self._side = np.uint64(math.isqrt(size - 1) + 1)
-        self._keys = _random(stream, seed, epoch, self._ROUNDS)
+        self._keys = words(stream, seed, epoch, self._ROUNDS)
 
     def __call__(self, places: Int64Array) -> Int64Array:
         """Return where each of `places` [n] is sent, [n] int64."""
@@ -323,30 +322,9 @@ class _Permutation:
         left: UInt64Array = values // self._side
         right: UInt64Array = values % self._side
         for key in self._keys:
-            left, right = right, (left + _mix(right + key) % self._side) % self._side
+            left, right = right, (left + mix(right + key) % self._side) % self._side
         joined: UInt64Array = left * self._side + right
         return joined
-
-
-def _random(stream: int, seed: int, index: int, count: int) -> UInt64Array:
-    """Return `count` random 64-bit words that depend on the arguments alone.
-
-    Raw words of Philox-4x64 (Salmon et al. 2011), not `Generator` methods: NumPy promises that
-    these never change between its releases.
-    """
-    philox = np.random.Philox(
-        key=np.array([seed, index], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64)
-    )
-    words: UInt64Array = philox.random_raw(count)
-    return words
-
-
-def _mix(words: UInt64Array) -> UInt64Array:
-    """Scatter 64-bit words: the finalizer of SplitMix64 (Steele et al. 2014)."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    scattered: UInt64Array = words ^ (words >> np.uint64(31))
-    return scattered
 
 
 def _check_seed(seed: int) -> None:
