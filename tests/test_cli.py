@@ -223,7 +223,7 @@ def test_train_on_shards_and_from_a_checkpoint(capsys, tmp_path, text):
         (["--out-dir", "text.txt"], "name a directory"),
         (["--device", "cuda:99"], "cuda"),
         (["--device", "abacus"], "abacus"),
-        (["--model", "bert-base"], "decoder"),
+        (["--model", "bert-base", "--objective", "causal"], "trains a decoder"),
     ],
 )
 def test_what_a_run_cannot_use_exits_1(capsys, tmp_path, monkeypatch, text, words, hint):
