@@ -52,9 +52,8 @@ def grid(stream: Stream, seed: int, epoch: int, samples: Int64Array, width: int)
     """Return a random 64-bit word for each position of each sample, [B, width].
 
     The word at (b, t) depends on the stream, the seed, the epoch, `samples[b]` and t alone: not on
-    b, the other samples or the width. Each sample has a SplitMix64 generator of its own, which
-    starts where another, keyed by Philox from the rest, stands after as many steps as the sample's
-    number.
+    b, the other samples or the width. Each sample has a SplitMix64 generator of its own; where it
+    starts is the draw of another one, whose start is a Philox word of the stream, seed and epoch.
 
     Args:
         stream: What is drawn.

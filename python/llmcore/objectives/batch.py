@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from llmcore.errors import DataError, LlmcoreError, ShapeError, TokenIndexError
 from llmcore.objectives.ids import Int32Array, as_ids, check_lengths
@@ -189,17 +189,18 @@ class Batch:
 class Objective(Protocol):
     """What training needs: a callable from the columns of some samples to a `Batch`.
 
-    A block objective reads ids cut from a long text, and has an attribute `lookahead`; see
-    `BlockObjective`. An example objective reads lists of ids of their own lengths, one for each
-    sample and column. Whatever an objective draws is a function of its settings, the epoch, the
-    number of the sample and the position in it: `samples` [B] integers (default 0 to B - 1) and
-    `epoch`. The same samples with the same epoch give the same batch, so evaluation asks for epoch
-    0 always.
+    It is called as `objective(*columns, samples=…, epoch=…)`. Whatever it draws is a function of
+    its settings, the epoch, the number of a sample and the position in it: `samples` [B] integers
+    (default 0 to B - 1) and `epoch`, a whole number. The same samples with the same epoch give the
+    same batch, so evaluation always asks for epoch 0.
+
+    The columns of a block objective are ids cut from a long text and how many of each row are real;
+    see `BlockObjective`. Those of an example objective are lists with one entry for each sample, as
+    a text and its translation; it has no `lookahead`.
     """
 
-    def __call__(
-        self, *columns: Any, samples: ArrayLike | None = None, epoch: int = 0, **more: Any
-    ) -> Batch:
+    # Typed Any as a whole: the columns differ from one objective to the next.
+    def __call__(self, *columns: Any, **which: Any) -> Batch:
         """Return the batch for the columns."""
         ...
 

@@ -114,7 +114,7 @@ def as_samples(samples: ArrayLike | None, epoch: int, rows: int, what: str) -> I
     if not is_whole(epoch) or epoch >= 2**64:
         raise DataError(f"{what}: epoch must be a whole number from 0 to 2**64 - 1, got {epoch!r}")
     if samples is None:
-        return np.arange(rows)
+        return np.arange(rows, dtype=np.int64)
     given = np.asarray(samples)
     if given.shape != (rows,):
         raise ShapeError(

@@ -87,7 +87,7 @@ class Mixture:
             if lengths is not None:
                 lengths = as_lengths(lengths, ids, "Mixture: lengths", smallest=1)
                 lengths = np.minimum(lengths, width)
-            columns = ids[:, :width], lengths
+            columns = ids[:, :width], lengths, *columns[2:]
         batch: Batch = part(*columns, samples=samples, epoch=epoch, **more)
         return batch
 
@@ -95,9 +95,9 @@ class Mixture:
         """Return the objective for samples of which the first counts."""
         given = 1 if samples is None else max(np.size(samples), 1)
         first = as_samples(samples, epoch, given, "Mixture")[:1]
-        shares = np.cumsum([weight for _, weight in self.parts])
+        ends = np.cumsum([weight for _, weight in self.parts])
         draw = unit(grid(Stream.MIXTURE, self.seed, epoch, first, 1))[0, 0]
-        return self.parts[int(np.searchsorted(shares, draw * shares[-1], side="right"))][0]
+        return self.parts[int(np.searchsorted(ends[:-1], draw * ends[-1], side="right"))][0]
 
 
 def _flat(parts: Any) -> Iterator[tuple[Objective, float]]:
