@@ -85,8 +85,18 @@ def _choose_objective(run: RunConfig, model: ModelConfig) -> tuple[TrainConfig, 
 
 
 def _copy_weights(start: Path, model: Transformer) -> None:
-    """Copy the weights of the checkpoint that a run starts from into its model."""
-    weights = checkpoint.load(start, config=model.config).parameters
+    """Copy the weights of the checkpoint that a run starts from into its model.
+
+    A classifier that the checkpoint lacks begins anew, and of a model that is to classify no head
+    over the vocabulary is taken over.
+    """
+    classifies = model.config.num_labels > 0
+    weights = checkpoint.load(
+        start,
+        config=model.config,
+        fresh=("classifier.*", "pooler.*") if classifies else (),
+        drop=("head.*",) if classifies else (),
+    ).parameters
     checkpoint.copy_parameters(weights, model.parameters())
 
 

@@ -296,7 +296,7 @@ def evaluate(
     from llmcore.model import Transformer
     from llmcore.run_data import evaluation_data, evaluation_settings
     from llmcore.run_directory import find_checkpoint
-    from llmcore.tasks import check_objective, make_objective
+    from llmcore.tasks import block_frame, check_objective, make_objective
 
     directory = find_checkpoint(model)
     with _usage_errors():
@@ -310,7 +310,12 @@ def evaluate(
     result = measure(
         loaded,
         eval_batches(
-            dataset, measured, block_size=size, batch_size=batch_size, max_batches=batches
+            dataset,
+            measured,
+            block_size=size,
+            batch_size=batch_size,
+            max_batches=batches,
+            frame=block_frame(measured, loaded.tokenizer),
         ),
     )
     if as_json:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import DataError, DTypeError, ShapeError
-from .sampling import BlockSampler, Sample, check_sizes
+from .sampling import BlockSampler, Sample, check_sizes, framed, positions_within
 from .shards import load_index, map_file
 from .tokenizing import tokenize_files
 
@@ -284,6 +284,7 @@ class TokenDataset:
         max_batches: int | None = None,
         *,
         lookahead: int = 1,
+        frame: tuple[int, int] | None = None,
     ) -> Iterator[Sample]:
         """Yield the same batches every time, for evaluation.
 
@@ -296,6 +297,7 @@ class TokenDataset:
             batch_size: B, blocks in a batch; the last batch may have fewer.
             max_batches: At most so many batches; None for all.
             lookahead: Ids a block has beyond its T positions, as in `BlockSampler`.
+            frame: The ids a block begins and ends with, as in `BlockSampler`.
 
         Yields:
             Samples of epoch 0 with the columns `(ids, lengths)`: [b, T + lookahead] int32, and
@@ -306,23 +308,26 @@ class TokenDataset:
             DataError: There are fewer than two tokens, or a size is not positive.
         """
         check_sizes(block_size, batch_size)
-        total = self.num_blocks(block_size)
+        stride = positions_within(block_size, frame)
+        total = self.num_blocks(stride)
         if total == 0:
             raise DataError(f"{self.name} has {len(self)} tokens; evaluation needs at least 2")
-        width = block_size + lookahead
+        width = stride + lookahead
         count = total if max_batches is None else min(total, max_batches * batch_size)
         blocks = np.arange(count, dtype=np.int64) * total // max(count, 1)
         for first in range(0, count, batch_size):
             samples = blocks[first : first + batch_size]
-            starts = samples * block_size
-            lengths = np.minimum(len(self) - starts, width)
+            starts = samples * stride
+            lengths = np.minimum(len(self) - starts, width).astype(np.int32)
             if lengths[-1] == width:  # only the last block can be short
-                yield Sample((self.gather(starts, width), None), samples, 0)
+                ids = self.gather(starts, width)
+                yield Sample((framed(ids, frame), None), samples, 0)
                 continue
             ids = np.zeros((len(starts), width), np.int32)
             ids[:-1] = self.gather(starts[:-1], width)
             ids[-1, : lengths[-1]] = self.read(int(starts[-1]), len(self))
-            yield Sample((ids, lengths.astype(np.int32)), samples, 0)
+            real = lengths + np.int32(0 if frame is None else len(frame))
+            yield Sample((framed(ids, frame, lengths), real), samples, 0)
 
 
 def digest(facts: list[Any]) -> str:

@@ -57,8 +57,16 @@ def resolve_data(data: Any) -> tuple[Dataset, Dataset | None]:
     return TokenDataset.from_ids(data), None
 
 
-def make_sampler(data: Dataset, config: TrainConfig, objective: Any) -> Sampler:
+def make_sampler(
+    data: Dataset, config: TrainConfig, objective: Any, frame: tuple[int, int] | None = None
+) -> Sampler:
     """Return what draws the batches of a run.
+
+    Args:
+        data: What to draw from.
+        config: Sizes, seed and order.
+        objective: What the batches are for.
+        frame: The ids that blocks begin and end with (`llmcore.tasks.block_frame`).
 
     Raises:
         DataError: There are too few data for one batch.
@@ -72,11 +80,18 @@ def make_sampler(data: Dataset, config: TrainConfig, objective: Any) -> Sampler:
         config.seed,
         mode=config.sampling,  # type: ignore[arg-type]  # one of the two, checked there
         lookahead=_lookahead(objective),
+        frame=frame,
     )
 
 
 def eval_batches(
-    data: Dataset, objective: Any, *, block_size: int, batch_size: int, max_batches: int = 0
+    data: Dataset,
+    objective: Any,
+    *,
+    block_size: int,
+    batch_size: int,
+    max_batches: int = 0,
+    frame: tuple[int, int] | None = None,
 ) -> Iterator[Batch]:
     """Yield the same batches every time: epoch 0 of fixed samples.
 
@@ -86,12 +101,15 @@ def eval_batches(
         block_size: Positions of a block; examples have their own lengths.
         batch_size: Blocks or examples in a batch.
         max_batches: At most so many, spread over the data; 0 for all.
+        frame: As of `make_sampler`.
     """
     most = max_batches or None
     if isinstance(data, ExampleDataset):
         samples = data.eval_batches(batch_size, most)
     else:
-        samples = data.eval_batches(block_size, batch_size, most, lookahead=_lookahead(objective))
+        samples = data.eval_batches(
+            block_size, batch_size, most, lookahead=_lookahead(objective), frame=frame
+        )
     return (sample.batch(objective) for sample in samples)
 
 

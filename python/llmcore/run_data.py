@@ -24,6 +24,7 @@ from llmcore.run_directory import is_directory
 from llmcore.shards import has_index, load_index
 from llmcore.tasks import (
     DataKind,
+    check_tokens,
     data_kind,
     natural_objective,
     parse_objective,
@@ -326,6 +327,11 @@ class _TokenizerChoice:
 
     def choose(self, inputs: Iterable[str | Path]) -> Tokenizer:
         """That of the model, the one that is named, or one trained on the inputs."""
+        tokenizer = self._chosen(inputs)
+        check_tokens(self.names, tokenizer)
+        return tokenizer
+
+    def _chosen(self, inputs: Iterable[str | Path]) -> Tokenizer:
         config = self.config
         if config.tokenizer is None and self.model_directory is not None:
             own = _tokenizer_of(self.model_directory)

@@ -82,17 +82,20 @@ class BlockSampler:
         shuffle: bool = True,
         mode: SampleMode = "random",
         lookahead: int = 1,
+        frame: tuple[int, int] | None = None,
     ) -> None:
         """Prepare to draw from `dataset`.
 
         Args:
             dataset: Where to draw from.
-            block_size: T, targets in a block.
+            block_size: T, positions of a block.
             batch_size: B, blocks in a batch.
             seed: Any integer from 0 to 2**64 - 1.
             shuffle: Whether an epoch is in random order.
             mode: "random" or "epoch", see above.
             lookahead: Ids a block has beyond its T positions: 1 where the next token is predicted.
+            frame: The ids that a block begins and ends with, where the model expects some around
+                every text; the rest of it comes from the data.
 
         Raises:
             DataError: The data are smaller than a block, or an argument is out of range.
@@ -103,10 +106,11 @@ class BlockSampler:
         if mode == "random" and not shuffle:
             raise DataError("shuffle=False needs mode='epoch'; random places have no order")
         _check_seed(seed)
-        if len(dataset) < block_size + lookahead:
+        self._stride = positions_within(block_size, frame)
+        if len(dataset) < self._stride + lookahead:
             raise DataError(
                 f"{dataset.name} has {len(dataset)} tokens, but a block of {block_size} needs "
-                f"{block_size + lookahead}; give more text or a smaller block size"
+                f"{self._stride + lookahead}; give more text or a smaller block size"
             )
         self.dataset = dataset
         self.block_size = block_size
@@ -115,14 +119,15 @@ class BlockSampler:
         self.shuffle = shuffle
         self.mode = mode
         self.lookahead = lookahead
+        self.frame = frame
         self.step = 0
-        self._blocks = (len(dataset) - lookahead) // block_size
+        self._blocks = (len(dataset) - lookahead) // self._stride
         self._permutation: tuple[int, _Permutation] | None = None
 
     @property
     def epoch(self) -> float:
         """How many times the data have been gone through (on average, in "random" mode)."""
-        return self.step * self.batch_size * self.block_size / (len(self.dataset) - self.lookahead)
+        return self.step * self.batch_size * self._stride / (len(self.dataset) - self.lookahead)
 
     def next_batch(self) -> Int32Array:
         """Return the next batch, [B, T + lookahead] int32, and move the cursor on."""
@@ -138,19 +143,19 @@ class BlockSampler:
         """
         drawn = self.step * self.batch_size
         if self.mode == "random":
-            places = len(self.dataset) - self.block_size - self.lookahead + 1
+            places = len(self.dataset) - self._stride - self.lookahead + 1
             draws = words(Stream.PLACES, self.seed, self.step, self.batch_size)
             starts = (draws % np.uint64(places)).astype(np.int64)
             epoch, samples = 0, drawn + np.arange(self.batch_size, dtype=np.int64)
         else:
             blocks = self._epoch_blocks()
-            starts = blocks * self.block_size
+            starts = blocks * self._stride
             epoch, place = divmod(drawn, self._blocks)
             later = (place + np.arange(self.batch_size, dtype=np.int64)) // self._blocks
             samples = blocks + later * self._blocks
         self.step += 1
-        ids = self.dataset.gather(starts, self.block_size + self.lookahead)
-        return Sample((ids,), samples, epoch)
+        ids = self.dataset.gather(starts, self._stride + self.lookahead)
+        return Sample((framed(ids, self.frame),), samples, epoch)
 
     def _epoch_blocks(self) -> Int64Array:
         """Return the blocks of the current step, [B] int64, across ends of epochs."""
@@ -179,13 +184,15 @@ class BlockSampler:
             DataError: `state` is of other data or of a sampler with other settings, so the
                 batches after it would not be the ones it was on the way to.
         """
-        # The first release knew no other lookahead than 1, and did not say.
-        self.step = _step_of({"lookahead": 1, **state}, self._identity(), self.dataset.name)
+        # The first release knew no other lookahead than 1 and no frames, and did not say.
+        known = {"lookahead": 1, "frame": None, **state}
+        self.step = _step_of(known, self._identity(), self.dataset.name)
 
     def _identity(self) -> dict[str, Any]:
         return {
             "dataset": self.dataset.fingerprint,
             "lookahead": self.lookahead,
+            "frame": None if self.frame is None else list(self.frame),
             "mode": self.mode,
             "shuffle": self.shuffle,
             "seed": self.seed,
@@ -325,6 +332,40 @@ class _Permutation:
             left, right = right, (left + mix(right + key) % self._side) % self._side
         joined: UInt64Array = left * self._side + right
         return joined
+
+
+def positions_within(block_size: int, frame: tuple[int, int] | None) -> int:
+    """Return the positions of a block that its frame, if any, leaves to the data.
+
+    Raises:
+        DataError: There are none.
+    """
+    if frame is None:
+        return block_size
+    if block_size <= len(frame):
+        raise DataError(
+            f"block_size must be more than the {len(frame)} tokens around every text, got"
+            f" {block_size}"
+        )
+    return block_size - len(frame)
+
+
+def framed(
+    ids: Int32Array, frame: tuple[int, int] | None, lengths: Int32Array | None = None
+) -> Int32Array:
+    """Return rows [B, T] with an id before each, and one after as many ids as are real.
+
+    Example:
+        >>> framed(np.array([[5, 6], [7, 0]], np.int32), (1, 2), np.array([2, 1])).tolist()
+        [[1, 5, 6, 2], [1, 7, 2, 0]]
+    """
+    if frame is None:
+        return ids
+    rows = np.pad(ids, ((0, 0), (1, 1)))
+    rows[:, 0] = frame[0]
+    ends = ids.shape[1] if lengths is None else lengths
+    rows[np.arange(len(rows)), 1 + np.asarray(ends)] = frame[1]
+    return rows
 
 
 def _check_seed(seed: int) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -67,50 +67,53 @@ class _Run:
 
 
 def _make_masked(run: _Run) -> MaskedLM:
-    tokenizer = run.tokenizer
-    mask = None if tokenizer is None else tokenizer.mask_id
-    if tokenizer is None or mask is None:
-        raise ConfigError(
-            "the objective masked needs a tokenizer with a mask token; train one with"
-            " special_tokens=[…, '[MASK]'], or give objective=MaskedLM(mask_id=…)"
-        )
+    mask = _mask_token(run.tokenizer)
+    assert run.tokenizer is not None  # it has a mask token
+    added = run.tokenizer.backend.get_added_tokens_decoder()
     return MaskedLM(
         mask,
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=run.tokenizer.vocab_size,
         seed=run.train.seed,
         probability=run.train.mask_probability,
-        special_ids=_special_ids(tokenizer),
-        word_starts=word_starts(tokenizer) if run.train.whole_words else None,
+        special_ids=[index for index, token in added.items() if token.special],
+        word_starts=word_starts(run.tokenizer) if run.train.whole_words else None,
         stack="encoder" if run.model.kind == "encoder" else "decoder",
     )
 
 
-def _special_ids(tokenizer: Tokenizer) -> list[int]:
-    added = tokenizer.backend.get_added_tokens_decoder()
-    return [index for index, token in added.items() if token.special]
+def _mask_token(tokenizer: Tokenizer | None) -> int:
+    if tokenizer is None or tokenizer.mask_id is None:
+        raise ConfigError(
+            "the objective masked needs a tokenizer with a mask token; train one with"
+            " special_tokens=[…, '[MASK]'], or give objective=MaskedLM(mask_id=…)"
+        )
+    return tokenizer.mask_id
 
 
 def _make_span_corruption(run: _Run) -> SpanCorruption:
-    tokenizer = run.tokenizer
-    sentinels = []
-    if tokenizer is not None:
-        named = (tokenizer.token_to_id(f"<extra_id_{n}>") for n in range(_SENTINELS))
-        sentinels = [index for index in named if index is not None]
-    end = run.model.eos_id
-    if not sentinels or end is None:
-        raise ConfigError(
-            "the objective span-corruption needs a tokenizer with an end-of-text token and"
-            " sentinels, <extra_id_0>, <extra_id_1>, …; train one with them as special_tokens, or"
-            " give objective=SpanCorruption(…)"
-        )
+    sentinels, end = _sentinels(run.tokenizer)
     return SpanCorruption(
         sentinels,
-        eos_id=end,
+        eos_id=end if run.model.eos_id is None else run.model.eos_id,
         decoder_start_id=_decoder_start(run.model),
         seed=run.train.seed,
         density=run.train.mask_probability,
         label_smoothing=run.train.label_smoothing,
     )
+
+
+def _sentinels(tokenizer: Tokenizer | None) -> tuple[list[int], int]:
+    found, end = [], None
+    if tokenizer is not None:
+        named = (tokenizer.token_to_id(f"<extra_id_{n}>") for n in range(_SENTINELS))
+        found, end = [index for index in named if index is not None], end_id(tokenizer)
+    if not found or end is None:
+        raise ConfigError(
+            "the objective span-corruption needs a tokenizer with an end-of-text token and"
+            " sentinels, <extra_id_0>, <extra_id_1>, …; train one with them as special_tokens, or"
+            " give objective=SpanCorruption(…)"
+        )
+    return found, end
 
 
 def _decoder_start(model: ModelConfig) -> int:
@@ -155,6 +158,9 @@ TASKS: Mapping[str, Task] = {
         lambda run: Classification("encoder" if run.model.kind == "encoder" else "decoder"),
     ),
 }
+
+# Those that read a text in one direction, and so decide in which it is generated.
+_DIRECTED = (CausalLM, PrefixLM, CompletionLM, ReversedLM)
 
 # The objective of a run that names none, by its data and its model.
 _NATURAL: Mapping[tuple[DataKind, Kind], str] = {
@@ -294,13 +300,13 @@ def check_objective(
                 f"{data.name} has {data.num_labels} labels, but the model's num_labels is"
                 f" {model.num_labels}; build it with as many"
             )
-    backwards = {isinstance(part, ReversedLM) for part in parts}
-    if model.kind == "decoder" and backwards == {True} and not model.right_to_left:
+    backwards = {isinstance(part, ReversedLM) for part in parts if isinstance(part, _DIRECTED)}
+    if backwards == {True} and not model.right_to_left:
         raise ConfigError(
             "ReversedLM reads texts from their end: build the model with right_to_left=True, so"
             " that generation does, too"
         )
-    if model.right_to_left and True not in backwards:
+    if backwards == {False} and model.right_to_left:
         raise ConfigError(
             f"the model reads texts from their end (right_to_left), but {_name(objective)} from"
             " their beginning; train it with ReversedLM, or build it with right_to_left=False"
@@ -365,6 +371,30 @@ def usual_tokenizer(names: Mapping[str, float], model: Kind) -> TokenizerKind:
     return "char" if model == "decoder" and data_kind(names) == "text" else "bpe"
 
 
+def check_tokens(names: Mapping[str, float], tokenizer: Tokenizer) -> None:
+    """Raise unless a tokenizer has the tokens that objectives need, before it is put to work.
+
+    Raises:
+        ConfigError: Saying which one lacks.
+    """
+    if "masked" in names:
+        _mask_token(tokenizer)
+    if "span-corruption" in names:
+        _sentinels(tokenizer)
+
+
+def block_frame(objective: Any, tokenizer: Tokenizer | None) -> tuple[int, int] | None:
+    """Return the ids around every block of text, or None.
+
+    An encoder reads a text between "[CLS]" and "[SEP]", or what its tokenizer has for them. So that
+    it has learned to, the blocks that it is trained on stand between them, too.
+    """
+    masked = isinstance(objective, MaskedLM) and objective.stack == "encoder"
+    if not masked or tokenizer is None or None in (tokenizer.cls_id, tokenizer.sep_id):
+        return None
+    return cast("tuple[int, int]", (tokenizer.cls_id, tokenizer.sep_id))
+
+
 def special_tokens(names: Mapping[str, float], kind: TokenizerKind) -> list[str]:
     """Return the special tokens of a tokenizer of some kind that is trained for objectives.
 
@@ -404,8 +434,9 @@ def fit_config(
         fresh: Whether the model is a new one; one that was trained keeps its special ids.
     """
     fitted: dict[str, Any] = {}
-    if "reversed" in names and fresh:
-        fitted["right_to_left"] = names.keys() == {"reversed"}
+    directed = [name for name in names if issubclass(TASKS[name].objective, _DIRECTED)]
+    if directed == ["reversed"] and fresh:
+        fitted["right_to_left"] = True
     if tokenizer is not None and (fresh or model.eos_id is None):
         fitted["eos_id"] = end_id(tokenizer) if model.kind != "decoder" else tokenizer.eos_id
     if model.kind == "encoder-decoder" and (fresh or model.decoder_start_id is None):
@@ -422,5 +453,5 @@ def fit_config(
             )
         # The head over the vocabulary makes way; BERT's pooler comes with its classifier.
         fitted |= {"num_labels": labels, "pooler": model.kind == "encoder"}
-        fitted |= {"head_transform": False, "head_bias": False}
+        fitted |= {"head_transform": False, "head_bias": False, "tie_embeddings": True}
     return fitted

@@ -33,7 +33,7 @@ from llmcore.log import RunLog, format_count, format_duration
 from llmcore.objectives import Batch, Objective
 from llmcore.run_directory import make_directory, refuse_second_run
 from llmcore.run_state import Clock, FitResult, RunState, StepResult
-from llmcore.tasks import check_objective, describe_objective, make_objective
+from llmcore.tasks import block_frame, check_objective, describe_objective, make_objective
 from llmcore.train_config import TrainConfig, dropout_fields, resume_changes
 from llmcore.viz import save_loss_curve
 
@@ -118,7 +118,8 @@ class Trainer:
         self._adapt_model()
         plan.refuse_impossible(model.config, self._planned(longest=True))
         self._schedule = self.config.make_schedule()
-        self._sampler = make_sampler(self.train_data, self.config, self.objective)
+        self._frame = block_frame(self.objective, self.tokenizer)
+        self._sampler = make_sampler(self.train_data, self.config, self.objective, self._frame)
         self._step = self._make_train_step(train_step)
         self._saved_step: int | None = None
         self._resumed = False
@@ -297,6 +298,7 @@ class Trainer:
             block_size=self.config.block_size,
             batch_size=self.config.batch_size,
             max_batches=self.config.eval_batches,
+            frame=self._frame,
         )
 
     def _evaluate_and_keep(self, stop: Interrupts) -> None:
