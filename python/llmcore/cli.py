@@ -156,7 +156,8 @@ def train(
     result = trainer.fit()
     if result.signal:
         return 128 + result.signal
-    if run.train.sample_tokens and trainer.tokenizer is not None:
+    prompt = trainer.sample_prompt() if run.train.sample_tokens else None
+    if prompt is not None:
         from llmcore.generate import GenerationConfig
 
         options = GenerationConfig(
@@ -167,7 +168,7 @@ def train(
             overflow="slide",
         )
         print("\nA sample:\n")
-        _print_stream(cast("Transformer", trainer.model), "", options)
+        _print_stream(cast("Transformer", trainer.model), prompt, options)
     return 0
 
 

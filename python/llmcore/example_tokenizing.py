@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 Rows = list[list[int]]
-_Item = TypeVar("_Item")
 
 #: Examples encoded at a time.
 _CHUNK = 1024
@@ -203,6 +202,8 @@ def tokenize_examples(
         counts = dict.fromkeys(splits, 0)
 
         def write(examples: Sequence[Example], split: str) -> None:
+            if not examples:
+                return
             rows = encoder.encode(examples)
             if files.kind == "labels":
                 numbers = [label_number(one.label, names, one.place) for one in examples]
@@ -217,15 +218,13 @@ def tokenize_examples(
             counts[split] += len(examples)
 
         if validation is None and val_fraction > 0:
-            for chunk in _chunks(enumerate(files)):
+            done = 0
+            for chunk in _chunks(files):
+                aside = set_aside(np.arange(done, done + len(chunk)), val_fraction)
+                done += len(chunk)
                 for split in splits:
-                    of_split = [
-                        example
-                        for index, example in chunk
-                        if set_aside(index, val_fraction) == (split == "val")
-                    ]
-                    if of_split:
-                        write(of_split, split)
+                    wanted = aside == (split == "val")
+                    write([one for one, fits in zip(chunk, wanted, strict=True) if fits], split)
         else:
             for split, source in splits.items():
                 for examples in _chunks(source):
@@ -258,8 +257,8 @@ def _check_numbers(
             raise DataError(f"{example.place}: a label must be at most {most}, got {number}")
 
 
-def _chunks(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    iterator = iter(items)
+def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    iterator = iter(examples)
     while chunk := list(itertools.islice(iterator, _CHUNK)):
         yield chunk
 

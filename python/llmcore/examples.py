@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .data import TokenDataset, digest
+from .draws import mix
 from .errors import DataError, DTypeError, ShapeError
 from .sampling import Sample, check_sizes
 from .shards import load_index
@@ -236,7 +237,7 @@ class ExampleDataset:
     def split(self, val_fraction: float) -> tuple[ExampleDataset, ExampleDataset]:
         """Return two data sets that share memory: most examples, and the share set aside.
 
-        What is set aside is spread evenly over the data, which may be sorted by their labels.
+        What is set aside comes from everywhere in the data, which may be sorted by their labels.
 
         Raises:
             DataError: The fraction is not above 0 and below 1, or one side would be empty.
@@ -278,14 +279,29 @@ class ExampleDataset:
             yield self.take(examples[first : first + batch_size])
 
 
-def set_aside(examples: Any, fraction: float) -> Any:
-    """Whether the example with a number (or each of an array of them) is for validation.
+def set_aside(examples: Int64Array, fraction: float) -> NDArray[np.bool_]:
+    """Return whether the examples with these numbers, [n], are for validation.
+
+    Of each run of 1 / `fraction` examples it is one, at a place that varies without a pattern: data
+    that alternate between labels, say, keep the balance of these.
 
     Example:
-        >>> [int(i) for i in range(8) if set_aside(i, 0.25)]
-        [3, 7]
+        >>> aside = set_aside(np.arange(100), 0.25)
+        >>> int(aside.sum()), np.flatnonzero(aside)[:5].tolist()
+        (25, [0, 5, 10, 12, 16])
     """
-    return np.floor((examples + 1) * fraction) > np.floor(examples * fraction)
+
+    def first_of(run: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The least i with floor(i · fraction) = run, however the division was rounded."""
+        guess = np.ceil(run / fraction)
+        guess -= np.floor((guess - 1) * fraction) >= run
+        return guess + (np.floor(guess * fraction) < run)
+
+    run = np.floor(examples * fraction)
+    first, end = first_of(run), first_of(run + 1)
+    chosen = first + mix(run.astype(np.uint64)) % (end - first).astype(np.uint64)
+    aside: NDArray[np.bool_] = examples == chosen
+    return aside
 
 
 def holds_examples(index: Mapping[str, Any]) -> bool:

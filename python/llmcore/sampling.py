@@ -205,9 +205,9 @@ class ExampleSampler:
     """Batches of examples for training; batch n depends on the seed and n only.
 
     Each example is drawn once an epoch. So that little is padding, a batch holds examples of
-    similar length: the examples of an epoch, in random order, are cut into pools of `POOL` batches,
-    each pool is sorted by length and cut into batches, and these come in random order. The last
-    batch of an epoch's examples may be smaller.
+    similar length: the examples of an epoch, in random order, are cut into pools, each pool is
+    sorted by length and cut into batches, and these come in random order. There are at least four
+    pools, lest every epoch has the same batches; the last batch of the last one may be smaller.
 
     Attributes:
         step: Batches drawn so far: the cursor.
@@ -221,7 +221,7 @@ class ExampleSampler:
         [0, 1, 2]
     """
 
-    #: Batches whose examples are sorted together.
+    #: Batches whose examples are sorted together, at most.
     POOL = 64
 
     def __init__(self, dataset: ExampleDataset, batch_size: int, seed: int = 0) -> None:
@@ -264,8 +264,9 @@ class ExampleSampler:
         size = self.batch_size
         shuffled = _Permutation(len(self.dataset), self.seed, epoch)(np.arange(len(self.dataset)))
         batches: list[Int64Array] = []
-        for start in range(0, len(shuffled), self.POOL * size):
-            pool = self.dataset.by_length(shuffled[start : start + self.POOL * size])
+        width = size * min(self.POOL, max(1, self._batches // 4))
+        for start in range(0, len(shuffled), width):
+            pool = self.dataset.by_length(shuffled[start : start + width])
             batches += [pool[first : first + size] for first in range(0, len(pool), size)]
         order = _Permutation(len(batches), self.seed, epoch, Stream.BATCHES)(
             np.arange(len(batches))

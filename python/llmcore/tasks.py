@@ -276,7 +276,7 @@ def check_objective(
     Raises:
         ConfigError: Saying what the objective needs, and what there is.
     """
-    parts = [part for part, _ in objective.parts] if isinstance(objective, Mixture) else [objective]
+    parts = _parts(objective)
     kind = kind_of_data(data)
     for part in parts:
         name = next((name for name, task in TASKS.items() if type(part) is task.objective), None)
@@ -324,6 +324,15 @@ def check_model(objective: type, name: str, kinds: Sequence[str], model: ModelCo
             f"{objective.__name__} (objective {name}) trains {article} {needed}, but the model is"
             f" {have}; objectives for it: {fitting}"
         )
+
+
+def writes_text(objective: Any) -> bool:
+    """Whether a decoder trained by an objective has learned to go on from the text before."""
+    return any(isinstance(part, _DIRECTED) for part in _parts(objective))
+
+
+def _parts(objective: Any) -> list[Any]:
+    return [part for part, _ in objective.parts] if isinstance(objective, Mixture) else [objective]
 
 
 def describe_objective(objective: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from llmcore.config import LoraConfig, ModelConfig
 from llmcore.data import TokenDataset
 from llmcore.errors import CheckpointError, ConfigError, DataError, DTypeError, LlmcoreError
 from llmcore.evaluate import HasLoss, evaluate
+from llmcore.examples import ExampleDataset
 from llmcore.feed import (
     check_data,
     describe_size,
@@ -33,7 +34,13 @@ from llmcore.log import RunLog, format_count, format_duration
 from llmcore.objectives import Batch, Objective
 from llmcore.run_directory import make_directory, refuse_second_run
 from llmcore.run_state import Clock, FitResult, RunState, StepResult
-from llmcore.tasks import block_frame, check_objective, describe_objective, make_objective
+from llmcore.tasks import (
+    block_frame,
+    check_objective,
+    describe_objective,
+    make_objective,
+    writes_text,
+)
 from llmcore.train_config import TrainConfig, dropout_fields, resume_changes
 from llmcore.viz import save_loss_curve
 
@@ -190,6 +197,19 @@ class Trainer:
         self._resumed = True
         self._saved_step = self.state.step
         return self.state.step
+
+    def sample_prompt(self) -> str | None:
+        """What a sample of the model's text may go on from: a prompt of the data, or "" for text.
+
+        None where the model has not learned to go on from one, or has no tokenizer.
+        """
+        if self.tokenizer is None or not writes_text(self.objective):
+            return None
+        data = self.val_data or self.train_data
+        if not isinstance(data, ExampleDataset):
+            return ""
+        (prompt, *_), *_ = data.take(np.zeros(1, np.int64)).columns
+        return self.tokenizer.decode(prompt)
 
     # ------------------------------------------------------------------ the loop
 
