@@ -134,6 +134,20 @@ def test_flags_win_over_file_and_file_over_the_stored_run(tmp_path):
     assert fresh.data.path is None
 
 
+def test_options_given_several_times_are_lists(capsys, tmp_path, monkeypatch):
+    from llmcore import assemble
+
+    seen = []
+    monkeypatch.setattr(assemble, "build_trainer", lambda run, **_: seen.append(run) or 1 / 0)
+    words = ["train", "--out-dir", tmp_path, "--freeze", "embed.*", "--freeze", "*.norm.*",
+             "--lora-rank", 4, "--lora-targets", "q", "--lora-targets", "up"]  # fmt: skip
+    run(capsys, *words)
+    run(capsys, "train", "--out-dir", tmp_path)
+    assert seen[0].train.freeze == ("embed.*", "*.norm.*")
+    assert (seen[0].train.lora_rank, seen[0].train.lora_targets) == (4, ("q", "up"))
+    assert (seen[1].train.freeze, seen[1].train.lora_targets) == ((), ("q", "v"))
+
+
 # ----------------------------------------------------------------------- tokenizing
 
 

@@ -72,7 +72,11 @@ class ExampleDataset:
         self.name = name
         self.columns = dict(columns)
         self.label_names = tuple(label_names)
-        count = len(next(iter(self.columns.values())).document_starts)
+        # Where each text begins, and where the last one ends.
+        self._borders = {
+            column: np.append(ids.document_starts, len(ids)) for column, ids in self.columns.items()
+        }
+        count = len(next(iter(self._borders.values()))) - 1
         self._rows = np.arange(count) if rows is None else rows
         self._all_labels = labels
         self.labels: Int32Array | None = None if labels is None else labels[self._rows]
@@ -184,11 +188,11 @@ class ExampleDataset:
     @cached_property
     def lengths(self) -> Int64Array:
         """[N, columns] int64, the ids of each example in each column but that of types."""
-        found = []
-        for column, ids in self.columns.items():
-            if column != TYPES:
-                ends = np.append(ids.document_starts, len(ids))
-                found.append(np.diff(ends)[self._rows])
+        found = [
+            np.diff(borders)[self._rows]
+            for column, borders in self._borders.items()
+            if column != TYPES
+        ]
         return np.stack(found, axis=1)
 
     @property
@@ -215,16 +219,14 @@ class ExampleDataset:
 
     def take(self, examples: Int64Array, epoch: int = 0) -> Sample:
         """Return the examples with these numbers, [n], as an objective takes them."""
-        rows = {name: self._texts(ids, self._rows[examples]) for name, ids in self.columns.items()}
+        rows = {name: self._texts(name, self._rows[examples]) for name in self.columns}
         types = rows.pop(TYPES, None)
         labels = () if self.labels is None else (self.labels[examples],)
         return Sample((*rows.values(), *labels), examples, epoch, types)
 
-    @staticmethod
-    def _texts(ids: TokenDataset, documents: Int64Array) -> list[Int32Array]:
-        starts = ids.document_starts
-        ends = np.append(starts[1:], len(ids))
-        bounds = zip(starts[documents].tolist(), ends[documents].tolist(), strict=True)
+    def _texts(self, column: str, documents: Int64Array) -> list[Int32Array]:
+        ids, borders = self.columns[column], self._borders[column]
+        bounds = zip(borders[documents].tolist(), borders[documents + 1].tolist(), strict=True)
         return [ids.read(start, stop) for start, stop in bounds]
 
     def by_length(self, examples: Int64Array) -> Int64Array:
