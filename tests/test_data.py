@@ -195,6 +195,52 @@ def test_batches_are_runs_of_the_data(
         np.testing.assert_array_equal(ids - ids[:, :1], np.tile(np.arange(block + 1), (batch, 1)))
 
 
+@given(
+    size=st.integers(5, 60),
+    batch=st.integers(1, 9),
+    mode=st.sampled_from(["random", "epoch"]),
+    lookahead=st.integers(0, 1),
+    frame=st.sampled_from([None, (101, 102)]),
+)
+def test_no_two_blocks_share_epoch_and_number(
+    size: int, batch: int, mode: Any, lookahead: int, frame: Any
+) -> None:
+    """So that no mask is drawn twice, and the same block has the same number in every epoch."""
+    data, width = dataset(size), 3 + lookahead + (2 if frame else 0)
+    block = width - lookahead
+    sampler = BlockSampler(data, block, batch, 5, mode=mode, lookahead=lookahead, frame=frame)
+    blocks = (size - lookahead) // 3
+    seen = set()
+    for step in range(12):
+        (ids,), samples, epoch, _ = sampler.next_sample()
+        assert ids.shape == (batch, width)
+        if frame:
+            assert ids[:, 0].tolist() == [101] * batch
+            assert ids[:, -1].tolist() == [102] * batch
+            ids = ids[:, 1:-1]
+        np.testing.assert_array_equal(
+            ids - ids[:, :1], np.tile(np.arange(ids.shape[1]), (batch, 1))
+        )
+        if mode == "random":
+            assert samples.tolist() == list(range(step * batch, step * batch + batch))
+        else:
+            assert (3 * (samples % blocks)).tolist() == ids[:, 0].tolist()
+        pairs = {(epoch, number) for number in samples.tolist()}
+        assert len(pairs) == batch
+        assert not pairs & seen
+        seen |= pairs
+
+
+def test_a_frame_goes_round_what_is_real() -> None:
+    whole, short = dataset(10).eval_batches(6, 2, lookahead=0, frame=(7, 8))
+    assert whole.columns[0].tolist() == [[7, 0, 1, 2, 3, 8], [7, 4, 5, 6, 7, 8]]
+    assert whole.columns[1] is None
+    assert short.columns[0].tolist() == [[7, 8, 9, 8, 0, 0]]
+    assert short.columns[1].tolist() == [4]
+    with pytest.raises(DataError, match="block_size must be more than the 2 tokens around"):
+        BlockSampler(dataset(9), 2, 1, frame=(7, 8))
+
+
 @settings(max_examples=30)
 @given(blocks=st.integers(1, 70), batch=st.integers(1, 9), seed=st.integers(0, 99))
 def test_an_epoch_draws_every_block_once(blocks: int, batch: int, seed: int) -> None:

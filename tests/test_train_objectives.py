@@ -114,6 +114,14 @@ def test_training_masks_other_tokens_every_time(tmp_path):
     assert len({batch.rows.tobytes() for batch in batches}) == 6
 
 
+def test_evaluation_does_not_smooth_labels(tmp_path):
+    losses = [
+        trainer("prefix", tmp_path, objective=PrefixLM(3, smoothing)).evaluate()
+        for smoothing in (0.0, 0.3)
+    ]
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize(
     ("name", "other", "words"),
     [

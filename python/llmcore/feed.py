@@ -15,6 +15,7 @@ from llmcore.examples import ExampleDataset, holds_examples
 from llmcore.objectives import Batch
 from llmcore.sampling import ExampleSampler, Sample
 from llmcore.shards import load_index
+from llmcore.tasks import unsmoothed
 from llmcore.train_config import TrainConfig
 
 #: What a model can be trained on.
@@ -95,6 +96,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yield the same batches every time: epoch 0 of fixed samples.
 
+    Labels are not smoothed, so that the loss is the model's, and comparable.
+
     Args:
         data: What to evaluate on.
         objective: What makes the batches.
@@ -110,7 +113,8 @@ def eval_batches(
         samples = data.eval_batches(
             block_size, batch_size, most, lookahead=_lookahead(objective), frame=frame
         )
-    return (sample.batch(objective) for sample in samples)
+    plain = unsmoothed(objective)
+    return (sample.batch(plain) for sample in samples)
 
 
 def sequence_lengths(data: Dataset, config: TrainConfig, model: ModelConfig) -> tuple[int, int]:

@@ -335,6 +335,21 @@ def _parts(objective: Any) -> list[Any]:
     return [part for part, _ in objective.parts] if isinstance(objective, Mixture) else [objective]
 
 
+def unsmoothed(objective: Any) -> Any:
+    """Return an objective without its label smoothing, which is for training.
+
+    Example:
+        >>> unsmoothed(Mixture([(CausalLM(0.1), 1)])).parts[0][0].label_smoothing
+        0.0
+    """
+    if isinstance(objective, Mixture):
+        parts = [(unsmoothed(part), weight) for part, weight in objective.parts]
+        return dataclasses.replace(objective, parts=parts)
+    if not dataclasses.is_dataclass(objective) or not getattr(objective, "label_smoothing", 0.0):
+        return objective
+    return dataclasses.replace(cast(Any, objective), label_smoothing=0.0)
+
+
 def describe_objective(objective: Any) -> dict[str, Any]:
     """Return the name and the settings of an objective, ready for JSON: equal ones train alike.
 

@@ -73,8 +73,8 @@ class TrainConfig:
     block_size: int = setting(64, "Tokens in one block of text.", minimum=1, resume="refuse")
     accumulation: int = setting(1, "Micro-batches in one update.", minimum=1, resume="warn")
     sampling: str = setting(
-        "random", "Blocks of text: random places, as nanoGPT draws them, or epoch: each once, shuffled."
-        " Examples are drawn once an epoch.",
+        "random", "Blocks from random places, as nanoGPT draws them, or epoch: each once, shuffled,"
+        " as examples always are.",
         choices=("random", "epoch"), resume="refuse",
     )  # fmt: skip
 
