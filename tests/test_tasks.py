@@ -242,5 +242,5 @@ def test_blocks_for_an_encoder_have_a_frame():
 
 def test_what_writes_text():
     writers = {name for name, (objective, _, _) in EVERY.items() if writes_text(objective)}
-    assert writers == {"causal", "reversed", "prefix", "completion"}
+    assert writers == {"causal", "reversed", "prefix", "completion", "seq2seq"}
     assert writes_text(Mixture([(CausalLM(), 1), (MaskedLM(3, stack="decoder"), 1)]))

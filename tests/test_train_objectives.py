@@ -13,6 +13,7 @@ from command import TEXT, fails, run
 from llmcore import checkpoint
 from llmcore.config import ModelConfig
 from llmcore.errors import ConfigError, DataError
+from llmcore.example_tokenizing import encode_source
 from llmcore.examples import ExampleDataset
 from llmcore.model import Transformer
 from llmcore.objectives import (
@@ -217,7 +218,7 @@ def test_train_and_eval(capsys, files, objective, words):
     assert status == 0, err
     assert f"objective  {objective}" in printed
     assert ("A sample:" in printed) == (objective in {
-        "CausalLM", "ReversedLM", "PrefixLM", "CompletionLM", "Mixture"
+        "CausalLM", "ReversedLM", "PrefixLM", "CompletionLM", "Mixture", "Seq2Seq"
     })  # fmt: skip
     settings = json.loads((files / "out/run.json").read_text())
     assert settings["objective"]["name"] == objective
@@ -249,6 +250,9 @@ def test_what_a_run_says_of_its_model(capsys, files):
     assert saved.config.vocab_size == tokenizer.vocab_size
     assert saved.config.decoder_start_id == saved.config.pad_id == tokenizer.pad_id == 0
     assert saved.config.eos_id == tokenizer.eos_id == 1
+    # Sources are encoded for the trained model as they were in training.
+    assert tokenizer.encode("Nummer") == encode_source(tokenizer, ["Nummer"])[0]
+    assert tokenizer.encode("Nummer")[-1] == 1
     reverse = ["train", *SHORT, *ONE_DECODER, "--data", "text.txt", "--objective", "reversed"]
     assert run(capsys, *reverse, "--out-dir", "reversed")[0] == 0
     assert checkpoint.load(files / "reversed/last").config.right_to_left

@@ -22,7 +22,7 @@ from llmcore.errors import ConfigError
 from llmcore.train_config import DataConfig, RunConfig, TrainConfig, merge, parse_overrides
 
 if TYPE_CHECKING:
-    from llmcore.generate import GenerationConfig
+    from llmcore.generation_config import GenerationConfig
     from llmcore.model import Transformer
     from llmcore.tokenizer import Tokenizer
 
@@ -158,7 +158,7 @@ def train(
         return 128 + result.signal
     prompt = trainer.sample_prompt() if run.train.sample_tokens else None
     if prompt is not None:
-        from llmcore.generate import GenerationConfig
+        from llmcore.generation_config import GenerationConfig
 
         options = GenerationConfig(
             max_new_tokens=run.train.sample_tokens,
@@ -249,13 +249,22 @@ def _default_device() -> str:
 
 
 def _print_stream(model: Transformer, prompt: str, options: GenerationConfig) -> None:
-    """Print a prompt, or nothing for a text from its beginning, and go on as it is generated."""
+    """Print a prompt, or nothing for a text from its beginning, and go on as it is generated.
+
+    What a model writes about a source follows on a line of its own; what one writes from right to
+    left stands before the prompt, and is known at the end only.
+    """
+    from llmcore.generate import generate as complete
     from llmcore.generate import stream
 
     assert model.tokenizer is not None
+    prompts = [prompt or _first_tokens(model.tokenizer)]
+    if model.config.right_to_left:
+        print(complete(model, prompts, options)[0].text + prompt)
+        return
     # A prompt that cannot be encoded is told before anything is printed.
-    tokens = stream(model, [prompt or _first_tokens(model.tokenizer)], options)
-    print(prompt, end="", flush=True)
+    tokens = stream(model, prompts, options)
+    print(prompt, end="\n" if model.config.kind == "encoder-decoder" else "", flush=True)
     for token in tokens:
         print(token.text, end="", flush=True)
     print()
@@ -362,7 +371,7 @@ def generate(
 
     llmcore generate out/shakespeare-char --prompt "ROMEO:" --max-new-tokens 300
     """
-    from llmcore.generate import GenerationConfig
+    from llmcore.generation_config import GenerationConfig
     from llmcore.model import Transformer
     from llmcore.run_directory import find_checkpoint
 

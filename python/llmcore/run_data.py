@@ -344,7 +344,24 @@ class _TokenizerChoice:
         if config.tokenizer is None:
             kind = usual_tokenizer(self.names, self.model.kind)
         special = special_tokens(self.names, kind) if kind in KINDS else ()
-        return choose_tokenizer(kind, inputs, config.vocab_size, special)
+        tokenizer = choose_tokenizer(kind, inputs, config.vocab_size, special)
+        if kind in KINDS and "seq2seq" in self.names:
+            _end_every_text(tokenizer)
+        return tokenizer
+
+
+def _end_every_text(tokenizer: Tokenizer) -> None:
+    """Let a tokenizer that puts nothing around a text add "</s>", as T5's and Marian's do.
+
+    So a trained model is given its sources as in training, by us and by transformers.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    end = tokenizer.token_to_id("</s>")
+    if tokenizer.backend.post_processor is None and end is not None:
+        tokenizer.backend.post_processor = TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", end)]
+        )
 
 
 def choose_tokenizer(

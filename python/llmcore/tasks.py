@@ -327,8 +327,8 @@ def check_model(objective: type, name: str, kinds: Sequence[str], model: ModelCo
 
 
 def writes_text(objective: Any) -> bool:
-    """Whether a decoder trained by an objective has learned to go on from the text before."""
-    return any(isinstance(part, _DIRECTED) for part in _parts(objective))
+    """Whether a model trained by an objective has learned to go on from a text or a source."""
+    return any(isinstance(part, (*_DIRECTED, Seq2Seq)) for part in _parts(objective))
 
 
 def _parts(objective: Any) -> list[Any]:
