@@ -134,6 +134,20 @@ def test_flags_win_over_file_and_file_over_the_stored_run(tmp_path):
     assert fresh.data.path is None
 
 
+def test_options_given_several_times_are_lists(capsys, tmp_path, monkeypatch):
+    from llmcore import assemble
+
+    seen = []
+    monkeypatch.setattr(assemble, "build_trainer", lambda run, **_: seen.append(run) or 1 / 0)
+    words = ["train", "--out-dir", tmp_path, "--freeze", "embed.*", "--freeze", "*.norm.*",
+             "--lora-rank", 4, "--lora-targets", "q", "--lora-targets", "up"]  # fmt: skip
+    run(capsys, *words)
+    run(capsys, "train", "--out-dir", tmp_path)
+    assert seen[0].train.freeze == ("embed.*", "*.norm.*")
+    assert (seen[0].train.lora_rank, seen[0].train.lora_targets) == (4, ("q", "up"))
+    assert (seen[1].train.freeze, seen[1].train.lora_targets) == ((), ("q", "v"))
+
+
 # ----------------------------------------------------------------------- tokenizing
 
 
@@ -223,7 +237,7 @@ def test_train_on_shards_and_from_a_checkpoint(capsys, tmp_path, text):
         (["--out-dir", "text.txt"], "name a directory"),
         (["--device", "cuda:99"], "cuda"),
         (["--device", "abacus"], "abacus"),
-        (["--model", "bert-base"], "decoder"),
+        (["--model", "bert-base", "--objective", "causal"], "trains a decoder"),
     ],
 )
 def test_what_a_run_cannot_use_exits_1(capsys, tmp_path, monkeypatch, text, words, hint):

@@ -129,7 +129,10 @@ def test_evaluation_predicts_every_token_but_the_first_once(
     size: int, block: int, batch: int
 ) -> None:
     targets: list[int] = []
-    for ids, lengths in dataset(size, 3).eval_batches(block, batch):
+    for sample in dataset(size, 3).eval_batches(block, batch):
+        ids, lengths = sample.columns
+        assert (sample.samples * block).tolist() == ids[:, 0].tolist()
+        assert sample.epoch == 0
         assert ids.shape[1] == block + 1
         assert ids.dtype == np.int32
         real = [block + 1] * len(ids) if lengths is None else lengths.tolist()
@@ -142,10 +145,24 @@ def test_evaluation_predicts_every_token_but_the_first_once(
 
 def test_evaluation_on_some_batches_is_spread_over_the_data_and_repeatable() -> None:
     data = dataset(1001)
-    first = [ids[:, 0].tolist() for ids, _ in data.eval_batches(10, 2, max_batches=5)]
+    first = [batch.columns[0][:, 0].tolist() for batch in data.eval_batches(10, 2, max_batches=5)]
     assert first == [[0, 100], [200, 300], [400, 500], [600, 700], [800, 900]]
-    assert [ids[:, 0].tolist() for ids, _ in data.eval_batches(10, 2, 5)] == first
-    assert sum(len(ids) for ids, _ in data.eval_batches(10, 3, 1000)) == 100
+    assert [batch.columns[0][:, 0].tolist() for batch in data.eval_batches(10, 2, 5)] == first
+    assert sum(len(batch.samples) for batch in data.eval_batches(10, 3, 1000)) == 100
+
+
+@given(size=st.integers(2, 80), block=st.integers(2, 9))
+def test_evaluation_without_lookahead_reads_every_token_once(size: int, block: int) -> None:
+    seen: list[int] = []
+    for sample in dataset(size).eval_batches(block, 4, lookahead=0):
+        ids, lengths = sample.columns
+        assert ids.shape[1] == block
+        for row, length in zip(
+            ids, [block] * len(ids) if lengths is None else lengths, strict=True
+        ):
+            seen += row[:length].tolist()
+    # A lone token at the end, from which nothing could be predicted, is left out.
+    assert seen == list(range(size if size % block != 1 else size - 1))
 
 
 def test_evaluation_needs_two_tokens() -> None:
@@ -176,6 +193,52 @@ def test_batches_are_runs_of_the_data(
         assert ids.dtype == np.int32
         assert ids.flags.c_contiguous
         np.testing.assert_array_equal(ids - ids[:, :1], np.tile(np.arange(block + 1), (batch, 1)))
+
+
+@given(
+    size=st.integers(5, 60),
+    batch=st.integers(1, 9),
+    mode=st.sampled_from(["random", "epoch"]),
+    lookahead=st.integers(0, 1),
+    frame=st.sampled_from([None, (101, 102)]),
+)
+def test_no_two_blocks_share_epoch_and_number(
+    size: int, batch: int, mode: Any, lookahead: int, frame: Any
+) -> None:
+    """So that no mask is drawn twice, and the same block has the same number in every epoch."""
+    data, width = dataset(size), 3 + lookahead + (2 if frame else 0)
+    block = width - lookahead
+    sampler = BlockSampler(data, block, batch, 5, mode=mode, lookahead=lookahead, frame=frame)
+    blocks = (size - lookahead) // 3
+    seen = set()
+    for step in range(12):
+        (ids,), samples, epoch, _ = sampler.next_sample()
+        assert ids.shape == (batch, width)
+        if frame:
+            assert ids[:, 0].tolist() == [101] * batch
+            assert ids[:, -1].tolist() == [102] * batch
+            ids = ids[:, 1:-1]
+        np.testing.assert_array_equal(
+            ids - ids[:, :1], np.tile(np.arange(ids.shape[1]), (batch, 1))
+        )
+        if mode == "random":
+            assert samples.tolist() == list(range(step * batch, step * batch + batch))
+        else:
+            assert (3 * (samples % blocks)).tolist() == ids[:, 0].tolist()
+        pairs = {(epoch, number) for number in samples.tolist()}
+        assert len(pairs) == batch
+        assert not pairs & seen
+        seen |= pairs
+
+
+def test_a_frame_goes_round_what_is_real() -> None:
+    whole, short = dataset(10).eval_batches(6, 2, lookahead=0, frame=(7, 8))
+    assert whole.columns[0].tolist() == [[7, 0, 1, 2, 3, 8], [7, 4, 5, 6, 7, 8]]
+    assert whole.columns[1] is None
+    assert short.columns[0].tolist() == [[7, 8, 9, 8, 0, 0]]
+    assert short.columns[1].tolist() == [4]
+    with pytest.raises(DataError, match="block_size must be more than the 2 tokens around"):
+        BlockSampler(dataset(9), 2, 1, frame=(7, 8))
 
 
 @settings(max_examples=30)

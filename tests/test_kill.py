@@ -53,18 +53,47 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, data):
+def pairs(tmp_path_factory):
+    """A run of an encoder–decoder on parallel text."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for language, words in (("de", "Nummer {} ist hier"), ("en", "number {} is right here")):
+        lines = "".join(words.format(i * i) + "\n" for i in range(300))
+        (folder / f"train.{language}").write_text(lines)
+    return ["--data", folder / "train.de", "--target", folder / "train.en", "--vocab-size", 300,
+            "--model", "transformer-base", "--set", "model.num_encoder_layers=1",
+            "--label-smoothing", 0.1]  # fmt: skip
+
+
+def uninterrupted_run(out, words):
     """The outcome of a run on one thread, and the seconds it took."""
-    out = tmp_path_factory.mktemp("whole")
     began = time.monotonic()
-    finish(start(out, *RUN, *data, LLMCORE_NUM_THREADS=1))
+    finish(start(out, *RUN, *words, LLMCORE_NUM_THREADS=1))
     return outcome(out), time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data):
+    return uninterrupted_run(tmp_path_factory.mktemp("whole"), data)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_kill_anywhere_and_resume(tmp_path, data, uninterrupted, seed):
+    kill_and_resume(tmp_path, data, uninterrupted, random.Random(seed))
+
+
+def test_kill_a_run_that_masks_and_resume(tmp_path, data):
+    words = [*data, "--objective", "causal=1,masked=1"]
+    whole = uninterrupted_run(tmp_path / "whole", words)
+    kill_and_resume(tmp_path / "killed", words, whole, random.Random(2))
+
+
+def test_kill_a_run_on_examples_and_resume(tmp_path, pairs):
+    whole = uninterrupted_run(tmp_path / "whole", pairs)
+    kill_and_resume(tmp_path / "killed", pairs, whole, random.Random(3))
+
+
+def kill_and_resume(tmp_path, data, uninterrupted, moments):
     expected, seconds = uninterrupted
-    moments = random.Random(seed)
     for _ in range(2):
         # On several threads, so that the number of threads changes on the way.
         process = start(tmp_path, *RUN, *data, "--resume", LLMCORE_NUM_THREADS=3)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from llmcore import checkpoint, plan
-from llmcore.config import ModelConfig, parameter_shapes
+from llmcore.config import LoraConfig, ModelConfig, parameter_shapes
 from llmcore.errors import CheckpointError, ConfigError, DataError, LlmcoreError
 from llmcore.log import read_metrics
 from llmcore.train_config import TrainConfig
@@ -454,6 +454,40 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
         trainer(settings(tmp_path / "file")).fit()
+
+
+class AdaptableModel(BigramModel):
+    """Remembers what it was asked for."""
+
+    def __init__(self, config=CONFIG):
+        super().__init__(0, config)
+        self.frozen, self.added = [], []
+
+    def freeze(self, patterns):
+        self.frozen.append(patterns)
+
+    def add_lora(self, lora):
+        self.added.append(lora)
+
+
+def test_parameters_are_frozen_and_adapters_added_as_asked(tmp_path):
+    def make(model, **changes):
+        config = settings(tmp_path / "run", **changes)
+        return Trainer(model, tokens(), config, train_step=NumpyTrainStep).model
+
+    asked = {"lora_rank": 2, "lora_alpha": 8.0, "lora_targets": ["q", "up"]}
+    wanted = LoraConfig(rank=2, alpha=8.0, targets=("q", "up"))
+    model = make(AdaptableModel(), freeze=["embed.*", "*.norm.*"], **asked)
+    assert model.frozen == [("embed.*", "*.norm.*")]
+    assert model.added == [wanted]
+    assert make(AdaptableModel(), lora_rank=3).added == [LoraConfig(rank=3)]
+    plain = make(AdaptableModel())
+    assert (plain.frozen, plain.added) == ([], [])
+    # A resumed run is given a model that has them.
+    again = AdaptableModel(CONFIG.replace(lora=wanted))
+    assert make(again, **asked).added == []
+    with pytest.raises(ConfigError, match="other adapters"):
+        make(AdaptableModel(CONFIG.replace(lora=wanted)), lora_rank=4)
 
 
 def test_accumulation_equals_one_large_batch_in_tokens(tmp_path):

@@ -4,53 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from llmcore import checkpoint, hf
 from llmcore.config import ModelConfig
-from llmcore.data import TokenDataset, shakespeare
-from llmcore.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from llmcore.errors import CheckpointError, ConfigError, did_you_mean
 from llmcore.plan import refuse_impossible
 from llmcore.presets import PRESETS
-from llmcore.shards import has_index
+from llmcore.run_data import kind_of_source, load_data
+from llmcore.run_directory import find_checkpoint, is_directory, refuse_second_run
+from llmcore.tasks import TASKS, check_model, fit_config, natural_objective, parse_objective
 from llmcore.tokenizer import Tokenizer
-from llmcore.tokenizing import tokenize_files
 from llmcore.train_config import DataConfig, RunConfig, TrainConfig, dropout_fields, resume_changes
-from llmcore.trainer import (
-    Trainer,
-    refuse_second_run,
-    resolve_data,
-)
+from llmcore.trainer import Trainer
 
-#: Tokenizers that are trained on the data of the run, by name; anything else is a path.
-KINDS = ("char", "bpe", "wordpiece", "unigram")
-
-
-#: Size of a vocabulary that is trained, if none is named: for some megabytes of text.
-VOCAB_SIZE = 4096
-
-
-@dataclass(frozen=True)
-class RunData:
-    """Token data ready for training, and what their ids mean."""
-
-    train: TokenDataset
-    val: TokenDataset | None
-    tokenizer: Tokenizer | None
+if TYPE_CHECKING:
+    from llmcore.model import Transformer
 
 
 def build_trainer(run: RunConfig, *, device: str = "cpu", dtype: str = "float32") -> Trainer:
     """Make everything a run names, ready for `Trainer.fit`.
 
-    The settings that end up in ``run.json`` hold the architecture in full, so that a resumed run
-    needs nothing but its own directory and its data.
+    The settings that end up in ``run.json`` hold the architecture and the objective in full, so
+    that a resumed run needs nothing but its own directory and its data.
 
     Raises:
         ConfigError, DataError, CheckpointError: the settings, the data or a model to start from are
@@ -58,28 +36,68 @@ def build_trainer(run: RunConfig, *, device: str = "cpu", dtype: str = "float32"
     """
     from llmcore.model import Transformer, check_computation
 
-    train = run.train
-    refuse_second_run(train)
+    refuse_second_run(run.train)
     check_computation(device, dtype)
-    source = dataclasses.replace(
-        run.data, path=_absolute(run.data.path), validation=_absolute(run.data.validation)
-    )
-    if train.resume:
-        _refuse_other_data(source, Path(train.out_dir))
+    source = _with_absolute_paths(run.data)
+    if run.train.resume:
+        _refuse_other_data(source, Path(run.train.out_dir))
     name = str(run.model["name"])
-    start = _where_to_start(name, train)
-    data = load_data(run.data, train, model_directory=start)
-    config = build_model_config(run.model, tokenizer=data.tokenizer, train=train)
-    if config.kind != "decoder":
-        raise ConfigError(f"training on plain text needs a decoder; {name} is an {config.kind}")
+    start = _where_to_start(name, run.train)
+    longest = run.data.max_length or 0
+    planned = build_model_config(run.model, tokenizer=None, train=run.train, longest=longest)
+    train, names = _choose_objective(run, planned)
+    data = load_data(run.data, train, names, planned, model_directory=start)
+    # A model of its own has what it began with; a new one is fitted to the data.
+    overrides = {key: value for key, value in run.model.items() if key != "name"}
+    config = build_model_config(run.model, tokenizer=data.tokenizer, train=train, longest=longest)
+    if not is_whole(overrides):
+        fitted = fit_config(names, config, data.tokenizer, data.train, fresh=not is_directory(name))
+        config = config.replace(**{**fitted, **overrides})
     refuse_impossible(config, train)
     model = Transformer(config, device=device, dtype=dtype, seed=train.seed)
     if start is not None and not train.resume:
-        weights = checkpoint.load(start, config=config).parameters
-        checkpoint.copy_parameters(weights, model.parameters())
+        _copy_weights(start, model)
     model.tokenizer = data.tokenizer
     origin = {"model": {"name": name, **config.to_dict()}, "data": source.to_dict()}
     return Trainer(model, (data.train, data.val), train, tokenizer=data.tokenizer, origin=origin)
+
+
+def _choose_objective(run: RunConfig, model: ModelConfig) -> tuple[TrainConfig, dict[str, float]]:
+    """Settle on an objective, and check that the model suits it before data are read."""
+    train = run.train
+    out_dir = Path(train.out_dir)
+    if train.resume and checkpoint.exists(out_dir / "last"):
+        before = stored_run(out_dir).get("train", {}).get("objective") or "causal"
+        if train.objective not in (None, before):
+            raise ConfigError(
+                f"cannot resume {out_dir} with another objective ({before} before, now"
+                f" {train.objective}); leave it out, or start a run of its own"
+            )
+        train = train.replace(objective=before)
+    if train.objective is None:
+        train = train.replace(
+            objective=natural_objective(kind_of_source(run.data, train), model.kind)
+        )
+    names = parse_objective(str(train.objective))
+    for name in names:
+        check_model(TASKS[name].objective, name, TASKS[name].models, model)
+    return train, names
+
+
+def _copy_weights(start: Path, model: Transformer) -> None:
+    """Copy the weights of the checkpoint that a run starts from into its model.
+
+    A classifier that the checkpoint lacks begins anew, and of a model that is to classify no head
+    over the vocabulary is taken over.
+    """
+    classifies = model.config.num_labels > 0
+    weights = checkpoint.load(
+        start,
+        config=model.config,
+        fresh=("classifier.*", "pooler.*") if classifies else (),
+        drop=("head.*",) if classifies else (),
+    ).parameters
+    checkpoint.copy_parameters(weights, model.parameters())
 
 
 def stored_run(out_dir: Path) -> dict[str, Any]:
@@ -131,7 +149,7 @@ def run_to_resume(out_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             f"cannot resume {out_dir} with another model ({', '.join(changes)}); leave these"
             " settings out, or start a run of its own"
         )
-    return before
+    return {name: before[name] for name in ("model", "data", "train") if name in before}
 
 
 def _where_to_start(name: str, train: TrainConfig) -> Path | None:
@@ -152,137 +170,12 @@ def _refuse_other_data(source: DataConfig, out_dir: Path) -> None:
         )
 
 
-def load_data(
-    config: DataConfig, train: TrainConfig, *, model_directory: Path | None = None
-) -> RunData:
-    """Open, or tokenize, what a run trains on.
-
-    Shards are mapped. Other files are tokenized into ``out_dir/data`` once, where a resumed run
-    finds them again. Without a path it is the Shakespeare text that comes with the package.
-
-    Args:
-        config: which data.
-        train: where the run lives, and whether it is resumed.
-        model_directory: the checkpoint that is fine-tuned; its tokenizer is taken if none is named.
-    """
-    if config.path is None:
-        return _shakespeare(config, model_directory)
-    path = Path(config.path)
-    if is_directory(config.path):
-        if config.tokenizer is not None:
-            raise ConfigError(
-                f"{path} is already tokenized; leave the tokenizer out, or give the text instead"
-            )
-        shards, val = resolve_data(path)
-        if model_directory is not None:
-            _refuse_other_tokenizer(shards, _tokenizer_of(model_directory), model_directory)
-        if config.validation is not None:
-            val = resolve_data(config.validation)[0]
-        elif val is None and config.validation_fraction:
-            return RunData(*shards.split(config.validation_fraction), shards.tokenizer)
-        return RunData(shards, val, shards.tokenizer)
-    out = Path(train.out_dir)
-    stored, stored_val = out / "data", out / "data-validation"
-    if not (train.resume and has_index(stored)):
-        _require_file(path)
-        tokenizer = choose_tokenizer(config, [path], model_directory)
-        if config.validation:
-            _require_file(Path(config.validation))
-            tokenize_files([Path(config.validation)], tokenizer, stored_val, overwrite=True)
-        # Last, since its presence tells a resumed run that all is there.
-        fraction = 0.0 if config.validation else config.validation_fraction
-        tokenize_files([path], tokenizer, stored, val_fraction=fraction, overwrite=True)
-    shards, val = resolve_data(stored)
-    if config.validation:
-        val = resolve_data(stored_val)[0]
-    return RunData(shards, val, shards.tokenizer)
-
-
-def evaluation_data(directory: Path, path: Path | None) -> TokenDataset:
-    """What to evaluate the checkpoint in `directory` on.
-
-    Args:
-        directory: holds the tokenizer.
-        path: a text file, or shards (their "val" split if they have one); None for the validation
-            data of the run that the checkpoint belongs to.
-    """
-    if path is None:
-        settings = directory.parent / "run.json"
-        if not settings.exists():
-            raise ConfigError(
-                f"{directory} does not belong to a run here; name data to evaluate on"
-            )
-        run = json.loads(settings.read_text(encoding="utf-8"))
-        where = TrainConfig(out_dir=str(directory.parent), resume=True)
-        found = load_data(DataConfig.from_dict(run["data"]), where, model_directory=directory)
-        return found.val or found.train
-    tokenizer = _tokenizer_of(directory)
-    if path.is_dir():
-        train, val = resolve_data(path)
-        _refuse_other_tokenizer(val or train, tokenizer, directory)
-        return val or train
-    _require_file(path)
-    if tokenizer is None:
-        raise ConfigError(f"{directory} has no tokenizer; evaluate it on tokenized shards")
-    with tempfile.TemporaryDirectory() as folder:
-        tokenize_files([path], tokenizer, folder)
-        shards = TokenDataset.open(folder)
-        return TokenDataset.from_ids(shards.read(0, len(shards)), name=str(path))
-
-
-def _tokenizer_of(directory: Path) -> Tokenizer | None:
-    return checkpoint.load_tokenizer(checkpoint.load(directory, verify=False))
-
-
-def _refuse_other_tokenizer(
-    data: TokenDataset, tokenizer: Tokenizer | None, directory: Path
-) -> None:
-    """Raise if ids of `data` mean other texts to the model: the result would be nonsense."""
-    if data.tokenizer is not None and tokenizer is not None and data.tokenizer != tokenizer:
-        raise ConfigError(
-            f"{data.name} was tokenized with another tokenizer than that of {directory};"
-            " tokenize the text again with --tokenizer and that directory"
-        )
-
-
-def _shakespeare(config: DataConfig, model_directory: Path | None) -> RunData:
-    text = shakespeare()
-    tokenizer = choose_tokenizer(config, [text], model_directory)
-    ids = np.asarray(tokenizer.encode(text), np.int32)
-    data = TokenDataset.from_ids(ids, name="Shakespeare")
-    if config.validation is not None:
-        raise ConfigError("validation data need training data: name both, or neither")
-    if not config.validation_fraction:
-        return RunData(data, None, tokenizer)
-    return RunData(*data.split(config.validation_fraction), tokenizer)
-
-
-def choose_tokenizer(
-    config: DataConfig, inputs: list[str] | list[Path], model_directory: Path | None = None
-) -> Tokenizer:
-    """Load the tokenizer that is named, or train one of the named kind on the inputs."""
-    named = config.tokenizer
-    own = _tokenizer_of(model_directory) if named is None and model_directory else None
-    if own is not None:
-        return own
-    if named is None and model_directory is not None:
-        raise ConfigError(f"{model_directory} has no tokenizer; name one, or give tokenized shards")
-    kind = named or "char"
-    if kind in KINDS:
-        size = config.vocab_size or (None if kind == "char" else VOCAB_SIZE)
-        return Tokenizer.train(inputs, kind, size)  # type: ignore[arg-type]
-    if not Path(kind).exists():
-        hint = did_you_mean(kind, KINDS)
-        raise ConfigError(
-            f"tokenizer must be one of {', '.join(KINDS)} or a path, got {kind}{hint}"
-        )
-    if config.vocab_size is not None:
-        raise ConfigError(f"vocab_size is for tokenizers that are trained; {kind} has its own")
-    return Tokenizer.load(kind)
-
-
 def build_model_config(
-    settings: Mapping[str, Any], *, tokenizer: Tokenizer | None, train: TrainConfig
+    settings: Mapping[str, Any],
+    *,
+    tokenizer: Tokenizer | None,
+    train: TrainConfig,
+    longest: int = 0,
 ) -> ModelConfig:
     """The architecture of a run: a preset or checkpoint, fitted to the data, then overridden.
 
@@ -293,6 +186,7 @@ def build_model_config(
         settings: "name" (a preset, or the directory of a checkpoint) and fields of `ModelConfig`.
         tokenizer: that of the data.
         train: block size and dropout.
+        longest: tokens of an example, at most.
 
     Raises:
         ConfigError: unknown names, or values that do not fit together.
@@ -311,7 +205,8 @@ def build_model_config(
         fitted["vocab_size"] = tokenizer.vocab_size
         for special in ("bos_id", "eos_id", "pad_id"):
             fitted[special] = getattr(tokenizer, special)
-    fitted["max_positions"] = max(train.block_size, ModelConfig.preset(name).max_positions)
+    positions = ModelConfig.preset(name).max_positions
+    fitted["max_positions"] = max(train.block_size, longest, positions)
     return ModelConfig.preset(name, **{**fitted, **overrides})
 
 
@@ -327,32 +222,10 @@ def check_model_name(name: str) -> None:
         raise ConfigError(f"model {name!r} is neither a preset nor a directory{hint}")
 
 
-def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """The model directory meant by `path`: itself, or the best (else last) one of a run.
-
-    Raises:
-        CheckpointError: there is no model.
-    """
-    path = Path(path)
-    for candidate in (path, path / "best", path / "last"):
-        if checkpoint.exists(candidate):
-            return candidate
-    if not path.exists():
-        raise CheckpointError(f"there is no model at {path}; train one with llmcore train")
-    if path.is_file():
-        raise CheckpointError(f"{path} is a file; name the directory that holds config.json")
-    raise CheckpointError(f"{path} holds no model: it has no config.json, best/ or last/")
-
-
-def is_directory(path: str) -> bool:
-    """Whether `path` is an existing directory."""
-    return bool(path) and Path(path).is_dir()
-
-
-def _require_file(path: Path) -> None:
-    if not path.exists():
-        raise DataError(f"there is no file {path}")
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
+def _with_absolute_paths(data: DataConfig) -> DataConfig:
+    """A copy that means the same from any directory."""
+    settings = data.to_dict()
+    for name in ("path", "target", "validation", "validation_target"):
+        if settings[name] is not None:
+            settings[name] = str(Path(settings[name]).absolute())
+    return DataConfig.from_dict(settings)

@@ -156,7 +156,8 @@ def train(
     result = trainer.fit()
     if result.signal:
         return 128 + result.signal
-    if run.train.sample_tokens and trainer.tokenizer is not None:
+    prompt = trainer.sample_prompt() if run.train.sample_tokens else None
+    if prompt is not None:
         from llmcore.generation_config import GenerationConfig
 
         options = GenerationConfig(
@@ -167,7 +168,7 @@ def train(
             overflow="slide",
         )
         print("\nA sample:\n")
-        _print_stream(cast("Transformer", trainer.model), "", options)
+        _print_stream(cast("Transformer", trainer.model), prompt, options)
     return 0
 
 
@@ -226,8 +227,9 @@ def _usage_errors() -> Iterator[None]:
 
 def _check_model(run: RunConfig) -> None:
     """Find misspelt presets and fields before anything large is read."""
-    from llmcore.assemble import check_model_name, is_directory, is_whole
+    from llmcore.assemble import check_model_name, is_whole
     from llmcore.config import ModelConfig
+    from llmcore.run_directory import is_directory
 
     name = str(run.model["name"])
     fields = {key: value for key, value in run.model.items() if key != "name"}
@@ -247,13 +249,22 @@ def _default_device() -> str:
 
 
 def _print_stream(model: Transformer, prompt: str, options: GenerationConfig) -> None:
-    """Print a prompt, or nothing for a text from its beginning, and go on as it is generated."""
+    """Print a prompt, or nothing for a text from its beginning, and go on as it is generated.
+
+    What a model writes about a source follows on a line of its own; what one writes from right to
+    left stands before the prompt, and is known at the end only.
+    """
+    from llmcore.generate import generate as complete
     from llmcore.generate import stream
 
     assert model.tokenizer is not None
+    prompts = [prompt or _first_tokens(model.tokenizer)]
+    if model.config.right_to_left:
+        print(complete(model, prompts, options)[0].text + prompt)
+        return
     # A prompt that cannot be encoded is told before anything is printed.
-    tokens = stream(model, [prompt or _first_tokens(model.tokenizer)], options)
-    print(prompt, end="", flush=True)
+    tokens = stream(model, prompts, options)
+    print(prompt, end="\n" if model.config.kind == "encoder-decoder" else "", flush=True)
     for token in tokens:
         print(token.text, end="", flush=True)
     print()
@@ -264,9 +275,18 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Checkpoint, or the directory of a run.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Text file or shards; the validation data of the run if not given."),
+        typer.Option(
+            help="Text, TSV or JSONL file or shards; the validation data of the run if not given."
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Blocks in a batch.", min=1)] = 12,
+    target: Annotated[
+        Path | None, typer.Option(help="File whose lines are the targets of those of the data.")
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="What to measure; the objective of the run if not given."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Blocks or examples in a batch.", min=1)] = 12,
     block_size: Annotated[
         int | None, typer.Option(help="Tokens in a block; as many as the model takes.", min=1)
     ] = None,
@@ -275,25 +295,39 @@ def evaluate(
     dtype: DtypeOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model's loss and perplexity on text.
+    """Measure a model's loss and perplexity on data, by the objective it was trained with.
 
     [bold]Example[/bold]
 
     llmcore eval out/shakespeare-char --data notes.txt
     """
-    from llmcore.assemble import evaluation_data, find_checkpoint
     from llmcore.evaluate import evaluate as measure
+    from llmcore.feed import eval_batches
     from llmcore.model import Transformer
-    from llmcore.objectives import CausalLM
+    from llmcore.run_data import evaluation_data, evaluation_settings
+    from llmcore.run_directory import find_checkpoint
+    from llmcore.tasks import block_frame, check_objective, make_objective
 
     directory = find_checkpoint(model)
-    dataset = evaluation_data(directory, data)
+    with _usage_errors():
+        settings = evaluation_settings(directory, objective)
+    dataset = evaluation_data(directory, data, target, settings)
     loaded = Transformer.from_pretrained(directory, device=device or _default_device(), dtype=dtype)
     dataset.check_vocab(loaded.config.vocab_size)
+    measured = make_objective(settings, loaded.config, loaded.tokenizer, dataset)
+    check_objective(measured, loaded.config, dataset)
     size = block_size or loaded.config.max_positions
-    objective = CausalLM()
-    blocks = dataset.eval_batches(size, batch_size, batches or None)
-    result = measure(loaded, (objective(ids, lengths) for ids, lengths in blocks))
+    result = measure(
+        loaded,
+        eval_batches(
+            dataset,
+            measured,
+            block_size=size,
+            batch_size=batch_size,
+            max_batches=batches,
+            frame=block_frame(measured, loaded.tokenizer),
+        ),
+    )
     if as_json:
         facts = {"loss": result.loss, "perplexity": result.perplexity, "tokens": result.targets}
         print(json.dumps({**facts, "model": str(directory), "data": dataset.name}))
@@ -337,9 +371,9 @@ def generate(
 
     llmcore generate out/shakespeare-char --prompt "ROMEO:" --max-new-tokens 300
     """
-    from llmcore.assemble import find_checkpoint
     from llmcore.generation_config import GenerationConfig
     from llmcore.model import Transformer
+    from llmcore.run_directory import find_checkpoint
 
     with _usage_errors():
         options = GenerationConfig(
@@ -391,13 +425,13 @@ def tokenize(
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     import llmcore
-    from llmcore.assemble import choose_tokenizer
     from llmcore.documents import list_files
     from llmcore.log import format_bytes, format_count
+    from llmcore.run_data import choose_tokenizer
     from llmcore.tokenizing import tokenize_files
 
     files = list_files(inputs)
-    chosen = choose_tokenizer(DataConfig(tokenizer=tokenizer, vocab_size=vocab_size), files)
+    chosen = choose_tokenizer(tokenizer, files, vocab_size)
     total = sum(file.stat().st_size for file in files)
     columns = (*Progress.get_default_columns()[:2], TextColumn("{task.fields[tokens]}"))
     with Progress(*columns, TimeElapsedColumn(), disable=not sys.stderr.isatty()) as bar:

@@ -45,8 +45,11 @@ def options_from(**panels: type) -> Callable[[Command], Command]:
 def given(options: Mapping[str, Any], cls: type) -> dict[str, Any]:
     """Pick from parsed options the settings of `cls` that were given on the command line."""
     names = {item.name: option_name(item) for item in dataclasses.fields(cls)}
+    # A list that is not given arrives as None or empty.
     return {
-        field: options[option] for field, option in names.items() if options.get(option) is not None
+        field: options[option]
+        for field, option in names.items()
+        if options.get(option) not in (None, [])
     }
 
 
@@ -71,14 +74,16 @@ def _parameter(item: dataclasses.Field[Any], hint: Any, panel: str) -> inspect.P
 
 
 def _plain(hint: Any) -> Any:
-    """The type without None."""
+    """The type without None; several words are a list to typer."""
+    if hint == tuple[str, ...]:
+        return list[str]
     if isinstance(hint, types.UnionType):
         return next(t for t in typing.get_args(hint) if t is not type(None))
     return hint
 
 
 def _default_note(default: Any) -> str:
-    if default is None or default is False:
+    if default is None or default is False or default == ():
         return ""
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     return f" Default: {shown}."

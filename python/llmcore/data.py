@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import DataError, DTypeError, ShapeError
-from .sampling import BlockSampler, check_sizes
+from .sampling import BlockSampler, Sample, check_sizes, framed, positions_within
 from .shards import load_index, map_file
 from .tokenizing import tokenize_files
 
@@ -164,7 +164,7 @@ class TokenDataset:
             name=f"{directory} ({split})",
             document_starts=documents.astype(np.int64),
             directory=directory,
-            fingerprint=_digest([index["dtype"], entry["tokens"], checksums]),
+            fingerprint=digest([index["dtype"], entry["tokens"], checksums]),
             max_id=entry["max_id"],
         )
 
@@ -204,7 +204,7 @@ class TokenDataset:
         checksum = 0
         for start in range(0, len(self), _CHUNK):
             checksum = zlib.crc32(self.read(start, start + _CHUNK).data, checksum)
-        return _digest([len(self), checksum])
+        return digest([len(self), checksum])
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise `DataError` unless every id is within a vocabulary of `vocab_size`."""
@@ -271,47 +271,65 @@ class TokenDataset:
         )
 
     def num_blocks(self, block_size: int) -> int:
-        """Return how many blocks of `block_size` targets there are, a last short one included."""
+        """Return how many blocks of `block_size` positions there are, a last short one included.
+
+        A last one of a single id is not: there is nothing that could be predicted from it.
+        """
         return max(0, -(-(len(self) - 1) // block_size))
 
     def eval_batches(
-        self, block_size: int, batch_size: int, max_batches: int | None = None
-    ) -> Iterator[tuple[Int32Array, Int32Array | None]]:
+        self,
+        block_size: int,
+        batch_size: int,
+        max_batches: int | None = None,
+        *,
+        lookahead: int = 1,
+        frame: tuple[int, int] | None = None,
+    ) -> Iterator[Sample]:
         """Yield the same batches every time, for evaluation.
 
-        The data are cut into consecutive blocks, so each token but the first is predicted once.
-        With fewer batches than that takes, the blocks are spread evenly over the data.
+        The data are cut into consecutive blocks, so with a lookahead of 1 each token but the first
+        is predicted once. With fewer batches than that takes, the blocks are spread evenly over the
+        data.
 
         Args:
-            block_size: T, targets in a block.
+            block_size: T, positions of a block.
             batch_size: B, blocks in a batch; the last batch may have fewer.
             max_batches: At most so many batches; None for all.
+            lookahead: Ids a block has beyond its T positions, as in `BlockSampler`.
+            frame: The ids a block begins and ends with, as in `BlockSampler`.
 
         Yields:
-            `(ids, lengths)`: [b, T + 1] int32, and None, or [b] int32 where a row is shorter
-            because the data end there (padded with zeros): what an objective takes.
+            Samples of epoch 0 with the columns `(ids, lengths)`: [b, T + lookahead] int32, and
+            None, or [b] int32 where a row is shorter because the data end there (padded with
+            zeros): what an objective takes.
 
         Raises:
             DataError: There are fewer than two tokens, or a size is not positive.
         """
         check_sizes(block_size, batch_size)
-        total = self.num_blocks(block_size)
+        stride = positions_within(block_size, frame)
+        total = self.num_blocks(stride)
         if total == 0:
             raise DataError(f"{self.name} has {len(self)} tokens; evaluation needs at least 2")
+        width = stride + lookahead
         count = total if max_batches is None else min(total, max_batches * batch_size)
         blocks = np.arange(count, dtype=np.int64) * total // max(count, 1)
         for first in range(0, count, batch_size):
-            starts = blocks[first : first + batch_size] * block_size
-            lengths = np.minimum(len(self) - starts, block_size + 1)
-            if lengths[-1] == block_size + 1:  # only the last block can be short
-                yield self.gather(starts, block_size + 1), None
+            samples = blocks[first : first + batch_size]
+            starts = samples * stride
+            lengths = np.minimum(len(self) - starts, width).astype(np.int32)
+            if lengths[-1] == width:  # only the last block can be short
+                ids = self.gather(starts, width)
+                yield Sample((framed(ids, frame), None), samples, 0)
                 continue
-            ids = np.zeros((len(starts), block_size + 1), np.int32)
-            ids[:-1] = self.gather(starts[:-1], block_size + 1)
+            ids = np.zeros((len(starts), width), np.int32)
+            ids[:-1] = self.gather(starts[:-1], width)
             ids[-1, : lengths[-1]] = self.read(int(starts[-1]), len(self))
-            yield ids, lengths.astype(np.int32)
+            real = lengths + np.int32(0 if frame is None else len(frame))
+            yield Sample((framed(ids, frame, lengths), real), samples, 0)
 
 
-def _digest(facts: list[Any]) -> str:
+def digest(facts: list[Any]) -> str:
     """Return 16 hexadecimal digits that stand for `facts`."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ import codecs
 import importlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -133,12 +133,13 @@ def _decode(file: Path, start: int, stop: int, errors: Utf8Errors) -> Iterator[s
             try:
                 text = decoder.decode(block, final=offset + len(block) >= stop)
             except UnicodeDecodeError as error:
-                raise _invalid_utf8(f"{file}", offset - pending + error.start, error) from None
+                raise invalid_utf8(f"{file}", offset - pending + error.start, error) from None
             yield text.removeprefix("\ufeff") if offset == 0 else text
             offset += len(block)
 
 
-def _invalid_utf8(place: str, offset: int, error: UnicodeDecodeError) -> DataError:
+def invalid_utf8(place: str, offset: int, error: UnicodeDecodeError) -> DataError:
+    """Return the error that says which byte at `place` is not UTF-8, and what to do."""
     byte = error.object[error.start]
     cure = 'convert it to UTF-8 (in Python, errors="replace" lets it pass)'
     if offset == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -156,7 +157,7 @@ def _read_jsonl(file: Path, text_field: str, errors: Utf8Errors) -> Iterator[Pie
             try:
                 decoded = line.decode("utf-8", errors)
             except UnicodeDecodeError as error:
-                raise _invalid_utf8(place, offset + error.start, error) from None
+                raise invalid_utf8(place, offset + error.start, error) from None
             decoded = decoded.removeprefix("\ufeff").strip()
             if decoded:
                 text = _text_of(decoded, text_field, place)
@@ -166,16 +167,43 @@ def _read_jsonl(file: Path, text_field: str, errors: Utf8Errors) -> Iterator[Pie
 
 def _text_of(line: str, text_field: str, place: str) -> str:
     """Return the text of one JSON object."""
+    return text_in(parse_record(line, place), text_field, place)
+
+
+def parse_record(line: str, place: str) -> dict[str, Any]:
+    """Return the JSON object in a line; `place` says where it is if it is none.
+
+    Raises:
+        DataError: It is something else.
+    """
     try:
         record = json.loads(line)
     except ValueError as error:
         raise DataError(f"{place}: not valid JSON: {error}") from None
     if not isinstance(record, dict):
         raise DataError(f"{place}: expected a JSON object, got {type(record).__name__}")
-    if text_field not in record:
+    return record
+
+
+def value_in(record: Mapping[str, Any], field: str, place: str) -> Any:
+    """Return a field of a record.
+
+    Raises:
+        DataError: It is not there.
+    """
+    if field not in record:
         fields = ", ".join(map(repr, record)) or "none"
-        raise DataError(f"{place}: there is no field {text_field!r}; the fields are {fields}")
-    text = record[text_field]
+        raise DataError(f"{place}: there is no field {field!r}; the fields are {fields}")
+    return record[field]
+
+
+def text_in(record: Mapping[str, Any], text_field: str, place: str) -> str:
+    """Return a field of a record that must be a text.
+
+    Raises:
+        DataError: It is not there, or not a text that can be written as UTF-8.
+    """
+    text = value_in(record, text_field, place)
     if not isinstance(text, str):
         raise DataError(
             f"{place}: field {text_field!r} must be a string, got {type(text).__name__}"

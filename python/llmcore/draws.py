@@ -24,6 +24,7 @@ class Stream(enum.IntEnum):
     NOISE = 6  # where spans of noise are cut
     KEPT = 7  # where the text between them is cut
     MIXTURE = 8  # which objective of several
+    BATCHES = 9  # the order of batches of examples
 
 
 def words(stream: Stream, seed: int, index: int, count: int) -> UInt64Array:

@@ -52,6 +52,8 @@ def evaluate(model: HasLoss, batches: Iterable[Batch]) -> Evaluation:
     """
     total = targets = 0.0
     for batch in batches:
+        if batch.num_targets == 0:  # a short last block of special tokens, none to be masked
+            continue
         total += float(model.loss(batch)) * batch.num_targets
         targets += batch.num_targets
     return Evaluation(total / targets if targets else math.nan, targets)

@@ -22,7 +22,8 @@ TrainingInputs = os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 UNKNOWN_TOKENS = ("<unk>", "[UNK]")
 
-_USUAL_SPECIAL_TOKENS: dict[str, tuple[str, ...]] = {
+#: The special tokens of each kind where none are named.
+USUAL_SPECIAL_TOKENS: dict[str, tuple[str, ...]] = {
     "bpe": ("<|endoftext|>",),
     "wordpiece": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
     "unigram": ("<pad>", "</s>", "<unk>"),
@@ -46,7 +47,7 @@ def train(
         raise DataError(f"vocab_size must be a whole number above 0, got {vocab_size!r}")
     if lowercase and kind != "wordpiece":
         raise DataError(f"lowercase is for kind='wordpiece'; lower the text itself for {kind!r}")
-    special = list(_USUAL_SPECIAL_TOKENS[kind] if special_tokens is None else special_tokens)
+    special = list(USUAL_SPECIAL_TOKENS[kind] if special_tokens is None else special_tokens)
     unknown = next((token for token in special if token in UNKNOWN_TOKENS), None)
     texts = _Texts(inputs, text_field)
     if kind == "char":

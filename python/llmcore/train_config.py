@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmcore.errors import ConfigError, did_you_mean
 from llmcore.schedule import Schedule, ScheduleKind
+from llmcore.settings import (
+    build_settings,
+    find_problems,
+    setting,
+    settings_problems,
+    unknown_settings,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,34 +26,6 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 SCHEDULES: tuple[str, ...] = typing.get_args(ScheduleKind)
-
-
-def _setting(
-    default: Any,
-    help_text: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] = (),
-    resume: str = "free",
-    option: str | None = None,
-) -> Any:
-    """Declare one setting: its default, its one line of help, its range, and what a resume may do.
-
-    ``resume`` says what happens when a resumed run asks for another value than the run it
-    continues: "free" (it does not touch the weights), "warn" (the run goes on, but no longer
-    equals an uninterrupted one) or "refuse" (the data cursor would mean something else).
-    ``option`` is its name on the command line, where that is not its own.
-    """
-    metadata = {
-        "help": help_text,
-        "minimum": minimum,
-        "maximum": maximum,
-        "choices": choices,
-        "resume": resume,
-        "option": option,
-    }
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,92 +49,133 @@ class TrainConfig:
         llmcore.errors.ConfigError: TrainConfig: unknown setting 'step', did you mean 'steps'?
     """
 
-    steps: int = _setting(2000, "Updates to make.", minimum=1, resume="warn")
-    batch_size: int = _setting(12, "Blocks in one micro-batch.", minimum=1, resume="refuse")
-    block_size: int = _setting(64, "Tokens in one block.", minimum=1, resume="refuse")
-    accumulation: int = _setting(1, "Micro-batches in one update.", minimum=1, resume="warn")
-    sampling: str = _setting(
-        "random", "random places, as nanoGPT draws them, or epoch: each block once, shuffled.",
+    objective: str | None = setting(
+        None, "causal, reversed, prefix, masked, span-corruption, seq2seq, completion,"
+        " classification, or a mixture such as causal=2,masked=1; what suits model and data if not"
+        " given.", resume="refuse",
+    )  # fmt: skip
+    label_smoothing: float = setting(
+        0.0, "Share of each target's probability spread over the vocabulary.", minimum=0.0,
+        maximum=0.999, resume="refuse",
+    )  # fmt: skip
+    mask_probability: float = setting(
+        0.15, "Share of the tokens hidden by masked and span-corruption.", minimum=0.001,
+        maximum=0.999, resume="refuse",
+    )  # fmt: skip
+    whole_words: bool = setting(
+        False, "masked: hide all tokens of a word, or none.", resume="refuse"
+    )
+
+    steps: int = setting(2000, "Updates to make.", minimum=1, resume="warn")
+    batch_size: int = setting(
+        12, "Blocks, or examples, in one micro-batch.", minimum=1, resume="refuse"
+    )
+    block_size: int = setting(64, "Tokens in one block of text.", minimum=1, resume="refuse")
+    accumulation: int = setting(1, "Micro-batches in one update.", minimum=1, resume="warn")
+    sampling: str = setting(
+        "random", "Blocks from random places, as nanoGPT draws them, or epoch: each once, shuffled,"
+        " as examples always are.",
         choices=("random", "epoch"), resume="refuse",
     )  # fmt: skip
 
-    lr: float = _setting(2e-3, "Peak learning rate.", minimum=0.0, resume="warn")
-    min_lr: float | None = _setting(
+    lr: float = setting(2e-3, "Peak learning rate.", minimum=0.0, resume="warn")
+    min_lr: float | None = setting(
         None, "Learning rate at the end; a tenth of the peak if not given.", minimum=0.0,
         resume="warn",
     )  # fmt: skip
-    schedule: str = _setting(
+    schedule: str = setting(
         "cosine", "Shape of the learning rate: " + ", ".join(SCHEDULES) + ".", choices=SCHEDULES,
         resume="warn",
     )  # fmt: skip
-    warmup_steps: int | None = _setting(
+    warmup_steps: int | None = setting(
         None, "Linear warmup; 100 if not given, a tenth of a shorter run.", minimum=0,
         resume="warn",
     )  # fmt: skip
-    decay_steps: int | None = _setting(
+    decay_steps: int | None = setting(
         None, "Length of the final decay of wsd; a tenth of the run if not given.", minimum=0,
         resume="warn",
     )  # fmt: skip
-    betas: tuple[float, float] = _setting(
+    betas: tuple[float, float] = setting(
         (0.9, 0.99), "Decay of AdamW's two moments.", resume="warn"
     )
-    eps: float = _setting(1e-8, "AdamW's epsilon.", minimum=0.0, resume="warn")
-    weight_decay: float = _setting(
+    eps: float = setting(1e-8, "AdamW's epsilon.", minimum=0.0, resume="warn")
+    weight_decay: float = setting(
         0.1, "Decoupled weight decay, on matrices only.", minimum=0.0, resume="warn"
     )
-    max_grad_norm: float = _setting(
+    max_grad_norm: float = setting(
         1.0, "Clip the gradient to this global norm; 0 does not clip.", minimum=0.0, resume="warn"
     )
-    dropout: float | None = _setting(
+    dropout: float | None = setting(
         None, "Dropout of embeddings, attention and residuals; the model's own if not given.",
         minimum=0.0, maximum=0.999, resume="refuse",
     )  # fmt: skip
-    seed: int = _setting(
+    seed: int = setting(
         1337, "Seed of weights, data order and dropout.", minimum=0, maximum=2**64 - 1,
         resume="refuse",
     )  # fmt: skip
 
-    eval_interval: int = _setting(250, "Steps between two evaluations.", minimum=1, resume="warn")
-    eval_batches: int = _setting(
+    freeze: tuple[str, ...] = setting(
+        (), "Parameters that are not trained, by name, such as embed.*; repeatable.",
+        resume="warn",
+    )  # fmt: skip
+    lora_rank: int = setting(
+        0, "Train low-rank adapters of this rank instead of the weights; 0 trains the weights.",
+        minimum=0, resume="refuse",
+    )  # fmt: skip
+    lora_alpha: float | None = setting(
+        None, "Scale of the adapters, before it is divided by the rank; the rank if not given.",
+        minimum=0.0, resume="refuse",
+    )  # fmt: skip
+    lora_dropout: float = setting(
+        0.0, "Dropout of the adapters' input.", minimum=0.0, maximum=0.999, resume="refuse"
+    )
+    lora_targets: tuple[str, ...] = setting(
+        ("q", "v"), "Layers with adapters: q, k, v, out, gate, up, down; repeatable.",
+        resume="refuse",
+    )  # fmt: skip
+
+    eval_interval: int = setting(250, "Steps between two evaluations.", minimum=1, resume="warn")
+    eval_batches: int = setting(
         20, "Batches in one evaluation; 0 takes all the validation data.", minimum=0, resume="warn"
     )
-    early_stopping: int = _setting(
+    early_stopping: int = setting(
         0, "Stop after this many evaluations without a better loss; 0 never.", minimum=0,
         resume="warn",
     )  # fmt: skip
-    skip_outliers: float = _setting(
+    skip_outliers: float = setting(
         0.0, "Skip a step whose loss or norm lies this many standard deviations above the recent"
         " ones; 0 skips only those that are not finite.", minimum=0.0, resume="warn",
     )  # fmt: skip
-    max_skips: int = _setting(
+    max_skips: int = setting(
         10, "Give up after this many skipped steps in a row.", minimum=1, resume="free"
     )
 
-    log_interval: int = _setting(10, "Steps between two lines of metrics.", minimum=1)
-    save_interval: int | None = _setting(
+    log_interval: int = setting(10, "Steps between two lines of metrics.", minimum=1)
+    save_interval: int | None = setting(
         None, "Steps between two checkpoints; those of the evaluations if not given.", minimum=1
     )
-    out_dir: str = _setting(
+    out_dir: str = setting(
         "out/shakespeare-char",
         "Directory for the results; out/ and the name of the data if not given.",
     )
-    resume: bool = _setting(False, "Continue the run in the output directory, bit for bit.")
-    overwrite: bool = _setting(False, "Start over where the output directory already has a run.")
-    recompute: bool = _setting(
+    resume: bool = setting(False, "Continue the run in the output directory, bit for bit.")
+    overwrite: bool = setting(False, "Start over where the output directory already has a run.")
+    recompute: bool = setting(
         False, "Keep only each block's input and compute its inside twice: less memory, more time."
     )
-    threads: int = _setting(
+    threads: int = setting(
         0, "Threads to use; 0 takes all this process may use.", minimum=0, maximum=4096
     )
-    tensorboard: bool = _setting(False, "Also write TensorBoard events (needs that package).")
-    sample_tokens: int = _setting(
+    tensorboard: bool = setting(False, "Also write TensorBoard events (needs that package).")
+    sample_tokens: int = setting(
         500, "Tokens of the sample printed at the end; 0 prints none.", minimum=0
     )
 
     def __post_init__(self) -> None:
-        problems = _problems(type(self), self.to_dict())
+        problems = find_problems(type(self), self.to_dict())
         if not problems:
-            object.__setattr__(self, "betas", tuple(self.betas))
+            for name in ("betas", "freeze", "lora_targets"):  # lists, in JSON and TOML
+                object.__setattr__(self, name, tuple(getattr(self, name)))
             if self.min_lr is None:
                 # Rounded, so that a tenth of 3e-4 reads 3e-05 in every file it is written to.
                 object.__setattr__(self, "min_lr", float(f"{self.lr / 10:.12g}"))
@@ -177,6 +196,14 @@ class TrainConfig:
             found += error.problems
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             found.append(f"betas must both lie in [0, 1), got {self.betas}")
+        try:
+            # Here rather than above, since it brings in all objectives.
+            from llmcore.tasks import parse_objective
+
+            if self.objective is not None:
+                parse_objective(self.objective)
+        except ConfigError as error:
+            found.append(str(error))
         if self.resume and self.overwrite:
             found.append("resume and overwrite exclude each other: continue the run or start over")
         return found
@@ -201,7 +228,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> TrainConfig:
         """Build from a mapping of settings; unknown names are errors that suggest the nearest."""
-        return _from_dict(cls, settings)
+        return build_settings(cls, settings)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> TrainConfig:
@@ -215,7 +242,10 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What to train on: a text file, a directory of shards, or (by default) Shakespeare.
+    """What to train on: text, examples, a directory of shards, or (by default) Shakespeare.
+
+    Examples (`llmcore.example_files`) are read for objectives made from them: two parallel files,
+    or one in TSV or JSONL.
 
     Example:
         >>> from llmcore.train_config import DataConfig
@@ -223,30 +253,46 @@ class DataConfig:
         0.1
     """
 
-    path: str | None = _setting(
-        None, "Text file or directory of shards to train on; Shakespeare, shipped, if not given.",
+    path: str | None = setting(
+        None, "Text, TSV or JSONL file or directory of shards to train on; Shakespeare, shipped, if"
+        " not given.",
         resume="refuse",
         option="data",
     )  # fmt: skip
-    validation: str | None = _setting(
-        None, "Text file or shards to evaluate on; the end of the data if not given.",
+    target: str | None = setting(
+        None, "File whose lines are the targets of the lines of the data.", resume="refuse"
+    )
+    fields: str | None = setting(
+        None, "Fields of JSONL, or columns named in the first line of TSV, in order, such as de,en"
+        " or review,stars; the usual ones if not given.", resume="refuse",
+    )  # fmt: skip
+    max_length: int | None = setting(
+        None, "Tokens of a text of an example, at most; as many as the model takes if not given."
+        " Longer ones are cut.", minimum=2, resume="refuse",
+    )  # fmt: skip
+    validation: str | None = setting(
+        None, "File or shards to evaluate on; a share of the data if not given.",
         resume="refuse",
     )  # fmt: skip
-    validation_fraction: float = _setting(
-        0.1, "Share of the data, from its end, kept for evaluation.", minimum=0.0, maximum=0.9,
+    validation_target: str | None = setting(
+        None, "File whose lines are the targets of the lines of the validation data.",
         resume="refuse",
     )  # fmt: skip
-    tokenizer: str | None = _setting(
+    validation_fraction: float = setting(
+        0.1, "Share of the data kept for evaluation: the end of text, examples from everywhere.",
+        minimum=0.0, maximum=0.9, resume="refuse",
+    )  # fmt: skip
+    tokenizer: str | None = setting(
         None, "Tokenizer for text: char, bpe, wordpiece, unigram (trained on it), or a path.",
         resume="refuse",
     )  # fmt: skip
-    vocab_size: int | None = _setting(
+    vocab_size: int | None = setting(
         None, "Size of the vocabulary to train for bpe, wordpiece and unigram.", minimum=1,
         resume="refuse",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        problems = _problems(type(self), self.to_dict())
+        problems = find_problems(type(self), self.to_dict())
         if problems:
             raise ConfigError.listing("DataConfig", problems)
 
@@ -257,7 +303,7 @@ class DataConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> DataConfig:
         """Build from a mapping of settings; unknown names are errors that suggest the nearest."""
-        return _from_dict(cls, settings)
+        return build_settings(cls, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,10 +353,10 @@ class RunConfig:
             else:
                 problems.append(f"[{name}] must be a table of settings, got {table!r}")
         for name, section in (("data", DataConfig), ("train", TrainConfig)):
-            found = _settings_problems(section, tables.get(name, {}))
+            found = settings_problems(section, tables.get(name, {}))
             problems += [f"[{name}] {problem}" for problem in found]
         fields = ("name", *(item.name for item in dataclasses.fields(ModelConfig)))
-        found = _unknown(fields, tables.get("model", {}))
+        found = unknown_settings(fields, tables.get("model", {}))
         problems += [f"[model] {problem}" for problem in found]
         if problems:
             raise ConfigError.listing("RunConfig", problems)
@@ -429,77 +475,3 @@ def resume_changes(
             elif item.metadata["resume"] == "refuse":
                 refuse.append(change)
     return warn, refuse
-
-
-# --------------------------------------------------------------------------- checking settings
-
-_Config = typing.TypeVar("_Config", TrainConfig, DataConfig)
-
-
-def _from_dict(cls: type[_Config], settings: Mapping[str, Any]) -> _Config:
-    problems = _settings_problems(cls, settings)
-    if problems:
-        raise ConfigError.listing(cls.__name__, problems)
-    return cls(**settings)
-
-
-def _settings_problems(cls: type, settings: Mapping[str, Any]) -> list[str]:
-    names = [item.name for item in dataclasses.fields(cls)]
-    return _unknown(names, settings) + _problems(cls, settings)
-
-
-def _unknown(known: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
-    return [
-        f"unknown setting {name!r}{did_you_mean(name, known)}"
-        for name in settings
-        if name not in known
-    ]
-
-
-def _problems(cls: type, settings: Mapping[str, Any]) -> list[str]:
-    """Check types and ranges of the settings that are there."""
-    hints = typing.get_type_hints(cls)
-    found = []
-    for item in dataclasses.fields(cls):
-        if item.name in settings:
-            problem = _problem(settings[item.name], hints[item.name], item.metadata)
-            if problem:
-                found.append(f"{item.name} must be {problem}")
-    return found
-
-
-def _problem(value: Any, hint: Any, rules: Mapping[str, Any]) -> str:
-    """Say what `value` should have been, or nothing if it is right."""
-    optional = type(None) in typing.get_args(hint)
-    if value is None and optional:
-        return ""
-    kind = next(t for t in typing.get_args(hint) if t is not type(None)) if optional else hint
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is bool:
-        return "" if isinstance(value, bool) else f"true or false, got {value!r}"
-    if kind is str:
-        if not isinstance(value, str):
-            return f"a string, got {value!r}"
-        if not value:
-            return "a name, got an empty string"
-        if rules["choices"] and value not in rules["choices"]:
-            quoted = ", ".join(f'"{choice}"' for choice in rules["choices"])
-            return f'one of {quoted}, got "{value}"' + did_you_mean(value, rules["choices"])
-        return ""
-    if kind is int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            return f"a whole number, got {value!r}"
-    elif kind is float:
-        if not is_number or not math.isfinite(value):
-            return f"a number, got {value!r}"
-    else:  # the only other kind: a pair of numbers
-        pair = isinstance(value, (list, tuple)) and len(value) == 2
-        if not pair or not all(isinstance(number, (int, float)) for number in value):
-            return f"two numbers, got {value!r}"
-        return ""
-    low, high = rules["minimum"], rules["maximum"]
-    if low is not None and value < low:
-        return f"at least {low:g}, got {value}"
-    if high is not None and value > high:
-        return f"at most {high if isinstance(high, int) else f'{high:g}'}, got {value}"
-    return ""

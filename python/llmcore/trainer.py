@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-import errno
+import dataclasses
 import itertools
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from llmcore import checkpoint, plan
-from llmcore.atomic import reason, write_atomically
-from llmcore.config import ModelConfig
-from llmcore.data import BlockSampler, TokenDataset
+from llmcore.atomic import write_atomically
+from llmcore.config import LoraConfig, ModelConfig
+from llmcore.data import TokenDataset
 from llmcore.errors import CheckpointError, ConfigError, DataError, DTypeError, LlmcoreError
 from llmcore.evaluate import HasLoss, evaluate
+from llmcore.examples import ExampleDataset
+from llmcore.feed import (
+    check_data,
+    describe_size,
+    eval_batches,
+    make_sampler,
+    resolve_data,
+    sequence_lengths,
+)
 from llmcore.interrupt import Interrupts
 from llmcore.log import RunLog, format_count, format_duration
-from llmcore.objectives import Batch, CausalLM, Objective
+from llmcore.objectives import Batch, Objective
+from llmcore.run_directory import make_directory, refuse_second_run
 from llmcore.run_state import Clock, FitResult, RunState, StepResult
+from llmcore.tasks import (
+    block_frame,
+    check_objective,
+    describe_objective,
+    make_objective,
+    writes_text,
+)
 from llmcore.train_config import TrainConfig, dropout_fields, resume_changes
 from llmcore.viz import save_loss_curve
 
@@ -51,7 +66,7 @@ class TrainableModel(HasLoss, Protocol):
 
 
 class Trainer:
-    """Trains a model on token data and keeps what is needed to go on after any end.
+    """Trains a model on text or examples and keeps what is needed to go on after any end.
 
     In ``config.out_dir`` it writes ``last/`` (a checkpoint with everything a resume needs),
     ``best/`` (the weights with the lowest validation loss), ``metrics.jsonl``, ``loss.svg`` and
@@ -63,19 +78,22 @@ class Trainer:
 
     Args:
         model: what to train, changed in place.
-        data: a `TokenDataset`, a one-dimensional array of ids, or a directory of tokenized shards;
-            or a pair (training, validation) of these. Without validation data there is no
-            evaluation and no best checkpoint; shards bring their own "val" split if they have one.
+        data: a `TokenDataset`, an `ExampleDataset`, a one-dimensional array of ids, or a directory
+            of tokenized data; or a pair (training, validation) of these. Without validation data
+            there is no evaluation and no best checkpoint; a directory brings its own "val" split if
+            it has one.
         config: the settings.
         tokenizer: saved beside the weights if given.
-        objective: tokens to batch; `CausalLM` if not given.
+        objective: what makes batches of the data; the one that ``config.objective`` names, or that
+            suits model and data (`llmcore.tasks`), if not given.
         origin: more settings to write to run.json, such as where the data came from.
         train_step: the class that makes the updates; `llmcore.TrainStep` if not given.
 
     Raises:
         DataError: the data are smaller than a block, or not where they should be.
         TokenIndexError: an id lies outside the model's vocabulary.
-        ConfigError: settings that do not fit the model.
+        ConfigError: settings that do not fit the model, or an objective that does not fit the model
+            or the data.
 
     Example:
         ``Trainer(model, (train_ids, val_ids), TrainConfig(steps=500)).fit().val_loss``
@@ -99,18 +117,16 @@ class Trainer:
         self.tokenizer = tokenizer or self.train_data.tokenizer
         self.out_dir = Path(self.config.out_dir)
         self.state = RunState()
-        self._objective = objective or CausalLM()
+        self.objective: Any = objective or make_objective(
+            self.config, model.config, self.tokenizer, self.train_data
+        )
         self._origin = dict(origin or {})
         self._check_fit()
-        plan.refuse_impossible(model.config, self.config)
+        self._adapt_model()
+        plan.refuse_impossible(model.config, self._planned(longest=True))
         self._schedule = self.config.make_schedule()
-        self._sampler = BlockSampler(
-            self.train_data,
-            self.config.block_size,
-            self.config.batch_size,
-            self.config.seed,
-            mode=self.config.sampling,  # type: ignore[arg-type]  # one of the two, checked there
-        )
+        self._frame = block_frame(self.objective, self.tokenizer)
+        self._sampler = make_sampler(self.train_data, self.config, self.objective, self._frame)
         self._step = self._make_train_step(train_step)
         self._saved_step: int | None = None
         self._resumed = False
@@ -152,7 +168,7 @@ class Trainer:
         return result
 
     def evaluate(self) -> float:
-        """Mean loss over the same fixed blocks of the validation data every time.
+        """Mean loss over the same fixed batches of the validation data every time.
 
         Raises:
             ConfigError: there are no validation data.
@@ -182,6 +198,19 @@ class Trainer:
         self._saved_step = self.state.step
         return self.state.step
 
+    def sample_prompt(self) -> str | None:
+        """What a sample of the model's text may go on from: a prompt of the data, or "" for text.
+
+        None where the model has not learned to go on from one, or has no tokenizer.
+        """
+        if self.tokenizer is None or not writes_text(self.objective):
+            return None
+        data = self.val_data or self.train_data
+        if not isinstance(data, ExampleDataset):
+            return ""
+        (prompt, *_), *_ = data.take(np.zeros(1, np.int64)).columns
+        return self.tokenizer.decode(prompt)
+
     # ------------------------------------------------------------------ the loop
 
     def _run(self, stop: Interrupts) -> str:
@@ -210,7 +239,8 @@ class Trainer:
     def _one_step(self) -> None:
         config, state = self.config, self.state
         started = time.perf_counter()
-        batches = [self._objective(self._sampler.next_batch()) for _ in range(config.accumulation)]
+        samples = [self._sampler.next_sample() for _ in range(config.accumulation)]
+        batches = [sample.batch(self.objective) for sample in samples]
         lr = self._schedule(state.step + 1)
         max_loss, max_norm = state.limits(config.skip_outliers)
         result: StepResult = self._step.step(
@@ -282,11 +312,14 @@ class Trainer:
     def _validation_batches(self) -> Iterator[Batch]:
         if self.val_data is None:
             raise ConfigError("there are no validation data; give the Trainer a pair (train, val)")
-        config = self.config
-        blocks = self.val_data.eval_batches(
-            config.block_size, config.batch_size, config.eval_batches or None
+        return eval_batches(
+            self.val_data,
+            self.objective,
+            block_size=self.config.block_size,
+            batch_size=self.config.batch_size,
+            max_batches=self.config.eval_batches,
+            frame=self._frame,
         )
-        return (self._objective(ids, lengths) for ids, lengths in blocks)
 
     def _evaluate_and_keep(self, stop: Interrupts) -> None:
         started = time.perf_counter()
@@ -334,7 +367,11 @@ class Trainer:
             optimizer={name: v for name, v in optimizer.items() if name not in moments},
             data=self._sampler.state_dict(),
             best_metric=self.state.best_loss,
-            history={"run": self.state.to_dict(), "settings": self.config.to_dict()},
+            history={
+                "run": self.state.to_dict(),
+                "settings": self.config.to_dict(),
+                "objective": describe_objective(self.objective),
+            },
         )
         self._save("last", state)
         self._saved_step = self.state.step
@@ -348,13 +385,16 @@ class Trainer:
         if saved.config != self.model.config:
             changed = _differences(saved.config.to_dict(), self.model.config.to_dict())
             raise CheckpointError(f"{directory} is of another architecture: {changed}")
-        before = TrainConfig.from_dict(saved.state.history["settings"])
+        # The first release had no objectives to name.
+        settings = {"objective": self.config.objective, **saved.state.history["settings"]}
+        before = TrainConfig.from_dict(settings)
         warn, refuse = resume_changes(before, self.config)
         if refuse:
             raise ConfigError(
                 f"cannot resume {directory} with other {', '.join(refuse)}: the data would not"
                 " continue where they stopped; use the old values or start a run of its own"
             )
+        self._refuse_other_objective(directory, saved.state.history)
         if warn:
             print(
                 f"resuming with {', '.join(warn)}: from here on the run differs from one that was"
@@ -366,7 +406,43 @@ class Trainer:
         self._sampler.load_state_dict(dict(saved.state.data))
         self.state = RunState.from_dict(saved.state.history["run"])
 
+    def _refuse_other_objective(self, directory: Path, history: Mapping[str, Any]) -> None:
+        now = describe_objective(self.objective)
+        before = history.get("objective", now)  # the first release had one only, and did not say
+        if before != now:
+            raise ConfigError(
+                f"cannot resume {directory} with another objective"
+                f" ({_differences(before, now) or 'fewer settings'}); use the old one, or start a"
+                " run of its own"
+            )
+
     # ------------------------------------------------------------------ before and after
+
+    def _adapt_model(self) -> None:
+        """Freeze parameters and add adapters as the settings say."""
+        config = self.config
+        model: Any = self.model  # more is asked of it than of one that is trained whole
+        if config.lora_rank:
+            wanted = LoraConfig(
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,  # type: ignore[arg-type]  # None: computed there
+                dropout=config.lora_dropout,
+                targets=config.lora_targets,
+            )
+            if model.config.lora is None:
+                model.add_lora(wanted)
+            elif dataclasses.asdict(model.config.lora) != dataclasses.asdict(wanted):
+                raise ConfigError(
+                    f"the model has other adapters ({model.config.lora}) than the settings ask for"
+                    f" ({wanted})"
+                )
+        if config.freeze:
+            model.freeze(config.freeze)
+
+    def _planned(self, *, longest: bool) -> TrainConfig:
+        """The settings with the length of a sequence, the mean or the longest, as block_size."""
+        lengths = sequence_lengths(self.train_data, self.config, self.model.config)
+        return self.config.replace(block_size=lengths[longest])
 
     def _make_train_step(self, factory: Callable[..., Any] | None) -> Any:
         config = self.config
@@ -387,14 +463,9 @@ class Trainer:
         )
 
     def _check_fit(self) -> None:
-        """Refuse data and settings that do not fit the model, before anything is computed."""
+        """Refuse what does not fit together, before anything is computed."""
         model, config = self.model.config, self.config
-        limited = model.positions not in ("relative", "none")
-        if limited and config.block_size > model.max_positions:
-            raise ConfigError(
-                f"block_size {config.block_size} is more than the model's max_positions"
-                f" {model.max_positions}; lower the one or raise the other"
-            )
+        check_objective(self.objective, model, self.train_data)
         if config.dropout is not None:
             wanted = dropout_fields(config.dropout)
             if any(getattr(model, name) != value for name, value in wanted.items()):
@@ -404,8 +475,11 @@ class Trainer:
                 )
         for data in (self.train_data, self.val_data):
             if data is not None:
-                data.check_vocab(model.vocab_size)
-        if self.val_data is not None and len(self.val_data) < 2:
+                check_data(data, config, model)
+        if self.val_data is None:
+            return
+        check_objective(self.objective, model, self.val_data)
+        if isinstance(self.val_data, TokenDataset) and len(self.val_data) < 2:
             raise DataError(
                 f"{self.val_data.name} has {len(self.val_data)} tokens; validation needs at least 2"
             )
@@ -416,7 +490,11 @@ class Trainer:
             for name in ("last", "best"):
                 shutil.rmtree(self.out_dir / name, ignore_errors=True)
         make_directory(self.out_dir)
-        settings = {**self._origin, "train": self.config.to_dict()}
+        settings = {
+            **self._origin,
+            "train": self.config.to_dict(),
+            "objective": describe_objective(self.objective),
+        }
         write_atomically(
             self.out_dir / "run.json", (json.dumps(settings, indent=2) + "\n").encode()
         )
@@ -424,13 +502,21 @@ class Trainer:
     def _announce(self) -> None:
         """Say, before the first step, what is about to happen and what it will cost."""
         config, model = self.config, self.model.config
-        cost = plan.make_plan(model, config)
-        self._flops_per_token = model.flops_per_token(config.block_size)
+        usual, longest = self._planned(longest=False), self._planned(longest=True)
+        cost = plan.make_plan(model, usual)
+        most = plan.make_plan(model, longest, peak_flops=cost.peak_flops)
+        cost = dataclasses.replace(cost, activation_bytes=most.activation_bytes)
+        # A position of each stack, where the count below is of both stacks' tokens.
+        stacks = 2 if model.kind == "encoder-decoder" else 1
+        self._flops_per_token = model.flops_per_token(usual.block_size) / stacks
         self._peak_flops = cost.peak_flops
         say = self._log.say
         validation = f", {len(self.val_data):,} for validation" if self.val_data else ""
-        say(f"data       {len(self.train_data):,} tokens to train on{validation}")
-        for line in replace(cost, steps=max(0, config.steps - self.state.step)).describe():
+        say(f"data       {describe_size(self.train_data)} to train on{validation}")
+        say(f"objective  {describe_objective(self.objective)['name']}")
+        for line in dataclasses.replace(
+            cost, steps=max(0, config.steps - self.state.step)
+        ).describe():
             say(line)
         say(f"results    {self.out_dir}")
         if self._resumed and self.state.step:
@@ -465,60 +551,6 @@ def _core_train_step() -> Callable[..., Any]:
     )
 
     return TrainStep
-
-
-def resolve_data(data: Any) -> tuple[TokenDataset, TokenDataset | None]:
-    """Turn what a user may hand in as data into (training, validation or None).
-
-    Example:
-        >>> from llmcore.trainer import resolve_data
-        >>> train, val = resolve_data(([1, 2, 3], [4, 5]))
-        >>> len(train), len(val)
-        (3, 2)
-    """
-    if isinstance(data, tuple):
-        if len(data) != 2:
-            raise ConfigError(f"data must be one set or a pair (train, val), got {len(data)}")
-        train, val = data
-        return resolve_data(train)[0], None if val is None else resolve_data(val)[0]
-    if isinstance(data, TokenDataset):
-        return data, None
-    if isinstance(data, (str, Path)):
-        from llmcore.shards import load_index
-
-        has_val = "val" in load_index(Path(data))["splits"]
-        return TokenDataset.open(data), TokenDataset.open(data, "val") if has_val else None
-    return TokenDataset.from_ids(data), None
-
-
-def refuse_second_run(config: TrainConfig) -> None:
-    """Raise unless the run of `config` may write to its directory.
-
-    Raises:
-        CheckpointError: another run's checkpoint is there, and neither resume nor overwrite is set.
-    """
-    out_dir = Path(config.out_dir)
-    if not (config.resume or config.overwrite) and checkpoint.exists(out_dir / "last"):
-        raise CheckpointError(
-            f"{out_dir} already holds a run: continue it with --resume, start over with"
-            " --overwrite, or choose another place with --out-dir"
-        )
-
-
-def make_directory(out_dir: Path) -> None:
-    """Make the directory of a run, and check that it can be written to.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(out_dir, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except FileExistsError:
-        raise ConfigError(f"out_dir {out_dir} is a file; name a directory") from None
-    except OSError as error:
-        raise ConfigError(f"out_dir {out_dir} cannot be written to: {reason(error)}") from None
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
