@@ -112,7 +112,8 @@ def test_intrinsics_live_in_simd_alone():
 
 
 def test_no_file_is_longer_than_600_lines():
-    lengths = {name(path): len(path.read_text().splitlines()) for path in everything()}
+    written = [path for path in everything() if path.suffix != ".pyi"]  # stubs are generated
+    lengths = {name(path): len(path.read_text().splitlines()) for path in written}
     too_long = {path: lines for path, lines in lengths.items() if lines > 600}
     assert not too_long, too_long
 

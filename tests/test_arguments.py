@@ -131,7 +131,7 @@ def test_train_step_state(model):
         {"max_new_tokens": 0}, {"max_new_tokens": "5"}, {"max_new_tokens": 2.5},
         {"temperature": -1}, {"temperature": "hot"}, {"temperature": float("nan")},
         {"top_k": -1}, {"top_k": 1.5}, {"top_p": 0}, {"top_p": 2}, {"min_p": -1},
-        {"num_beams": 4}, {"seed": -1}, {"stop_ids": 3}, {"stop_ids": ["a"]},
+        {"num_beams": 0}, {"seed": -1}, {"stop_ids": 3}, {"stop_ids": ["a"]},
         {"stop_strings": [""]}, {"stop_strings": 3}, {"overflow": "x"}, {"do_sample": 1},
     ],
 )  # fmt: skip

@@ -12,10 +12,6 @@ void advance(const std::vector<BeamSearch*>& searches, const PyTensor& logits) {
   advance_beams(op_context(logits.view), logits.view, searches);
 }
 
-const char* finish_reason(const BeamHypothesis& hypothesis) {
-  return hypothesis.stopped ? "stop" : "length";
-}
-
 }  // namespace
 
 void bind_beam(py::module_& module) {
@@ -25,7 +21,7 @@ void bind_beam(py::module_& module) {
       .def_readonly("log_probabilities", &BeamHypothesis::log_probabilities)
       .def_readonly("total", &BeamHypothesis::total)
       .def_readonly("score", &BeamHypothesis::score)
-      .def_property_readonly("finish_reason", &finish_reason);
+      .def_readonly("stopped", &BeamHypothesis::stopped);
   py::class_<BeamSearch>(module, "BeamSearch",
                          "The search for one prompt; advance_beams() does a step of several.")
       .def(py::init<const GenerationOptions&, const std::vector<int32_t>&, int64_t, int64_t>(),

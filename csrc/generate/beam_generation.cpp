@@ -50,7 +50,7 @@ bool BeamGeneration::done() const {
 
 void BeamGeneration::step() {
   std::vector<DecodeRow> rows;
-  std::vector<BeamSearch*> running;
+  std::vector<BeamSearch*> all;
   for (size_t i = 0; i < searches_.size(); ++i) {
     const int64_t first = static_cast<int64_t>(i) * num_beams_;
     for (int64_t beam = 0; beam < searches_[i].beams(); ++beam) {
@@ -59,7 +59,7 @@ void BeamGeneration::step() {
                       .ids = started_ ? &searches_[i].tokens()[beam] : prompt.data(),
                       .count = started_ ? 1 : static_cast<int64_t>(prompt.size())});
     }
-    if (!searches_[i].done()) running.push_back(&searches_[i]);
+    all.push_back(&searches_[i]);
   }
   started_ = true;
 
@@ -68,7 +68,7 @@ void BeamGeneration::step() {
   const Tensor logits = context.arena->keep(DType::kFloat32, static_cast<int64_t>(rows.size()),
                                             model_.config().vocab_size);
   state_.advance(rows, logits);
-  advance_beams(context, logits, running);
+  advance_beams(context, logits, all);
   for (size_t i = 0; i < searches_.size(); ++i)
     if (!searches_[i].done())
       state_.reorder(static_cast<int64_t>(i) * num_beams_, searches_[i].parents());

@@ -277,10 +277,17 @@ void Transformer::decode(const DecodeArgs& args) {
 }
 
 void Transformer::attention_weights(const Batch& batch, const AttentionProbes& probes) {
-  check_batch(config_, batch);
+  const bool encoder_alone = encoder_ && probes.decoder.empty() && probes.cross.empty();
+  if (encoder_alone)
+    check_encoder_batch(config_, batch);
+  else
+    check_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  infer(context, batch, &probes);
+  if (encoder_alone)
+    infer_encoder(context, batch, &probes);
+  else
+    infer(context, batch, &probes);
 }
 
 }  // namespace llmcore

@@ -28,7 +28,8 @@ from llmcore.tensor import tensor, zeros
 
 if TYPE_CHECKING:
     from llmcore import ops, viz
-    from llmcore.config import ModelConfig, RopeScaling
+    from llmcore.config import LoraConfig, ModelConfig, RopeScaling
+    from llmcore.examples import ExampleDataset
     from llmcore.generate import GenerationResult
     from llmcore.generation_config import GenerationConfig
     from llmcore.model import Transformer
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 _LAZY: dict[str, str] = {
     "Batch": "llmcore.objectives",
     "CausalLM": "llmcore.objectives",
+    "ExampleDataset": "llmcore.examples",
+    "LoraConfig": "llmcore.config",
     "Classification": "llmcore.objectives",
     "CompletionLM": "llmcore.objectives",
     "GenerationConfig": "llmcore.generation_config",
@@ -85,9 +88,11 @@ __all__ = [
     "DTypeError",
     "DataError",
     "DeviceError",
+    "ExampleDataset",
     "GenerationConfig",
     "GenerationResult",
     "LlmcoreError",
+    "LoraConfig",
     "MaskedLM",
     "Mixture",
     "ModelConfig",

@@ -174,6 +174,7 @@ class ModelConfig:
         head_scale: Hidden states are multiplied by this before the head.
         pooler: Whether tanh(linear(first token)) precedes the classifier.
         num_labels: Classes of the classifier; 0 for none.
+        label_names: What the classes are called, one name each; none: they have only numbers.
         embedding_dropout: Probability, on the embedding sum.
         attention_dropout: Probability, on attention weights.
         residual_dropout: Probability, on what a sublayer adds to the residual stream.
@@ -239,6 +240,7 @@ class ModelConfig:
     head_scale: float = 1.0
     pooler: bool = False
     num_labels: int = 0
+    label_names: Sequence[str] = ()
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
     residual_dropout: float = 0.0
@@ -312,6 +314,11 @@ class ModelConfig:
                 lambda: self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim,
                 lambda: f"an even number up to head_dim = {self.head_dim}",
             )
+        check.rule(
+            ("label_names", "num_labels"),
+            lambda: len(set(self.label_names)) in (0, self.num_labels),
+            lambda: f"none, or num_labels = {self.num_labels} different names",
+        )
         check.rule(
             ("rope_scaling", "positions"),
             lambda: self.rope_scaling is None or self.positions == "rope",

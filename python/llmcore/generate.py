@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from llmcore import _core
 from llmcore._core import Tensor
-from llmcore.errors import ConfigError, DataError, DTypeError, TokenIndexError
+from llmcore.errors import ConfigError
 from llmcore.generation_config import GenerationConfig
-from llmcore.objectives import as_ids
+from llmcore.uses.texts import encode_texts
 
 if TYPE_CHECKING:
     from llmcore.model import Transformer
@@ -121,7 +121,7 @@ def _prepare(model: Transformer, prompts: Any, config: GenerationConfig) -> _Job
         raise ConfigError("generate: stop_strings need a model with a tokenizer")
     if config.stop_strings and architecture.right_to_left:
         raise ConfigError("generate: stop_strings need a model that writes from left to right")
-    rows = encode_prompts(model, prompts)
+    rows = [_core.as_tensor(row) for row in encode_texts(model, prompts, "generate", "prompts")]
     stop_ids = _stop_ids(model, config)
     options = config.core_options(architecture, stop_ids)
     if architecture.kind == "encoder-decoder":
@@ -213,7 +213,7 @@ def _search(model: Transformer, job: _Job) -> list[GenerationResult]:
                     ids=hypothesis.ids,
                     text=_decode(model, hypothesis.ids, job.stop_ids),
                     score=hypothesis.score,
-                    finish_reason=hypothesis.finish_reason,
+                    finish_reason="stop" if hypothesis.stopped else "length",
                     logprobs=hypothesis.log_probabilities,
                 ),
                 job.stop_ids,
@@ -230,61 +230,6 @@ def _decode(model: Transformer, ids: list[int], stop_ids: Sequence[int]) -> str:
     if model.tokenizer is None:
         return ""
     return model.tokenizer.decode([token for token in ids if token not in stop_ids])
-
-
-def encode_prompts(
-    model: Transformer, prompts: Any, caller: str = "generate", what: str = "prompts"
-) -> list[Tensor]:
-    """Prompts as int32 tensors: a text, a list of texts, a list of ids, or a list of such lists.
-
-    Args:
-        model: whose tokenizer and vocabulary count.
-        prompts: one or several.
-        caller: named in errors.
-        what: the argument, named in errors.
-
-    Raises:
-        ConfigError: a text, but the model has no tokenizer.
-        DataError: no prompt, or one without tokens.
-        TokenIndexError: an id outside the vocabulary.
-    """
-    rows = []
-    for index, prompt in enumerate(_as_list(prompts)):
-        place = f"{caller}: {what}[{index}]"
-        if isinstance(prompt, str):
-            if model.tokenizer is None:
-                raise ConfigError(
-                    f"{place} is text, but the model has no tokenizer; give token ids"
-                )
-            prompt = model.tokenizer.encode(prompt)
-        ids = np.zeros(0, np.int32) if len(prompt) == 0 else as_ids(prompt, place, ndim=1)
-        if ids.size == 0:
-            raise DataError(f"{place} has no tokens; give at least one")
-        outside = np.flatnonzero((ids < 0) | (ids >= model.config.vocab_size))
-        if outside.size:
-            raise TokenIndexError(
-                f"{place}: id {ids[outside[0]]} at position {outside[0]} is outside the vocabulary "
-                f"of {model.config.vocab_size}"
-            )
-        rows.append(_core.as_tensor(ids))
-    if not rows:
-        raise DataError(f"{caller}: expected at least one of {what}, got none")
-    return rows
-
-
-def _as_list(prompts: Any) -> list[Any]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if hasattr(prompts, "__array__"):
-        array = np.asarray(prompts)
-        return list(array) if array.ndim > 1 else [array]
-    if not isinstance(prompts, Iterable):
-        raise DTypeError(
-            f"prompts must be texts or lists of ids, one or several, got a {type(prompts).__name__}"
-        )
-    items = list(prompts)
-    single = bool(items) and not isinstance(items[0], str) and not hasattr(items[0], "__len__")
-    return [items] if single else items
 
 
 def _stop_ids(model: Transformer, config: GenerationConfig) -> Sequence[int]:

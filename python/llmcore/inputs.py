@@ -98,11 +98,24 @@ class Inputs:
         )
 
     @property
+    def batch_size(self) -> int:
+        """How many sequences there are."""
+        return self.stack_shape[0]
+
+    @property
+    def stack_lengths(self) -> Int32Array:
+        """[B] real tokens of each row of the stack whose output is asked for."""
+        lengths = self.dec_lengths if self.dec_ids is not None else self.enc_lengths
+        if lengths is None:
+            return np.full(self.stack_shape[0], self.stack_shape[1], np.int32)
+        return lengths
+
+    @property
     def stack_shape(self) -> tuple[int, int]:
         """[B, T] of the stack whose output is asked for."""
         ids = self.dec_ids if self.dec_ids is not None else self.enc_ids
         assert ids is not None  # `of` gives one of them
-        return ids.shape  # type: ignore[return-value]  # two axes, checked by `of`
+        return ids.shape  # two axes, checked by `of`
 
 
 def _ids(value: Any | None, name: str, ndim: int) -> Int32Array | None:

@@ -477,5 +477,6 @@ def fit_config(
             )
         # The head over the vocabulary makes way; BERT's pooler comes with its classifier.
         fitted |= {"num_labels": labels, "pooler": model.kind == "encoder"}
+        fitted["label_names"] = data.label_names  # type: ignore[union-attr]
         fitted |= {"head_transform": False, "head_bias": False, "tie_embeddings": True}
     return fitted

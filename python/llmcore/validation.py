@@ -176,8 +176,10 @@ def _convert(value: Any, hint: Any) -> tuple[str, Any]:
     """Return (what was expected, or "" if `value` fits `hint`; the value as that plain type)."""
     if isinstance(hint, types.UnionType):
         tried = [_convert(value, alternative) for alternative in _alternatives(hint)]
-        fits = [converted for expected, converted in tried if not expected]
-        return ("", fits[0]) if fits else (", or ".join(expected for expected, _ in tried), value)
+        fitting = [converted for expected, converted in tried if not expected]
+        if fitting:
+            return "", fitting[0]
+        return ", or ".join(expected for expected, _ in tried), value
     if hint is type(None):
         return ("" if value is None else "None"), value
     if typing.get_origin(hint) is Literal:

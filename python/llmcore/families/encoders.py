@@ -35,13 +35,21 @@ def _base_rows(prefix: str) -> tuple[Row, ...]:
 
 
 def _decode_labels(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Count the names of the labels; transformers leaves them out where they are the usual two."""
+    """Count the names of the labels; transformers leaves them out where they are the usual two.
+
+    Names that say no more than the number are none.
+    """
     names = values.get("id2label")
-    return {"num_labels": len(names) if isinstance(names, dict) else values.get("num_labels", 2)}
+    if not isinstance(names, dict):
+        return {"num_labels": values.get("num_labels", 2)}
+    numbers = range(len(names))
+    called = [str(names.get(str(i), names.get(i, f"LABEL_{i}"))) for i in numbers]
+    plain = called == [f"LABEL_{i}" for i in numbers]
+    return {"num_labels": len(names), "label_names": () if plain else called}
 
 
 def _encode_labels(config: ModelConfig) -> dict[str, Any]:
-    names = [f"LABEL_{i}" for i in range(config.num_labels)]
+    names = config.label_names or [f"LABEL_{i}" for i in range(config.num_labels)]
     return {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},

@@ -1,0 +1,1 @@
+"""What trained models are used for, one module a use; `Transformer` has a method for each."""
