@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from llmcore.config import ModelConfig, RopeScaling, parameter_shapes
+from llmcore.config import TOKEN_ID_FIELDS, ModelConfig, RopeScaling, parameter_shapes
 from llmcore.errors import ConfigError
 from llmcore.presets import PRESETS
 
@@ -52,7 +52,7 @@ def test_all_presets_are_counted_and_round_trip():
 
 
 def _concrete(config: ModelConfig) -> dict[str, object]:
-    optional = ("rope_scaling", "bos_id", "eos_id", "pad_id", "decoder_start_id")
+    optional = {"rope_scaling", "lora", *TOKEN_ID_FIELDS}
     return {key: value for key, value in config.to_dict().items() if key not in optional}
 
 
