@@ -161,9 +161,7 @@ def _matching(names: Sequence[str], patterns: Sequence[str], caller: str) -> lis
     found: list[str] = []
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise DTypeError(
-                f"{caller}: patterns must be texts such as 'embed.*', got {pattern!r}"
-            )
+            raise DTypeError(f"{caller}: patterns must be texts such as 'embed.*', got {pattern!r}")
         matches = [name for name in names if fnmatchcase(name, pattern)]
         if not matches:
             hint = did_you_mean(pattern, names) or "; parameters() lists them"

@@ -329,9 +329,7 @@ class Transformer:
         """
         lora.merge_lora(self)
 
-    def save_adapter(
-        self, path: str | os.PathLike[str], *, base_model: str | None = None
-    ) -> None:
+    def save_adapter(self, path: str | os.PathLike[str], *, base_model: str | None = None) -> None:
         """Write the adapters as the library `peft` does, and with them what else is trainable.
 
         The files are adapter_config.json and adapter_model.safetensors. Where a family holds

@@ -17,23 +17,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmcore.atomic import current_files, write_files
+from llmcore.atomic import FileContent, current_files, write_files
 from llmcore.config import LORA_TARGETS, LoraConfig, ModelConfig, parameter_shapes
 from llmcore.errors import CheckpointError, ConfigError
-from llmcore.hf import Float32, Row, family_for
-from llmcore.safetensors_io import (
-    Array,
-    SafetensorsFile,
-    Shape,
-    Source,
-    read_json,
-    write_tensors,
-)
+from llmcore.hf import _family_for
+from llmcore.safetensors_io import Array, SafetensorsFile, Shape, Source, read_json, write_tensors
 from llmcore.validation import build
+
+if TYPE_CHECKING:
+    from llmcore.hf_families import Float32, Row
+
+Halves = dict[str, "Float32"]  # "A" and "B" of one module
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -72,32 +70,55 @@ class _Module:
     name: str
     transposed: bool
     parts: tuple[str, ...]
-    rows: tuple[int, ...]  # of each part's weight
+    out: tuple[int, ...]  # of each part
     width: int  # in
 
-    def blocks(self) -> Iterator[tuple[str, slice]]:
+    def present(self, targets: Sequence[str]) -> list[str]:
+        """List the parts that are targets."""
+        return [part for part in self.parts if part.rpartition(".")[2] in targets]
+
+    def rows(self) -> Iterator[tuple[str, slice]]:
         """Yield each part with its rows of the module's B."""
         start = 0
-        for part, rows in zip(self.parts, self.rows, strict=True):
-            yield part, slice(start, start + rows)
-            start += rows
+        for part, out in zip(self.parts, self.out, strict=True):
+            yield part, slice(start, start + out)
+            start += out
+
+    def blocks(self, lora: LoraConfig) -> Iterator[tuple[str, slice, slice]]:
+        """Yield each part that is a target with its rows and columns of B, if those are blocks."""
+        present = self.present(lora.targets)
+        for part, rows in self.rows():
+            if part in present:
+                first = present.index(part) * lora.rank
+                yield part, rows, slice(first, first + lora.rank)
 
 
-def _modules(config: ModelConfig) -> list[_Module]:
-    """List the foreign layers that an adapter of ours may stand beside."""
-    family = family_for(config)
-    shapes = parameter_shapes(family.widen(config))
-    every = LoraConfig(rank=1, targets=LORA_TARGETS)
-    possible = parameter_shapes(dataclasses.replace(config, lora=every))
-    modules = []
-    for row in family.layout(config):
-        parts = tuple(name.removesuffix(".weight") for name in row.ours)
-        if all(f"{part}.lora_a" in possible for part in parts):
-            rows = tuple(shapes[name][0] for name in row.ours)
-            name = row.theirs.removesuffix(".weight")
-            width = shapes[row.ours[0]][1]
-            modules.append(_Module(name, row.transposed, parts, rows, width))
-    return modules
+@dataclass(frozen=True)
+class _Layout:
+    """What the files of a model without adapters have: layers, and tensors as a whole."""
+
+    modules: Mapping[str, _Module]
+    rows: Mapping[str, Row]
+    shapes: Mapping[str, Shape]  # of our parameters, absent biases included
+    base_prefix: str
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> _Layout:
+        base = dataclasses.replace(config, lora=None)
+        family = _family_for(base)
+        shapes = parameter_shapes(family.widen(base))
+        every = LoraConfig(rank=1, targets=LORA_TARGETS)
+        adaptable = parameter_shapes(dataclasses.replace(base, lora=every))
+        rows = {row.theirs: row for row in family.layout(base)}
+        modules = {}
+        for row in rows.values():
+            parts = tuple(name.removesuffix(".weight") for name in row.ours)
+            if all(f"{part}.lora_a" in adaptable for part in parts):
+                name = row.theirs.removesuffix(".weight")
+                out = tuple(shapes[weight][0] for weight in row.ours)
+                width = shapes[row.ours[0]][1]
+                modules[name] = _Module(name, row.transposed, parts, out, width)
+        return cls(modules, rows, shapes, family.base_prefix)
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -123,71 +144,56 @@ def save(
     Raises:
         CheckpointError: if the disk refuses, or other files were saved in this directory.
     """
-    assert config.lora is not None
+    lora = config.lora
+    if lora is None:
+        raise ConfigError("peft_files.save: the config has no adapters")
     others = set(current_files(Path(path), verify=False) or {}) - {_CONFIG, _WEIGHTS}
     if others:
         raise CheckpointError(
             f"{path}: holds {', '.join(sorted(others))}, which saving adapters here would remove; "
             "give them a directory of their own"
         )
-    base = dataclasses.replace(config, lora=None)
-    modules = _modules(base)
-    adapted = [m for m in modules if any(f"{part}.lora_a" in parameters for part in m.parts)]
-    counts = {m.name: sum(f"{part}.lora_a" in parameters for part in m.parts) for m in adapted}
+    layout = _Layout.of(config)
+    adapted = {m: n for m in layout.modules.values() if (n := len(m.present(lora.targets)))}
     sources = []
-    for module in adapted:
-        rank = counts[module.name] * config.lora.rank
-        name, join = _PREFIX + module.name, partial(_join, module, parameters, config.lora.rank)
-        shape_a, shape_b = (rank, module.width), (sum(module.rows), rank)
-        sources.append(Source(f"{name}.lora_A.weight", shape_a, lambda join=join: join()[0]))  # type: ignore[misc]
-        sources.append(Source(f"{name}.lora_B.weight", shape_b, lambda join=join: join()[1]))  # type: ignore[misc]
-    rows = _rows_of(base, trained)
-    shapes = parameter_shapes(family_for(base).widen(base))
-    sources += [
-        Source(
-            _PREFIX + row.theirs, row.foreign_shape(shapes), partial(row.join, parameters, shapes)
-        )
-        for row in rows
-    ]
-    values = _config_values(config, modules, counts)
+    for module, count in adapted.items():
+        rank, name = count * lora.rank, _PREFIX + module.name
+        for half, shape in {"A": (rank, module.width), "B": (sum(module.out), rank)}.items():
+            array = partial(_join, module, parameters, lora, half)
+            sources.append(Source(f"{name}.lora_{half}.weight", shape, array))
+    rows = [row for row in layout.rows.values() if set(row.ours) & set(trained)]
+    for row in rows:
+        join = partial(row.join, parameters, layout.shapes)
+        sources.append(Source(_PREFIX + row.theirs, row.foreign_shape(layout.shapes), join))
+    values = _config_values(config, lora, layout, {m.name: n for m, n in adapted.items()})
     values["base_model_name_or_path"] = base_model
     values["modules_to_save"] = sorted({row.theirs.rpartition(".")[0] for row in rows}) or None
     text = json.dumps(values, indent=2) + "\n"
-    write_files(
-        path,
-        {
-            _WEIGHTS: lambda file: write_tensors(file, sources),
-            _CONFIG: lambda file: file.write(text.encode()),
-        },
-    )
+    files: dict[str, FileContent] = {
+        _WEIGHTS: lambda file: write_tensors(file, sources),
+        _CONFIG: lambda file: file.write(text.encode()),
+    }
+    write_files(path, files)
 
 
-def _rows_of(config: ModelConfig, names: Sequence[str]) -> list[Row]:
-    """List the rows of a model that hold any of the parameters `names`."""
-    return [row for row in family_for(config).layout(config) if set(row.ours) & set(names)]
-
-
-def _join(module: _Module, parameters: Mapping[str, Array], rank: int) -> tuple[Array, Array]:
-    """Build A and B of a module from those of its parts."""
-    present = [part for part in module.parts if f"{part}.lora_a" in parameters]
-    a = np.concatenate([np.asarray(parameters[f"{part}.lora_a"]) for part in present])
-    b = np.zeros((sum(module.rows), len(a)), np.float32)
-    for part, rows in module.blocks():
-        if part in present:
-            first = present.index(part) * rank
-            b[rows, first : first + rank] = parameters[f"{part}.lora_b"]
-    return a, b
+def _join(module: _Module, parameters: Mapping[str, Array], lora: LoraConfig, half: str) -> Array:
+    """Build A or B of a module from those of its parts."""
+    present = module.present(lora.targets)
+    if half == "A":
+        return np.concatenate([np.asarray(parameters[f"{part}.lora_a"]) for part in present])
+    b = np.zeros((sum(module.out), len(present) * lora.rank), np.float32)
+    for part, rows, columns in module.blocks(lora):
+        b[rows, columns] = parameters[f"{part}.lora_b"]
+    return b
 
 
 def _config_values(
-    config: ModelConfig, modules: Sequence[_Module], counts: Mapping[str, int]
+    config: ModelConfig, lora: LoraConfig, layout: _Layout, counts: Mapping[str, int]
 ) -> dict[str, Any]:
-    lora = config.lora
-    assert lora is not None
-    targets = {name: _shortest_suffix(name, counts, modules) for name in counts}
+    """Say in peft's words what was written; `counts` are the parts in each adapted module."""
+    targets = {name: _shortest_suffix(name, counts, layout) for name in counts}
     least = min(counts.values())
     larger = {targets[name]: count for name, count in counts.items() if count != least}
-    conv1d = {module.transposed for module in modules if module.name in counts}
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if config.num_labels else _TASKS[config.kind],
@@ -198,24 +204,24 @@ def _config_values(
         "rank_pattern": {name: count * lora.rank for name, count in larger.items()},
         "alpha_pattern": {name: _whole(count * lora.alpha) for name, count in larger.items()},
         "bias": "none",
-        "fan_in_fan_out": conv1d == {True},
+        "fan_in_fan_out": all(layout.modules[name].transposed for name in counts),
         "inference_mode": True,
         "llmcore": dataclasses.asdict(lora),
     }
 
 
 def _whole(value: float) -> float:
-    """The number as an int where it is one: peft writes alpha so."""
+    """Write a whole number without a fraction, as peft does."""
     return int(value) if value == int(value) else value
 
 
-def _shortest_suffix(name: str, adapted: Mapping[str, int], modules: Sequence[_Module]) -> str:
-    """Find the end of a module's name that only adapted modules share: "q_proj", "attn.c_proj"."""
+def _shortest_suffix(name: str, counts: Mapping[str, int], layout: _Layout) -> str:
+    """Find the end of a name that only modules adapted alike share: "q_proj", "attn.c_proj"."""
     pieces = name.split(".")
     for length in range(1, len(pieces)):
         suffix = ".".join(pieces[-length:])
-        sharing = [m.name for m in modules if m.name.endswith(f".{suffix}")]
-        if len({adapted.get(other) for other in sharing} | {adapted[name]}) == 1:
+        sharing = [counts.get(other) for other in layout.modules if other.endswith(f".{suffix}")]
+        if set(sharing) <= {counts[name]}:
             return suffix
     return name
 
@@ -239,15 +245,13 @@ def load(path: str | os.PathLike[str], config: ModelConfig) -> Adapter:
     values = read_json(files.get(_CONFIG, path / _CONFIG))
     file = SafetensorsFile(files.get(_WEIGHTS, path / _WEIGHTS))
     _check_config(path, values)
-    modules = {module.name: module for module in _modules(config)}
-    whole = {row.theirs: row for row in _rows_of(config, list(parameter_shapes(config)))}
-    halves, rows = _find(path, file, modules, whole, config)
-    _check_complete(path, values, modules, halves)
-    lora, parameters = _split(path, values, modules, halves)
-    shapes = parameter_shapes(family_for(config).widen(config))
-    kept = parameter_shapes(config)
-    for row, array in rows:
-        parameters |= {name: part for name, part in row.split(array, shapes) if name in kept}
+    layout, kept = _Layout.of(config), parameter_shapes(config)
+    halves, whole = _find(path, file, layout)
+    _check_complete(path, values, layout, halves)
+    lora, parameters = _split(path, values, layout, halves)
+    for name, array in whole.items():
+        parts = layout.rows[name].split(array, layout.shapes)
+        parameters |= {part: values for part, values in parts if part in kept}
     return Adapter(lora, parameters)
 
 
@@ -263,70 +267,62 @@ def _check_config(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _find(
-    path: Path,
-    file: SafetensorsFile,
-    modules: Mapping[str, _Module],
-    whole: Mapping[str, Row],
-    config: ModelConfig,
-) -> tuple[dict[str, dict[str, Float32]], list[tuple[Row, Float32]]]:
-    """Sort the tensors of a file: module -> {"A": …, "B": …}; and rows stored whole."""
-    halves: dict[str, dict[str, Float32]] = {}
-    rows: list[tuple[Row, Float32]] = []
+    path: Path, file: SafetensorsFile, layout: _Layout
+) -> tuple[dict[str, Halves], dict[str, Float32]]:
+    """Sort the tensors of a file: A and B by module; by row what is stored whole."""
+    halves: dict[str, Halves] = {}
+    whole: dict[str, Float32] = {}
     problems = []
-    shapes = parameter_shapes(family_for(config).widen(config))
-    base = family_for(config).base_prefix
-    bare = not any(name.startswith(_PREFIX + base) for name in file.entries)
-    for stored in file.entries:
+    bare = not any(name.startswith(_PREFIX + layout.base_prefix) for name in file.entries)
+    for stored, entry in file.entries.items():
         name = stored.removeprefix(_PREFIX)
         match = re.fullmatch(r"(.+)\.lora_(A|B)\.weight", name)
-        inner = match.group(1) if match else name
-        if bare and inner not in modules and inner not in whole:
-            inner = base + inner
-        if match and inner in modules:
-            halves.setdefault(inner, {})[match.group(2)] = file.float32(stored)
-        elif inner in whole and not match:
-            rows.append((whole[inner], file.float32(stored)))
-            expected = whole[inner].foreign_shape(shapes)
-            if file.entries[stored].shape != expected:
-                got = list(file.entries[stored].shape)
-                problems.append(f"{stored}: expected {list(expected)}, got {got}")
-        else:
+        known: Mapping[str, Any] = layout.modules if match else layout.rows
+        name = match[1] if match else name
+        if bare and name not in known:
+            name = layout.base_prefix + name
+        if name not in known or not entry.is_float:
             problems.append(f"{stored}: the model has no such layer")
+        elif match:
+            halves.setdefault(name, {})[match[2]] = file.float32(stored)
+        else:
+            whole[name] = file.float32(stored)
+            expected = layout.rows[name].foreign_shape(layout.shapes)
+            if entry.shape != expected:
+                problems.append(f"{stored}: expected {list(expected)}, got {list(entry.shape)}")
     for name, pair in halves.items():
-        module = modules[name]
+        width, out = layout.modules[name].width, sum(layout.modules[name].out)
         a, b = (pair.get(half, np.zeros((0, 0), np.float32)) for half in "AB")
-        rank = len(a)
-        if a.shape != (rank, module.width) or b.shape != (sum(module.rows), rank) or rank == 0:
+        if len(a) == 0 or a.shape != (len(a), width) or b.shape != (out, len(a)):
             problems.append(
-                f"{name}: expected A [r, {module.width}] and B [{sum(module.rows)}, r], "
+                f"{name}: expected A [r, {width}] and B [{out}, r], "
                 f"got {list(a.shape)} and {list(b.shape)}"
             )
     if not halves:
         problems.append("there is no adapter in it")
     if problems:
         raise CheckpointError(f"{path}: does not fit the model: {'; '.join(problems[:8])}")
-    return halves, rows
+    return halves, whole
 
 
 def _check_complete(
-    path: Path,
-    values: Mapping[str, Any],
-    modules: Mapping[str, _Module],
-    halves: Mapping[str, Any],
+    path: Path, values: Mapping[str, Any], layout: _Layout, halves: Mapping[str, Halves]
 ) -> None:
     """Compare with the targets the config lists, where it says so plainly."""
     targets = values.get("target_modules")
-    if not isinstance(targets, list) or any(
-        values.get(name) for name in ("layers_to_transform", "exclude_modules")
-    ):
+    partly = values.get("layers_to_transform") or values.get("exclude_modules")
+    if not isinstance(targets, list) or partly:
         return
     missing = [
         name
-        for name in modules
-        if name not in halves and any(name == t or name.endswith(f".{t}") for t in targets)
+        for name in layout.modules
+        if name not in halves and any(f".{name}".endswith(f".{target}") for target in targets)
     ]
     if missing:
-        raise CheckpointError(f"{path}: {len(missing)} adapters are missing: {missing[0]}, …")
+        raise CheckpointError(
+            f"{path}: {_WEIGHTS} lacks {len(missing)} adapters that target_modules names, "
+            f"{missing[0]} for one"
+        )
 
 
 def _scale(path: Path, values: Mapping[str, Any], ranks: Mapping[str, int]) -> float:
@@ -348,32 +344,22 @@ def _scale(path: Path, values: Mapping[str, Any], ranks: Mapping[str, int]) -> f
 
 
 def _split(
-    path: Path,
-    values: Mapping[str, Any],
-    modules: Mapping[str, _Module],
-    halves: Mapping[str, Mapping[str, Float32]],
+    path: Path, values: Mapping[str, Any], layout: _Layout, halves: Mapping[str, Halves]
 ) -> tuple[LoraConfig, dict[str, Float32]]:
     """Give each of our parts its A and B."""
     ranks = {name: len(pair["A"]) for name, pair in halves.items()}
     scale = _scale(path, values, ranks)
-    lora = _own_config(path, values)
+    own = _own_blocks(path, values, layout, halves, scale)
+    if own is not None:
+        return own
+    rank = max(ranks.values())
     parameters: dict[str, Float32] = {}
     for name, pair in halves.items():
-        parts = _own_blocks(modules[name], pair, lora, scale) if lora else None
-        if parts is None:
-            lora = None
-            break
-        parameters |= parts
-    if lora is not None:
-        return lora, parameters
-
-    rank = max(ranks.values())
-    for name, pair in halves.items():
-        for part, rows in modules[name].blocks():
-            # Zeros on both sides are not trained: what is padded stays of its rank.
-            more = ((0, 0), (0, rank - ranks[name]))
-            parameters[f"{part}.lora_a"] = np.pad(pair["A"], more[::-1])
-            parameters[f"{part}.lora_b"] = np.pad(pair["B"][rows], more)
+        # Padded with zeros on both sides: neither is trained, and the rank is what it was.
+        more = (0, rank - ranks[name])
+        for part, rows in layout.modules[name].rows():
+            parameters[f"{part}.lora_a"] = np.pad(pair["A"], (more, (0, 0)))
+            parameters[f"{part}.lora_b"] = np.pad(pair["B"][rows], ((0, 0), more))
     found = {name.split(".")[-2] for name in parameters}
     fields = {
         "rank": rank,
@@ -381,40 +367,36 @@ def _split(
         "dropout": values.get("lora_dropout", 0.0),
         "targets": [target for target in LORA_TARGETS if target in found],
     }
-    return _built(path, fields), parameters
+    return _lora_config(path, fields), parameters
 
 
-def _own_config(path: Path, values: Mapping[str, Any]) -> LoraConfig | None:
-    """Our config, where we wrote the file."""
-    ours = values.get("llmcore")
-    return _built(path, ours) if isinstance(ours, dict) else None
+def _own_blocks(
+    path: Path,
+    values: Mapping[str, Any],
+    layout: _Layout,
+    halves: Mapping[str, Halves],
+    scale: float,
+) -> tuple[LoraConfig, dict[str, Float32]] | None:
+    """Undo `_join`; None if we did not write the file, or it was changed since."""
+    if not isinstance(values.get("llmcore"), dict):
+        return None
+    lora = _lora_config(path, values["llmcore"])
+    parameters: dict[str, Float32] = {}
+    for name, pair in halves.items():
+        module = layout.modules[name]
+        if len(pair["A"]) != len(module.present(lora.targets)) * lora.rank:
+            return None
+        for part, rows, columns in module.blocks(lora):
+            parameters[f"{part}.lora_a"] = pair["A"][columns]
+            parameters[f"{part}.lora_b"] = pair["B"][rows, columns]
+        if not np.array_equal(_join(module, parameters, lora, "B"), pair["B"]):
+            return None
+    same = math.isclose(scale, lora.alpha / lora.rank)
+    return (lora, parameters) if same and lora.dropout == values.get("lora_dropout") else None
 
 
-def _built(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
+def _lora_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
     try:
         return build(LoraConfig, fields)
     except ConfigError as error:
         raise CheckpointError(f"{path / _CONFIG}: {error}") from error
-
-
-def _own_blocks(
-    module: _Module, pair: Mapping[str, Float32], lora: LoraConfig, scale: float
-) -> dict[str, Float32] | None:
-    """Undo `_join`; None if it is not what `_join` makes of `lora`, since the file was edited."""
-    present = [part for part in module.parts if part.rpartition(".")[2] in lora.targets]
-    if len(pair["A"]) != len(present) * lora.rank or not math.isclose(
-        scale, lora.alpha / lora.rank
-    ):
-        return None
-    parameters: dict[str, Float32] = {}
-    for part, rows in module.blocks():
-        if part in present:
-            first = present.index(part) * lora.rank
-            columns = slice(first, first + lora.rank)
-            parameters[f"{part}.lora_a"] = pair["A"][columns]
-            parameters[f"{part}.lora_b"] = pair["B"][rows, columns]
-    a, b = _join(module, parameters, lora.rank)
-    return parameters if np.array_equal(b, pair["B"]) else None
-
-
-__all__ = ["Adapter", "Shape", "load", "save"]
