@@ -332,9 +332,9 @@ class Transformer:
     def save_adapter(self, path: str | os.PathLike[str], *, base_model: str | None = None) -> None:
         """Write the adapters as the library `peft` does, and with them what else is trainable.
 
-        The files are adapter_config.json and adapter_model.safetensors. Where a family holds
-        several of our matrices in one, as GPT-2 does q, k and v, its one adapter has a rank as many
-        times as high.
+        The files are adapter_config.json and adapter_model.safetensors, and llmcore_adapter.json
+        for us. Where a family holds several of our matrices in one, as GPT-2 does q, k and v, its
+        one adapter has a rank as many times as high.
 
         Args:
             path: a directory of the adapter's own; made if absent.

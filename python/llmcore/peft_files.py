@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Halves = dict[str, "Float32"]  # "A" and "B" of one module
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_OURS = "llmcore_adapter.json"  # peft warns of keys it does not know, so ours have their own file
 _PREFIX = "base_model.model."
 _TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}
 # Settings of peft that change what an adapter computes, with the value that we support.
@@ -132,7 +133,7 @@ def save(
     *,
     base_model: str | None = None,
 ) -> None:
-    """Write the adapters of a model, both files or neither.
+    """Write the adapters of a model, all files or none.
 
     Args:
         path: A directory of their own, made if absent.
@@ -147,7 +148,7 @@ def save(
     lora = config.lora
     if lora is None:
         raise ConfigError("peft_files.save: the config has no adapters")
-    others = set(current_files(Path(path), verify=False) or {}) - {_CONFIG, _WEIGHTS}
+    others = set(current_files(Path(path), verify=False) or {}) - {_CONFIG, _WEIGHTS, _OURS}
     if others:
         raise CheckpointError(
             f"{path}: holds {', '.join(sorted(others))}, which saving adapters here would remove; "
@@ -168,12 +169,16 @@ def save(
     values = _config_values(config, lora, layout, {m.name: n for m, n in adapted.items()})
     values["base_model_name_or_path"] = base_model
     values["modules_to_save"] = sorted({row.theirs.rpartition(".")[0] for row in rows}) or None
-    text = json.dumps(values, indent=2) + "\n"
     files: dict[str, FileContent] = {
         _WEIGHTS: lambda file: write_tensors(file, sources),
-        _CONFIG: lambda file: file.write(text.encode()),
+        _CONFIG: lambda file: file.write(_json(values)),
+        _OURS: lambda file: file.write(_json(dataclasses.asdict(lora))),
     }
     write_files(path, files)
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def _join(module: _Module, parameters: Mapping[str, Array], lora: LoraConfig, half: str) -> Array:
@@ -206,7 +211,6 @@ def _config_values(
         "bias": "none",
         "fan_in_fan_out": all(layout.modules[name].transposed for name in counts),
         "inference_mode": True,
-        "llmcore": dataclasses.asdict(lora),
     }
 
 
@@ -248,7 +252,9 @@ def load(path: str | os.PathLike[str], config: ModelConfig) -> Adapter:
     layout, kept = _Layout.of(config), parameter_shapes(config)
     halves, whole = _find(path, file, layout)
     _check_complete(path, values, layout, halves)
-    lora, parameters = _split(path, values, layout, halves)
+    ours = files.get(_OURS, path / _OURS)
+    own = _lora_config(ours, read_json(ours)) if ours.exists() else None
+    lora, parameters = _split(path, values, own, layout, halves)
     for name, array in whole.items():
         parts = layout.rows[name].split(array, layout.shapes)
         parameters |= {part: values for part, values in parts if part in kept}
@@ -344,14 +350,20 @@ def _scale(path: Path, values: Mapping[str, Any], ranks: Mapping[str, int]) -> f
 
 
 def _split(
-    path: Path, values: Mapping[str, Any], layout: _Layout, halves: Mapping[str, Halves]
+    path: Path,
+    values: Mapping[str, Any],
+    own: LoraConfig | None,
+    layout: _Layout,
+    halves: Mapping[str, Halves],
 ) -> tuple[LoraConfig, dict[str, Float32]]:
-    """Give each of our parts its A and B."""
+    """Give each of our parts its A and B; `own` is what we wrote down, if we wrote the files."""
     ranks = {name: len(pair["A"]) for name, pair in halves.items()}
     scale = _scale(path, values, ranks)
-    own = _own_blocks(path, values, layout, halves, scale)
-    if own is not None:
-        return own
+    dropout = values.get("lora_dropout", 0.0)
+    if own and own.dropout == dropout and math.isclose(scale, own.alpha / own.rank):
+        blocks = _blocks(own, layout, halves)
+        if blocks is not None:
+            return own, blocks
     rank = max(ranks.values())
     parameters: dict[str, Float32] = {}
     for name, pair in halves.items():
@@ -364,23 +376,16 @@ def _split(
     fields = {
         "rank": rank,
         "alpha": scale * rank,
-        "dropout": values.get("lora_dropout", 0.0),
+        "dropout": dropout,
         "targets": [target for target in LORA_TARGETS if target in found],
     }
-    return _lora_config(path, fields), parameters
+    return _lora_config(path / _CONFIG, fields), parameters
 
 
-def _own_blocks(
-    path: Path,
-    values: Mapping[str, Any],
-    layout: _Layout,
-    halves: Mapping[str, Halves],
-    scale: float,
-) -> tuple[LoraConfig, dict[str, Float32]] | None:
-    """Undo `_join`; None if we did not write the file, or it was changed since."""
-    if not isinstance(values.get("llmcore"), dict):
-        return None
-    lora = _lora_config(path, values["llmcore"])
+def _blocks(
+    lora: LoraConfig, layout: _Layout, halves: Mapping[str, Halves]
+) -> dict[str, Float32] | None:
+    """Undo `_join`; None if the tensors are not what it makes of `lora`."""
     parameters: dict[str, Float32] = {}
     for name, pair in halves.items():
         module = layout.modules[name]
@@ -391,12 +396,11 @@ def _own_blocks(
             parameters[f"{part}.lora_b"] = pair["B"][rows, columns]
         if not np.array_equal(_join(module, parameters, lora, "B"), pair["B"]):
             return None
-    same = math.isclose(scale, lora.alpha / lora.rank)
-    return (lora, parameters) if same and lora.dropout == values.get("lora_dropout") else None
+    return parameters
 
 
-def _lora_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
+def _lora_config(file: Path, fields: Mapping[str, Any]) -> LoraConfig:
     try:
         return build(LoraConfig, fields)
     except ConfigError as error:
-        raise CheckpointError(f"{path / _CONFIG}: {error}") from error
+        raise CheckpointError(f"{file}: {error}") from error
