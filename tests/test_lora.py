@@ -9,7 +9,16 @@ import sys
 import numpy as np
 import pytest
 
-from llmcore import CheckpointError, ConfigError, ModelConfig, TrainStep, Transformer
+from llmcore import (
+    CheckpointError,
+    ConfigError,
+    ModelConfig,
+    TrainConfig,
+    Trainer,
+    TrainStep,
+    Transformer,
+    plan,
+)
 from llmcore.config import LORA_TARGETS, LoraConfig, parameter_shapes
 from llmcore.objectives import Batch, CausalLM
 from test_model import DROPOUT, LLAMA, TINY, state_bytes
@@ -275,6 +284,31 @@ def test_training_goes_on_from_a_saved_model(rng, tmp_path):
     assert state_bytes(model) == state_bytes(again)
 
 
+def test_a_run_goes_on_where_it_stopped(rng, tmp_path, monkeypatch):
+    """The trainer, its checkpoints included: the same weights as without the stop."""
+    monkeypatch.setattr(plan, "measure_peak_flops", lambda seconds=0.0: 1e9)
+    ids = rng.integers(0, TINY["vocab_size"], 400)
+    settings = {"batch_size": 2, "block_size": 8, "dropout": None, "schedule": "constant"}
+
+    def run(folder, steps, resume=False):
+        model = make(lora=DROPPED, **DROPOUT)
+        config = TrainConfig(
+            steps=steps, out_dir=str(tmp_path / folder), resume=resume, eval_interval=2, **settings
+        )
+        Trainer(model, (ids, ids[:50]), config).fit()
+        return model
+
+    whole = run("whole", 6)
+    run("parts", 3)
+    assert state_bytes(run("parts", 6, resume=True)) == state_bytes(whole)
+    start = make(lora=DROPPED, **DROPOUT).parameters()
+    for name, parameter in whole.parameters().items():
+        same = np.array_equal(parameter, start[name])
+        assert same == (name not in whole.trainable_parameters()), name
+    saved = Transformer.from_pretrained(tmp_path / "whole" / "last")
+    assert state_bytes(saved) == state_bytes(whole)
+
+
 CHILD = """
 import resource, sys
 import numpy as np
@@ -286,21 +320,21 @@ model = Transformer(config)
 if sys.argv[1] == "lora":
     model.add_lora(LoraConfig(rank=8))
 step = TrainStep(model, lr=1e-3)
-step.load_state_dict({**step.state_dict(), "m": 0 * step.state_dict()["m"]})
+step.load_state_dict({**step.state_dict(), "m": np.zeros_like(step.state_dict()["m"])})
 step(CausalLM()(np.arange(33)[None]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, config.num_parameters())
 """
 
 
 def test_memory_is_that_of_the_weights():
-    """Full training holds four numbers a parameter: the weight, its gradient and two moments."""
+    """Full training holds a weight, its gradient and two moments; adding adapters, two weights."""
     command = [sys.executable, "-c", CHILD]
     peaks = {}
     for kind in ("full", "lora"):
         printed = subprocess.check_output([*command, kind], text=True).split()
         peaks[kind], parameters = int(printed[0]), int(printed[1])
     saved = (peaks["full"] - peaks["lora"]) / (4 * parameters)
-    assert saved > 1.0, f"{peaks} of {4 * parameters} bytes of weights"
+    assert saved > 1.5, f"{peaks} of {4 * parameters} bytes of weights"
 
 
 @pytest.mark.parametrize(

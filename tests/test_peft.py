@@ -307,6 +307,8 @@ def drop_module(folder):
         (lambda f: rewrite(f, peft_type="IA3"), ["peft_type", "IA3"]),
         (lambda f: rewrite(f, use_dora=True), ["use_dora", "True"]),
         (lambda f: rewrite(f, alpha_pattern={"q_proj": 3}), ["one scale", "q_proj"]),
+        (lambda f: rewrite(f, lora_alpha="8"), ["lora_alpha", "str"]),
+        (lambda f: rewrite(f, lora_dropout=2.0), ["adapter_config.json", "dropout"]),
         (drop_tensor, ["q_proj", "expected A [r, 48]"]),
         (drop_module, ["lacks 1", "model.layers.1.self_attn.q_proj"]),
         (lambda f: (f / "adapter_model.safetensors").unlink(), ["adapter_model.safetensors"]),

@@ -221,11 +221,12 @@ def _whole(value: float) -> float:
 
 def _shortest_suffix(name: str, counts: Mapping[str, int], layout: _Layout) -> str:
     """Find the end of a name that only modules adapted alike share: "q_proj", "attn.c_proj"."""
+    others = [row.removesuffix(".weight") for row in layout.rows if row.endswith(".weight")]
     pieces = name.split(".")
     for length in range(1, len(pieces)):
         suffix = ".".join(pieces[-length:])
-        sharing = [counts.get(other) for other in layout.modules if other.endswith(f".{suffix}")]
-        if set(sharing) <= {counts[name]}:
+        sharing = {counts.get(other) for other in others if other.endswith(f".{suffix}")}
+        if sharing == {counts[name]}:
             return suffix
     return name
 
@@ -334,11 +335,14 @@ def _check_complete(
 def _scale(path: Path, values: Mapping[str, Any], ranks: Mapping[str, int]) -> float:
     """The one factor of all adapters, alpha / r; for rank-stabilised ones alpha / sqrt(r)."""
     patterns = values.get("alpha_pattern") or {}
-    scales = {}
-    for name, rank in ranks.items():
-        matching = [key for key in patterns if re.match(rf"(.*\.)?({key})$", name)]
-        alpha = patterns[matching[0]] if matching else values.get("lora_alpha", 8)
-        scales[name] = alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)
+    scales: dict[str, float] = {}
+    try:
+        for name, rank in ranks.items():
+            matching = [key for key in patterns if re.match(rf"(.*\.)?({key})$", name)]
+            alpha = patterns[matching[0]] if matching else values.get("lora_alpha", 8)
+            scales[name] = alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)
+    except (TypeError, re.error) as error:
+        raise CheckpointError(f"{path / _CONFIG}: lora_alpha, alpha_pattern: {error}") from error
     name, scale = next(iter(scales.items()))
     for other, its in scales.items():
         if not math.isclose(its, scale):
@@ -346,7 +350,7 @@ def _scale(path: Path, values: Mapping[str, Any], ranks: Mapping[str, int]) -> f
                 f"{path}: all adapters must have one scale alpha / r, "
                 f"{name} has {scale:g}, {other} has {its:g}"
             )
-    return float(scale)
+    return scale
 
 
 def _split(
