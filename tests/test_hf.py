@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmcore import hf
-from llmcore.config import ModelConfig, RopeScaling, parameter_shapes
+from llmcore.config import LoraConfig, ModelConfig, RopeScaling, parameter_shapes
 from llmcore.errors import CheckpointError, ConfigError
 from llmcore.safetensors_io import SafetensorsFile
 
@@ -67,10 +67,8 @@ CONFIGS = {
     "mistral": (LLAMA.replace(sliding_window=5), "MistralForCausalLM"),
     "own": (LLAMA.replace(qk_norm=True, attention_bias=True), "LlmcoreModel"),
     "own-gpt2": (GPT2.replace(norm_placement="post"), "LlmcoreModel"),
-    "own-t5": (
-        ModelConfig.preset("t5-small", vocab_size=7, num_encoder_layers=1, num_decoder_layers=1),
-        "LlmcoreModel",
-    ),
+    "own-right-to-left": (GPT2.replace(right_to_left=True), "LlmcoreModel"),
+    "own-adapters": (LLAMA.replace(lora=LoraConfig(rank=2)), "LlmcoreModel"),
 }
 FOREIGN = [name for name, (_, architecture) in CONFIGS.items() if architecture != "LlmcoreModel"]
 
@@ -292,6 +290,21 @@ def test_saving_checks_names_shapes_and_dtypes(tmp_path):
     with pytest.raises(CheckpointError, match=r"decoder.norm.bias is missing, extra is unexpected"):
         hf.save_state(GPT2, parameters, tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_our_own_layout_is_fine_tuned_as_well(tmp_path):
+    config = GPT2.replace(right_to_left=True, head_bias=True)
+    parameters = random_parameters(config)
+    hf.save_state(config, parameters, tmp_path)
+    classifier = config.replace(head_bias=False, num_labels=2)
+    with pytest.raises(CheckpointError) as caught:
+        hf.load_state(tmp_path, classifier)
+    assert "2 missing: classifier.weight, classifier.bias; 1 unexpected: head.bias" in str(
+        caught.value
+    )
+    state = hf.load_state(tmp_path, classifier, fresh=["classifier.*"], drop=["head.*"])
+    del parameters["head.bias"]
+    assert_same(state, parameters)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
