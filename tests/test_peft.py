@@ -12,13 +12,15 @@ import pytest
 from llmcore import CheckpointError, ConfigError, ModelConfig, TrainStep, Transformer
 from llmcore.config import LORA_TARGETS, LoraConfig
 from llmcore.objectives import CausalLM
-from test_parity import V, assert_within, gpt2, llama
 from tolerance import EPS, FLOOR_ULPS
 
-torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
+parity = pytest.importorskip("parity", reason="needs torch and transformers")
+from parity import V, assert_within, gpt2, llama, make_case, our_logits, torch  # noqa: E402
 
 B, T = 3, 17
+# How far rounding leads is chance: the larger error of two runs is the measure.
+IMPLEMENTATIONS = ("eager", "sdpa")
 # Our parts of each module of theirs.
 LLAMA = {
     "self_attn.q_proj": ["self_attention.q"], "self_attn.k_proj": ["self_attention.k"],
@@ -98,7 +100,7 @@ class Pair:
         ours = {}
         for layer, module, half in keys:
             parts = [
-                gradients[f"decoder.layers.{layer}.{part}.lora_{half.lower()}"].numpy()
+                np.array(gradients[f"decoder.layers.{layer}.{part}.lora_{half.lower()}"], float)
                 for part in self.modules[module]
             ]
             ours[layer, module, half] = sum(parts) if half == "A" else np.concatenate(parts)
@@ -127,18 +129,20 @@ def test_logits_and_loss(pair, rng):
 
 
 def test_gradients(pair, rng):
-    """Over four batches together: which of two equally exact sums is nearer in one is chance."""
+    """Over four batches: which of two sums, rounded alike, is nearer in one of them is chance."""
     batches = rng.integers(0, V, (4, B, T + 1))
-    exact, single = (
-        [pair.gradients(m, ids) for ids in batches] for m in (pair.double, pair.single)
-    )
+    exact = [pair.gradients(pair.double, ids) for ids in batches]
+    singles = []
+    for implementation in IMPLEMENTATIONS:
+        pair.single.base_model.model.set_attn_implementation(implementation)
+        singles.append([pair.gradients(pair.single, ids) for ids in batches])
     ours = []
     for ids in batches:
         pair.ours.loss_and_grad(CausalLM()(ids))
         ours.append(pair.our_gradients(exact[0]))
     assert len(exact[0]) == 2 * 3 * len({module for _, module, _ in exact[0]})
     for key in exact[0]:
-        assert_within(key, *([one[key] for one in each] for each in (ours, exact, single)))
+        assert_within(key, *([one[key] for one in each] for each in (ours, exact, *singles)))
 
 
 def test_merged(pair, rng):
@@ -162,7 +166,7 @@ def test_ten_adamw_steps(case, rng, tmp_path):
     exact = trajectory(pair, pair.double, batches, settings)
     start = {name: tensor.clone() for name, tensor in pair.single.state_dict().items()}
     errors = []
-    for implementation in ("eager", "sdpa"):  # rounding grows by chance: the larger of two runs
+    for implementation in IMPLEMENTATIONS:
         pair.single.load_state_dict(start)
         pair.single.base_model.model.set_attn_implementation(implementation)
         errors.append(abs(trajectory(pair, pair.single, batches, settings) - exact).max(0))
@@ -223,6 +227,28 @@ def test_saved_by_us_loads_in_peft(family, targets, rng, tmp_path):
     assert again.config == ours.config
     for name, parameter in ours.parameters().items():
         assert np.array_equal(parameter, again.parameters()[name]), name
+
+
+@pytest.mark.parametrize("name", [*parity.ENCODERS, *parity.CLASSIFIERS, *parity.PAIRS, "qwen3"])
+def test_every_architecture_both_ways(name, rng, tmp_path):
+    pair, case = parity.Pair(name, tmp_path / "base"), make_case(name, rng)
+    ours = pair.ours
+    ours.add_lora(LoraConfig(rank=3, alpha=6.5, targets=LORA_TARGETS))
+    for parameter in ours.trainable_parameters().values():
+        parameter.numpy()[...] += 0.1 * rng.standard_normal(parameter.shape)
+    ours.save_adapter(tmp_path / "ours")
+    double, single = (
+        peft.PeftModel.from_pretrained(m, tmp_path / "ours").eval()
+        for m in (pair.double, pair.single)
+    )
+    double.double()
+    with torch.no_grad():
+        assert_within("logits", our_logits(ours, case), case.logits(double), case.logits(single))
+    single.save_pretrained(tmp_path / "theirs")
+    again = Transformer.from_pretrained(tmp_path / "base")
+    again.load_adapter(tmp_path / "theirs")
+    assert again.trainable_parameters().keys() == ours.trainable_parameters().keys()
+    assert np.array_equal(our_logits(again, case), our_logits(ours, case))
 
 
 def test_an_edited_file_means_what_it_says(tmp_path, rng):

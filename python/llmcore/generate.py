@@ -143,7 +143,9 @@ def _prepare(model: Transformer, prompts: Any, config: GenerationConfig) -> _Job
 def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterator[GeneratedToken]:
     """Yield tokens of all prompts as they come, a round of one token each at a time."""
     if config.num_beams > 1:
-        raise ConfigError("generate: beam search knows its tokens only at the end; leave out stream")
+        raise ConfigError(
+            "generate: beam search knows its tokens only at the end; leave out stream"
+        )
     if model.config.right_to_left:
         raise ConfigError(
             "generate: the model writes from right to left, so that its text is known only at the "

@@ -24,12 +24,12 @@ import numpy as np
 from llmcore.atomic import FileContent, current_files, write_files
 from llmcore.config import LORA_TARGETS, LoraConfig, ModelConfig, parameter_shapes
 from llmcore.errors import CheckpointError, ConfigError
-from llmcore.hf import _family_for
+from llmcore.hf import family_for
 from llmcore.safetensors_io import Array, SafetensorsFile, Shape, Source, read_json, write_tensors
 from llmcore.validation import build
 
 if TYPE_CHECKING:
-    from llmcore.hf_families import Float32, Row
+    from llmcore.families import Float32, Row
 
 Halves = dict[str, "Float32"]  # "A" and "B" of one module
 
@@ -106,7 +106,7 @@ class _Layout:
     @classmethod
     def of(cls, config: ModelConfig) -> _Layout:
         base = dataclasses.replace(config, lora=None)
-        family = _family_for(base)
+        family = family_for(base)
         shapes = parameter_shapes(family.widen(base))
         every = LoraConfig(rank=1, targets=LORA_TARGETS)
         adaptable = parameter_shapes(dataclasses.replace(base, lora=every))
@@ -120,6 +120,11 @@ class _Layout:
                 width = shapes[row.ours[0]][1]
                 modules[name] = _Module(name, row.transposed, parts, out, width)
         return cls(modules, rows, shapes, family.base_prefix)
+
+    def whole_module(self, name: str) -> str:
+        """Name what peft saves whole to save a tensor: its layer, or all of a head."""
+        head = not name.startswith(self.base_prefix)
+        return name.partition(".")[0] if head else name.rpartition(".")[0]
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -168,7 +173,7 @@ def save(
         sources.append(Source(_PREFIX + row.theirs, row.foreign_shape(layout.shapes), join))
     values = _config_values(config, lora, layout, {m.name: n for m, n in adapted.items()})
     values["base_model_name_or_path"] = base_model
-    values["modules_to_save"] = sorted({row.theirs.rpartition(".")[0] for row in rows}) or None
+    values["modules_to_save"] = sorted({layout.whole_module(row.theirs) for row in rows}) or None
     files: dict[str, FileContent] = {
         _WEIGHTS: lambda file: write_tensors(file, sources),
         _CONFIG: lambda file: file.write(_json(values)),

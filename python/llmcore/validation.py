@@ -177,7 +177,7 @@ def _convert(value: Any, hint: Any) -> tuple[str, Any]:
     if isinstance(hint, types.UnionType):
         tried = [_convert(value, alternative) for alternative in _alternatives(hint)]
         fits = [converted for expected, converted in tried if not expected]
-        return (("", fits[0]) if fits else (", or ".join(expected for expected, _ in tried), value))
+        return ("", fits[0]) if fits else (", or ".join(expected for expected, _ in tried), value)
     if hint is type(None):
         return ("" if value is None else "None"), value
     if typing.get_origin(hint) is Literal:
