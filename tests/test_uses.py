@@ -146,7 +146,7 @@ def test_translations_are_those_it_was_taught():
     model.tokenizer = tokenizer
     pairs = [("ein hund", "a dog"), ("eine katze", "a cat")]
     sources, targets = (
-        [tokenizer.encode(t) + [1] for t in side] for side in zip(*pairs, strict=True)
+        [[*tokenizer.encode(t), 1] for t in side] for side in zip(*pairs, strict=True)
     )
     step, objective = TrainStep(model, lr=5e-3), Seq2Seq(decoder_start_id=0)
     for _ in range(150):
