@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from llmcore.config import ModelConfig, RopeScaling, parameter_shapes
-from llmcore.presets import PRESETS
 from llmcore.errors import ConfigError
+from llmcore.presets import PRESETS
 
 SMALL = {"vocab_size": 65, "hidden_size": 24, "num_decoder_layers": 2, "num_heads": 4}
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmcore import hf
-from llmcore.config import ModelConfig, RopeScaling, parameter_shapes
+from llmcore.config import LoraConfig, ModelConfig, RopeScaling, parameter_shapes
 from llmcore.errors import CheckpointError, ConfigError
 from llmcore.safetensors_io import SafetensorsFile
 
@@ -67,10 +67,8 @@ CONFIGS = {
     "mistral": (LLAMA.replace(sliding_window=5), "MistralForCausalLM"),
     "own": (LLAMA.replace(qk_norm=True, attention_bias=True), "LlmcoreModel"),
     "own-gpt2": (GPT2.replace(norm_placement="post"), "LlmcoreModel"),
-    "own-t5": (
-        ModelConfig.preset("t5-small", vocab_size=7, num_encoder_layers=1, num_decoder_layers=1),
-        "LlmcoreModel",
-    ),
+    "own-right-to-left": (GPT2.replace(right_to_left=True), "LlmcoreModel"),
+    "own-adapters": (LLAMA.replace(lora=LoraConfig(rank=2)), "LlmcoreModel"),
 }
 FOREIGN = [name for name, (_, architecture) in CONFIGS.items() if architecture != "LlmcoreModel"]
 

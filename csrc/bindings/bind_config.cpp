@@ -79,6 +79,8 @@ Config config_from_dict(const py::dict& values) {
   read(values, "embedding_scale", c.embedding_scale);
   read(values, "rope_theta", c.rope_theta);
   if (!values["rope_scaling"].is_none()) c.rope_scaling = read_rope_scaling(values["rope_scaling"]);
+  read(values, "relative_buckets", c.relative_buckets);
+  read(values, "relative_max_distance", c.relative_max_distance);
   read(values, "rotary_dim", c.rotary_dim);
   read(values, "rope_interleaved", c.rope_interleaved);
   read(values, "attention_scale", c.attention_scale);

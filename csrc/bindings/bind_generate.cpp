@@ -9,15 +9,23 @@ namespace {
 
 using GenerationPtr = std::shared_ptr<Generation>;
 
-GenerationPtr make_generation(const ModelPtr& model, const py::list& prompts,
-                              const GenerationOptions& options, bool slide) {
-  std::vector<std::vector<int32_t>> ids;
-  for (const py::handle& prompt : prompts) {
-    const PyTensor tensor = int32_tensor(py::reinterpret_borrow<py::object>(prompt), "prompts");
+std::vector<TokenIds> token_ids(const py::list& rows, const char* name) {
+  std::vector<TokenIds> ids;
+  for (const py::handle& row : rows) {
+    const PyTensor tensor = int32_tensor(py::reinterpret_borrow<py::object>(row), name);
     const int32_t* first = tensor.view.as<int32_t>();
     ids.emplace_back(first, first + tensor.view.numel());
   }
-  return std::make_shared<Generation>(*model, ids, options, slide);
+  return ids;
+}
+
+GenerationPtr make_generation(const ModelPtr& model, const py::list& prompts,
+                              const py::list& sources, const GenerationOptions& options,
+                              bool slide) {
+  const std::vector<TokenIds> begun = token_ids(prompts, "prompts");
+  const std::vector<TokenIds> about = token_ids(sources, "sources");
+  return exclusively(
+      *model, [&] { return std::make_shared<Generation>(*model, begun, about, options, slide); });
 }
 
 const char* finish_name(Finish finish) {
@@ -38,8 +46,8 @@ py::list step(Generation& generation, const ModelPtr& model) {
 
 void bind_generate(py::module_& module) {
   py::class_<Generation, GenerationPtr>(module, "Generation")
-      .def(py::init(&make_generation), py::arg("model"), py::arg("prompts"), py::arg("options"),
-           py::arg("slide"), py::keep_alive<1, 2>())
+      .def(py::init(&make_generation), py::arg("model"), py::arg("prompts"), py::arg("sources"),
+           py::arg("options"), py::arg("slide"), py::keep_alive<1, 2>())
       .def_property_readonly("done", &Generation::done)
       .def("step", &step, py::arg("model"))
       .def("finish", &Generation::finish, py::arg("index"));

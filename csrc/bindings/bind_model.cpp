@@ -34,19 +34,37 @@ py::dict named_views(const ModelPtr& model, const Tensor& flat) {
   return views;
 }
 
-Batch make_batch(const PyTensor& ids, const PyTensor* lengths) {
-  return {.ids = ids.view, .lengths = view_of(lengths)};
+// An attention probe from (layer, head, first query, queries, weights [B, queries, S]).
+std::vector<AttentionProbe> make_probes(const py::list& tuples) {
+  std::vector<AttentionProbe> probes;
+  for (const py::handle& item : tuples) {
+    const auto [layer, head, first, queries, weights] =
+        item.cast<std::tuple<int64_t, int64_t, int64_t, int64_t, PyTensor>>();
+    probes.push_back({.layer = layer,
+                      .head = head,
+                      .first_query = first,
+                      .queries = queries,
+                      .weights = weights.view.f32()});
+  }
+  return probes;
 }
 
-void forward(const ModelPtr& model, const PyTensor& ids, const PyTensor* lengths,
-             const PyTensor& out, bool hidden) {
-  const Batch batch = make_batch(ids, lengths);
-  exclusively(*model, [&] {
-    if (hidden)
-      model->encode(batch, out.view);
-    else
-      model->logits(batch, out.view);
-  });
+void attention_weights(const ModelPtr& model, const py::object& batch, const std::string& kind,
+                       const py::list& wanted) {
+  const PyBatch owner(batch);
+  AttentionProbes probes;
+  (kind == "encoder" ? probes.encoder
+   : kind == "cross" ? probes.cross
+                     : probes.decoder) = make_probes(wanted);
+  exclusively(*model, [&] { model->attention_weights(owner.view, probes); });
+}
+
+// A method of the model that turns a batch into a tensor.
+auto into_tensor(void (Transformer::*method)(const Batch&, const Tensor&)) {
+  return [method](const ModelPtr& model, const py::object& batch, const PyTensor& out) {
+    const PyBatch owner(batch);
+    exclusively(*model, [&] { ((*model).*method)(owner.view, out.view); });
+  };
 }
 
 py::tuple loss_tuple(const LossSum& loss) {
@@ -88,10 +106,10 @@ PyBatch::PyBatch(const py::object& batch) {
     tensors.push_back(int32_tensor(batch.attr(name), name));
     return tensors.back().view;
   };
-  CHECK(batch.attr("enc_ids").is_none(), ConfigError,
-        "model: the batch has enc_ids, but the model has no encoder");
-  view.ids = take("dec_ids");
-  view.lengths = take("dec_lengths");
+  view.enc_ids = take("enc_ids");
+  view.enc_lengths = take("enc_lengths");
+  view.dec_ids = take("dec_ids");
+  view.dec_lengths = take("dec_lengths");
   view.prefix_lengths = take("prefix_lengths");
   view.types = take("types");
   view.rows = take("rows");
@@ -99,6 +117,7 @@ PyBatch::PyBatch(const py::object& batch) {
   tensors.push_back(as_tensor(batch.attr("weights")));
   view.weights = tensors.back().view;
   view.label_smoothing = batch.attr("label_smoothing").cast<float>();
+  view.labels = py::getattr(batch, "head", py::str("tokens")).cast<std::string>() == "labels";
 }
 
 void bind_model(py::module_& module) {
@@ -112,18 +131,19 @@ void bind_model(py::module_& module) {
            [](const ModelPtr& model) {
              return PyTensor{model->params().weights(), model};
            })
-      .def("forward", &forward, py::kw_only(), py::arg("ids"), py::arg("lengths") = py::none(),
-           py::arg("out"), py::arg("hidden"))
+      .def("logits", into_tensor(&Transformer::logits), py::arg("batch"), py::arg("out"))
+      .def("encode", into_tensor(&Transformer::encode), py::arg("batch"), py::arg("out"))
+      .def("label_logits", into_tensor(&Transformer::label_logits), py::arg("batch"),
+           py::arg("out"))
+      .def("pooled", into_tensor(&Transformer::pooled), py::arg("batch"), py::arg("out"))
+      .def("attention_weights", &attention_weights, py::arg("batch"), py::arg("kind"),
+           py::arg("probes"))
       .def("loss",
            [](const ModelPtr& model, const py::object& batch) {
              const PyBatch owner(batch);
              return loss_tuple(exclusively(*model, [&] { return model->loss(owner.view); }));
            })
-      .def("row_losses",
-           [](const ModelPtr& model, const py::object& batch, const PyTensor& out) {
-             const PyBatch owner(batch);
-             exclusively(*model, [&] { model->row_losses(owner.view, out.view); });
-           })
+      .def("row_losses", into_tensor(&Transformer::row_losses), py::arg("batch"), py::arg("out"))
       .def("loss_and_gradients",
            [](const ModelPtr& model, const py::object& batch) {
              const PyBatch owner(batch);

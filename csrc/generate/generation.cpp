@@ -4,84 +4,79 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "nn/check_batch.h"
 
 namespace llmcore {
 namespace {
 
-int64_t context_limit(const Config& config, const std::vector<std::vector<int32_t>>& prompts,
-                      const GenerationOptions& options) {
-  int64_t longest = 0;
-  for (const auto& prompt : prompts) longest = std::max<int64_t>(longest, prompt.size());
-  const int64_t wanted = longest + options.max_new_tokens;
-  return config.positions == PositionKind::kNone ? wanted : std::min(wanted, config.max_positions);
+std::vector<int32_t> own_sources(size_t count) {
+  std::vector<int32_t> sources(count);
+  for (size_t i = 0; i < count; ++i) sources[i] = static_cast<int32_t>(i);
+  return sources;
+}
+
+const GenerationOptions& checked(const GenerationOptions& options, const Config& config) {
+  check_options(options, config.vocab_size);
+  return options;
 }
 
 }  // namespace
 
-Generation::Generation(Transformer& model, const std::vector<std::vector<int32_t>>& prompts,
-                       const GenerationOptions& options, bool slide)
+int64_t context_limit(const Config& config, const std::vector<TokenIds>& prompts,
+                      const GenerationOptions& options) {
+  int64_t longest = 0;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    CHECK(!prompts[i].empty(), ShapeError, "generate: prompts[", i, "] has no tokens");
+    longest = std::max<int64_t>(longest, prompts[i].size());
+  }
+  if (!has_bounded_positions(config)) return longest + options.max_new_tokens;
+  for (size_t i = 0; i < prompts.size(); ++i)
+    CHECK(static_cast<int64_t>(prompts[i].size()) <= config.max_positions, ShapeError,
+          "generate: prompts[", i, "] has ", prompts[i].size(),
+          " tokens, the model has positions for ", config.max_positions,
+          "; shorten it, or let the context slide (overflow='slide')");
+  return std::min(longest + options.max_new_tokens, config.max_positions);
+}
+
+Generation::Generation(Transformer& model, const std::vector<TokenIds>& prompts,
+                       const std::vector<TokenIds>& sources, const GenerationOptions& options,
+                       bool slide)
     : model_(model),
-      options_(options),
+      options_(checked(options, model.config())),
       slide_(slide),
       limit_(context_limit(model.config(), prompts, options)),
-      cache_(model.config(), static_cast<int64_t>(prompts.size()), limit_) {
-  check_options(options, model.config().vocab_size);
+      state_(model, static_cast<int64_t>(prompts.size()), limit_, sources,
+             own_sources(sources.size())) {
   for (size_t i = 0; i < prompts.size(); ++i) {
-    const int64_t length = static_cast<int64_t>(prompts[i].size());
-    CHECK(length > 0, ShapeError, "generate: prompts[", i, "] has no tokens");
-    CHECK(length <= limit_, ShapeError, "generate: prompts[", i, "] has ", length,
-          " tokens, the model has positions for ", limit_,
-          "; shorten it, or let the context slide (overflow='slide')");
-    const auto twins = std::count(prompts.begin(), prompts.begin() + i, prompts[i]);
-    running_.push_back({static_cast<int64_t>(i), static_cast<uint64_t>(twins), prompts[i], length});
+    uint64_t twins = 0;
+    for (size_t j = 0; j < i; ++j)
+      twins += prompts[j] == prompts[i] && (sources.empty() || sources[j] == sources[i]);
+    running_.push_back({.index = static_cast<int64_t>(i),
+                        .twin = twins,
+                        .ids = prompts[i],
+                        .prompt_length = static_cast<int64_t>(prompts[i].size())});
   }
 }
 
 void Generation::finish(int64_t index) {
   for (Sequence& sequence : running_)
     if (sequence.index == index) sequence.ended = true;
-  compact();
+  drop_ended();
 }
 
-void Generation::compact() {
-  for (size_t place = 0; place < running_.size();) {
-    if (!running_[place].ended) {
-      ++place;
-      continue;
-    }
-    const size_t last = running_.size() - 1;
-    if (place != last) {
-      cache_.copy_sequence(static_cast<int64_t>(last), static_cast<int64_t>(place),
-                           running_[last].cached);
-      running_[place] = std::move(running_[last]);
-    }
-    running_.pop_back();
-  }
+void Generation::drop_ended() {
+  std::erase_if(running_, [](const Sequence& sequence) { return sequence.ended; });
 }
 
 void Generation::advance(const Tensor& logits) {
-  Arena& arena = model_.arena();
-  const int64_t batch = static_cast<int64_t>(running_.size());
-  int64_t queries = 0;
-  const auto fresh = [](const Sequence& s) {
-    return static_cast<int64_t>(s.ids.size()) - s.begin - s.cached;
-  };
-  for (const Sequence& sequence : running_) queries = std::max(queries, fresh(sequence));
-
-  const Tensor ids = arena.keep(DType::kInt32, batch, queries);
-  const Tensor lengths = arena.keep(DType::kInt32, batch);
-  const Tensor past = arena.keep(DType::kInt32, batch);
-  std::fill_n(ids.as<int32_t>(), ids.numel(), 0);
-  for (int64_t b = 0; b < batch; ++b) {
-    Sequence& sequence = running_[b];
-    const int64_t count = fresh(sequence);
-    lengths.as<int32_t>()[b] = static_cast<int32_t>(count);
-    past.as<int32_t>()[b] = static_cast<int32_t>(sequence.cached);
-    std::copy_n(&sequence.ids[sequence.begin + sequence.cached], count,
-                ids.as<int32_t>() + b * queries);
-    sequence.cached += count;
+  std::vector<DecodeRow> rows;
+  for (const Sequence& sequence : running_) {
+    const int64_t begin = sequence.begin + state_.seen(sequence.index);
+    rows.push_back({.sequence = sequence.index,
+                    .ids = sequence.ids.data() + begin,
+                    .count = static_cast<int64_t>(sequence.ids.size()) - begin});
   }
-  model_.decode(ids, lengths, past, cache_.first(batch), logits);
+  state_.advance(rows, logits);
 }
 
 bool Generation::make_room(Sequence& sequence) {
@@ -89,7 +84,7 @@ bool Generation::make_room(Sequence& sequence) {
   // Positions restart at zero, so what is kept has to be read again.
   if (!slide_ || limit_ < 2) return false;
   sequence.begin = static_cast<int64_t>(sequence.ids.size()) - limit_ / 2;
-  sequence.cached = 0;
+  state_.forget(sequence.index);
   return true;
 }
 
@@ -125,9 +120,7 @@ std::vector<GeneratedToken> Generation::step() {
   std::vector<GeneratedToken> tokens;
   for (size_t place = 0; place < running_.size(); ++place)
     tokens.push_back(extend(running_[place], choices[place]));
-  std::sort(tokens.begin(), tokens.end(),
-            [](const GeneratedToken& a, const GeneratedToken& b) { return a.index < b.index; });
-  compact();
+  drop_ended();
   return tokens;
 }
 

@@ -4,10 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "generate/kv_cache.h"
+#include "generate/decode_state.h"
 #include "generate/options.h"
 #include "generate/sample.h"
-#include "nn/transformer.h"
 
 namespace llmcore {
 
@@ -20,14 +19,14 @@ struct GeneratedToken {
   Finish finish;
 };
 
-// Finished sequences give up their place in the cache, so that the batch shrinks as texts end.
 class Generation {
  public:
   // `slide` says what happens when the model's positions are used up: the text ends, or goes on
-  // from the latest half of its context. Throws ShapeError for a prompt that is empty or longer
-  // than the positions, and what check_options() throws.
-  Generation(Transformer& model, const std::vector<std::vector<int32_t>>& prompts,
-             const GenerationOptions& options, bool slide);
+  // from the latest half of its context. With an encoder, prompts[i] is what the decoder begins
+  // with and sources[i] what it is about. Throws ShapeError for a prompt or source that is empty or
+  // longer than the positions, and what check_options() throws.
+  Generation(Transformer& model, const std::vector<TokenIds>& prompts,
+             const std::vector<TokenIds>& sources, const GenerationOptions& options, bool slide);
 
   bool done() const { return running_.empty(); }
 
@@ -39,18 +38,16 @@ class Generation {
 
  private:
   struct Sequence {
-    int64_t index;             // of its prompt
-    uint64_t twin;             // earlier prompts that are the same: they draw other numbers
-    std::vector<int32_t> ids;  // prompt and new tokens
+    int64_t index;  // of its prompt
+    uint64_t twin;  // earlier prompts that are the same: they draw other numbers
+    TokenIds ids;   // prompt and new tokens
     int64_t prompt_length;
-    int64_t begin = 0;   // first id still in the context
-    int64_t cached = 0;  // ids from `begin` on whose keys and values are in the cache
+    int64_t begin = 0;  // first id still in the context
     bool ended = false;
   };
 
-  // Drops ended sequences; the last ones take their places in the cache.
-  void compact();
-  // Runs the model on the ids that are not in the cache; logits [running, V].
+  void drop_ended();
+  // Runs the model on the ids that it has not seen; logits [running, V].
   void advance(const Tensor& logits);
   // Adds the chosen token and says whether it was the last.
   GeneratedToken extend(Sequence& sequence, const Choice& choice);
@@ -61,8 +58,13 @@ class Generation {
   GenerationOptions options_;
   bool slide_;
   int64_t limit_;  // tokens a context may hold
-  KvCache cache_;
-  std::vector<Sequence> running_;  // sequence i has place i in the cache
+  DecodeState state_;
+  std::vector<Sequence> running_;
 };
+
+// Tokens that fit where the longest prompt is to grow by max_new_tokens. Throws ShapeError for a
+// prompt that is empty or does not fit.
+int64_t context_limit(const Config& config, const std::vector<TokenIds>& prompts,
+                      const GenerationOptions& options);
 
 }  // namespace llmcore

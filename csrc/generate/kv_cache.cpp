@@ -1,37 +1,36 @@
-// Lays out the cache of all layers in one buffer.
+// Lays out the caches of all layers, each in one buffer.
 #include "generate/kv_cache.h"
 
-#include <cstring>
-
 namespace llmcore {
+namespace {
 
-KvCache::KvCache(const Config& config, int64_t batch, int64_t capacity)
-    : layers_(config.num_decoder_layers),
-      batch_(batch),
-      capacity_(capacity),
-      width_(config.num_kv_heads * config.head_dim),
-      storage_(layers_ * 2 * batch * capacity * width_ * static_cast<int64_t>(sizeof(float))) {}
+int64_t key_width(const Config& config) {
+  return config.num_kv_heads * config.head_dim;
+}
 
-Tensor KvCache::layer(int64_t index, int which, int64_t batch) const {
+Buffer float_buffer(int64_t count) {
+  return Buffer(count * static_cast<int64_t>(sizeof(float)));
+}
+
+}  // namespace
+
+KvCache::KvCache(const Config& config, int64_t rows, int64_t capacity)
+    : capacity_(capacity),
+      storage_(float_buffer(config.num_decoder_layers * 2 * rows * capacity * key_width(config))) {
+  const int64_t width = key_width(config), size = rows * capacity * width;
   float* data = static_cast<float*>(storage_.data());
-  return f32_view(data + (index * 2 + which) * batch_ * capacity_ * width_, batch, capacity_,
-                  width_);
+  for (int64_t layer = 0; layer < config.num_decoder_layers; ++layer, data += 2 * size)
+    layers_.push_back(
+        {f32_view(data, rows, capacity, width), f32_view(data + size, rows, capacity, width)});
 }
 
-std::vector<LayerCache> KvCache::first(int64_t batch) const {
-  std::vector<LayerCache> caches;
-  for (int64_t index = 0; index < layers_; ++index)
-    caches.push_back({layer(index, 0, batch), layer(index, 1, batch)});
-  return caches;
-}
-
-void KvCache::copy_sequence(int64_t from, int64_t to, int64_t tokens) {
-  const int64_t stride = capacity_ * width_;
-  for (int64_t index = 0; index < layers_; ++index)
-    for (int which = 0; which < 2; ++which) {
-      float* data = layer(index, which, batch_).f32();
-      std::memcpy(data + to * stride, data + from * stride, tokens * width_ * sizeof(float));
-    }
+MemoryCache::MemoryCache(const Config& config, int64_t sources, int64_t keys)
+    : keys_(keys),
+      storage_(float_buffer(config.num_decoder_layers * sources * keys * 2 * key_width(config))) {
+  const int64_t width = 2 * key_width(config), size = sources * keys * width;
+  float* data = static_cast<float*>(storage_.data());
+  for (int64_t layer = 0; layer < config.num_decoder_layers; ++layer, data += size)
+    layers_.push_back(f32_view(data, sources, keys, width));
 }
 
 }  // namespace llmcore

@@ -1,7 +1,5 @@
-// KvCache: keys and values of every layer for the tokens each sequence has seen.
+// KvCache: room for keys and values of every layer, for the tokens that sequences have seen.
 #pragma once
-
-#include <vector>
 
 #include "core/buffer.h"
 #include "nn/config.h"
@@ -11,22 +9,31 @@ namespace llmcore {
 
 class KvCache {
  public:
-  // Room for `capacity` tokens of each of `batch` sequences.
-  KvCache(const Config& config, int64_t batch, int64_t capacity);
+  // Room for `capacity` tokens in each of `rows` places.
+  KvCache(const Config& config, int64_t rows, int64_t capacity);
 
-  // The first `batch` sequences, one entry a layer.
-  std::vector<LayerCache> first(int64_t batch) const;
-
-  // Sequence `to` becomes a copy of the first `tokens` tokens of sequence `from`.
-  void copy_sequence(int64_t from, int64_t to, int64_t tokens);
-
+  const std::vector<LayerCache>& layers() const { return layers_; }
   int64_t capacity() const { return capacity_; }
 
  private:
-  Tensor layer(int64_t index, int which, int64_t batch) const;
+  int64_t capacity_;
+  Buffer storage_;                  // [L, 2, R, S, Hkv * D]
+  std::vector<LayerCache> layers_;  // views of it
+};
 
-  int64_t layers_, batch_, capacity_, width_;
-  Buffer storage_;  // [L, 2, B, S, Hkv * D]
+// The same for what cross-attention reads of encoded sources.
+class MemoryCache {
+ public:
+  MemoryCache() = default;
+  MemoryCache(const Config& config, int64_t sources, int64_t keys);
+
+  const std::vector<Tensor>& layers() const { return layers_; }  // [L] of [R, S, 2 Hkv D]
+  int64_t keys() const { return keys_; }
+
+ private:
+  int64_t keys_ = 0;
+  Buffer storage_;
+  std::vector<Tensor> layers_;
 };
 
 }  // namespace llmcore

@@ -1,51 +1,76 @@
 // Self-attention over the packed [q, k, v] rows, or over a cache.
 #include "nn/attention.h"
 
-#include <algorithm>
 #include <cstring>
 
+#include "nn/heads.h"
+#include "ops/elementwise.h"
 #include "ops/rope.h"
 
 namespace llmcore {
 namespace {
 
-// Copies columns [offset, offset + Hkv D) of the new rows to where they stand in the cache.
+// Copies columns [offset, offset + Hkv D) of the new rows to where the cache wants them.
 void append(const Tensor& rows, int64_t offset, const Sequences& sequences, const Tensor& cache) {
-  const int64_t width = rows.cols(), kept = cache.dim(2);
+  const int64_t width = rows.cols(), kept = cache.dim(2), capacity = cache.dim(1);
   for (int64_t b = 0; b < sequences.batch; ++b) {
     const int64_t past = sequences.past == nullptr ? 0 : sequences.past[b];
+    const int32_t* places = sequences.cache->rows.as<int32_t>() + b * capacity;
     for (int64_t t = 0; t < sequences.queries && past + t < sequences.lengths[b]; ++t)
-      std::memcpy(cache.f32() + (b * cache.dim(1) + past + t) * kept,
+      std::memcpy(cache.f32() + (places[past + t] * capacity + past + t) * kept,
                   rows.f32() + (b * sequences.queries + t) * width + offset, kept * sizeof(float));
   }
 }
 
+std::optional<Norm> head_norm(const ParamBuilder& builder, const Config& config) {
+  if (!config.qk_norm) return std::nullopt;
+  return Norm(
+      builder,
+      Norm::Shape{
+          .kind = NormKind::kRms, .size = config.head_dim, .eps = config.norm_eps, .bias = false});
+}
+
+// Columns [offset, offset + heads D) of `packed`, copied to or from a matrix of one head a row.
+CopyRowsArgs unpack(const Tensor& packed, int64_t offset, const Tensor& heads, int64_t count) {
+  const int64_t width = count * heads.cols();
+  return {.rows = packed.rows(),
+          .cols = width,
+          .x = packed.f32() + offset,
+          .y = heads.f32(),
+          .x_stride = packed.cols(),
+          .y_stride = width};
+}
+CopyRowsArgs pack(const Tensor& heads, int64_t count, const Tensor& packed, int64_t offset) {
+  const int64_t width = count * heads.cols();
+  return {.rows = packed.rows(),
+          .cols = width,
+          .x = heads.f32(),
+          .y = packed.f32() + offset,
+          .x_stride = width,
+          .y_stride = packed.cols()};
+}
+
 }  // namespace
 
-SelfAttention::SelfAttention(const ParamBuilder& builder, const Config& config, uint32_t site)
+SelfAttention::SelfAttention(const ParamBuilder& builder, const Config& config, uint32_t site,
+                             int64_t layer)
     : config_(config),
+      layer_(layer),
       site_(site),
       qkv_(builder,
            {{"q", config.num_heads * config.head_dim},
             {"k", config.num_kv_heads * config.head_dim},
             {"v", config.num_kv_heads * config.head_dim}},
            config.hidden_size, config.attention_bias, config.init_std),
+      q_norm_(head_norm(builder.scope("q_norm"), config)),
+      k_norm_(head_norm(builder.scope("k_norm"), config)),
       out_(builder, {{"out", config.hidden_size}}, config.num_heads * config.head_dim,
            config.attention_out_bias, residual_std(config)) {}
-
-HeadView SelfAttention::part(const Sequences& sequences, const Tensor& qkv,
-                             int64_t first_head) const {
-  const int64_t width = qkv.cols();
-  return {.data = qkv.f32() + first_head * config_.head_dim,
-          .batch_stride = sequences.queries * width,
-          .row_stride = width,
-          .head_stride = config_.head_dim};
-}
 
 void SelfAttention::rotate(const Context& context, const Sequences& sequences, const Tensor& qkv,
                            bool inverse) const {
   if (!sequences.cos) return;
-  const HeadView heads = part(sequences, qkv, 0);  // q and k lie side by side
+  const HeadView heads = heads_of(config_, qkv, sequences.queries, 0);  // q and k lie side by side
   rope(context, {.batch = sequences.batch,
                  .rows = sequences.queries,
                  .heads = config_.num_heads + config_.num_kv_heads,
@@ -60,46 +85,69 @@ void SelfAttention::rotate(const Context& context, const Sequences& sequences, c
                  .positions = sequences.positions});
 }
 
+// Every head of q and of k is normalised by itself (Henry et al. 2020; Qwen3).
+void SelfAttention::normalise(const Context& context, const Tensor& qkv, Saved& saved) const {
+  if (!q_norm_) return;
+  const auto apply = [&](const Norm& norm, int64_t heads, int64_t first_head, Norm::Saved& kept) {
+    ScratchScope scope(*context.arena);
+    const int64_t rows = qkv.rows() * heads, offset = first_head * config_.head_dim;
+    const Tensor x = context.arena->keep(DType::kFloat32, rows, config_.head_dim);
+    const Tensor y = context.arena->scratch(DType::kFloat32, rows, config_.head_dim);
+    copy_rows(context, unpack(qkv, offset, x, heads));
+    norm.forward(context, x, y, kept);
+    copy_rows(context, pack(y, heads, qkv, offset));
+  };
+  apply(*q_norm_, config_.num_heads, 0, saved.q_norm);
+  apply(*k_norm_, config_.num_kv_heads, config_.num_heads, saved.k_norm);
+}
+
+void SelfAttention::normalise_backward(const Context& context, const Tensor& dqkv,
+                                       const Saved& saved) const {
+  if (!q_norm_) return;
+  const auto apply = [&](const Norm& norm, int64_t heads, int64_t first_head,
+                         const Norm::Saved& kept) {
+    ScratchScope scope(*context.arena);
+    const int64_t rows = dqkv.rows() * heads, offset = first_head * config_.head_dim;
+    const Tensor gradient = context.arena->scratch(DType::kFloat32, rows, config_.head_dim);
+    copy_rows(context, unpack(dqkv, offset, gradient, heads));
+    norm.backward(context, gradient, kept, gradient, false);
+    copy_rows(context, pack(gradient, heads, dqkv, offset));
+  };
+  apply(*q_norm_, config_.num_heads, 0, saved.q_norm);
+  apply(*k_norm_, config_.num_kv_heads, config_.num_heads, saved.k_norm);
+}
+
 AttentionArgs SelfAttention::arguments(const Context& context, const Sequences& sequences,
                                        const Tensor& qkv) const {
-  const int64_t heads = config_.num_heads, kv_heads = config_.num_kv_heads;
-  return {.batch = sequences.batch,
-          .queries = sequences.queries,
-          .keys = sequences.queries,
-          .heads = heads,
-          .kv_heads = kv_heads,
-          .head_dim = config_.head_dim,
-          .value_dim = config_.head_dim,
-          .q = part(sequences, qkv, 0),
-          .k = part(sequences, qkv, heads),
-          .v = part(sequences, qkv, heads + kv_heads),
-          .scale = config_.attention_scale,
-          .softcap = config_.attention_softcap,
-          .causal = sequences.causal,
-          .window_left =
-              config_.sliding_window > 0 && sequences.causal ? config_.sliding_window - 1 : -1,
-          .kv_lengths = sequences.lengths,
-          .prefix_lengths = sequences.prefix_lengths,
-          .past = sequences.past,
-          .dropout = context.dropout(config_.attention_dropout, inner_site(site_))};
+  const int64_t heads = config_.num_heads, queries = sequences.queries;
+  AttentionArgs args = attention_arguments(context, config_, sequences, site_);
+  args.keys = queries;
+  args.q = heads_of(config_, qkv, queries, 0);
+  args.k = heads_of(config_, qkv, queries, heads);
+  args.v = heads_of(config_, qkv, queries, heads + config_.num_kv_heads);
+  args.causal = sequences.causal;
+  if (config_.sliding_window > 0 && sequences.causal) args.window_left = config_.sliding_window - 1;
+  args.kv_lengths = sequences.lengths;
+  args.prefix_lengths = sequences.prefix_lengths;
+  args.past = sequences.past;
+  args.bias = sequences.bias;
+  return args;
 }
 
 // Adds the new keys and values to the cache and lets attention read from there.
 void SelfAttention::use_cache(const Sequences& sequences, const Tensor& qkv,
                               AttentionArgs& args) const {
-  const LayerCache& cache = sequences.caches[layer_of_site(site_)];
+  const LayerCache& cache = sequences.cache->layers[layer_];
   const int64_t query_width = config_.num_heads * config_.head_dim;
   const int64_t kept = cache.k.dim(2), capacity = cache.k.dim(1);
   append(qkv, query_width, sequences, cache.k);
   append(qkv, query_width + kept, sequences, cache.v);
-  const auto view = [&](const Tensor& tensor) {
-    return HeadView{tensor.f32(), capacity * kept, kept, config_.head_dim};
-  };
-  args.k = view(cache.k);
-  args.v = view(cache.v);
-  args.keys = 0;
-  for (int64_t b = 0; b < sequences.batch; ++b)
-    args.keys = std::max<int64_t>(args.keys, sequences.lengths[b]);
+  args.k = heads_of(config_, cache.k, capacity, 0);
+  args.v = heads_of(config_, cache.v, capacity, 0);
+  args.keys = sequences.keys();
+  args.key_rows = sequences.cache->rows.as<int32_t>();
+  args.key_rows_stride[0] = capacity;
+  args.key_rows_stride[1] = 1;
 }
 
 void SelfAttention::forward(const Context& context, const Sequences& sequences, const Tensor& x,
@@ -111,11 +159,13 @@ void SelfAttention::forward(const Context& context, const Sequences& sequences, 
   saved.mixed = arena.keep(DType::kFloat32, rows, mixed_width);
   saved.lse = arena.keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries);
   qkv_.forward(context, x, saved.qkv);
+  normalise(context, saved.qkv, saved);
   rotate(context, sequences, saved.qkv, false);
 
   AttentionForwardArgs args{arguments(context, sequences, saved.qkv)};
-  if (sequences.caches != nullptr) use_cache(sequences, saved.qkv, args);
-  args.out = part(sequences, saved.mixed, 0);
+  if (sequences.cache != nullptr) use_cache(sequences, saved.qkv, args);
+  look_at_weights(context, args, layer_, sequences.self_probes);
+  args.out = heads_of(config_, saved.mixed, sequences.queries, 0);
   args.lse = saved.lse.f32();
   attention_forward(context, args);
   out_.forward(context, saved.mixed, y, tail);
@@ -131,14 +181,17 @@ void SelfAttention::backward(const Context& context, const Sequences& sequences,
   out_.backward_input(context, dy, dmixed);
 
   AttentionBackwardArgs args{arguments(context, sequences, saved.qkv)};
-  args.out = part(sequences, saved.mixed, 0);
-  args.dout = part(sequences, dmixed, 0);
+  const int64_t queries = sequences.queries;
+  args.out = heads_of(config_, saved.mixed, queries, 0);
+  args.dout = heads_of(config_, dmixed, queries, 0);
   args.lse = saved.lse.f32();
-  args.dq = part(sequences, dqkv, 0);
-  args.dk = part(sequences, dqkv, config_.num_heads);
-  args.dv = part(sequences, dqkv, config_.num_heads + config_.num_kv_heads);
+  args.dq = heads_of(config_, dqkv, queries, 0);
+  args.dk = heads_of(config_, dqkv, queries, config_.num_heads);
+  args.dv = heads_of(config_, dqkv, queries, config_.num_heads + config_.num_kv_heads);
+  args.dbias = sequences.dbias;
   attention_backward(context, args);
   rotate(context, sequences, dqkv, true);
+  normalise_backward(context, dqkv, saved);
 
   qkv_.backward_params(context, dqkv, saved.x);
   qkv_.backward_input(context, dqkv, dx, {.accumulate = accumulate});

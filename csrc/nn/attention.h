@@ -1,8 +1,12 @@
-// Multi-head self-attention: the projection to q, k and v, rotary positions, mixing, and out.
+// Multi-head self-attention: the projection to q, k and v, norms of their heads, rotary positions,
+// mixing, and out.
 #pragma once
+
+#include <optional>
 
 #include "nn/config.h"
 #include "nn/linear.h"
+#include "nn/norm.h"
 #include "nn/sequences.h"
 #include "ops/attention.h"
 
@@ -11,13 +15,15 @@ namespace llmcore {
 class SelfAttention {
  public:
   struct Saved {
-    Tensor x;      // [N, C]
-    Tensor qkv;    // [N, (H + 2 Hkv) D], q and k rotated
-    Tensor mixed;  // [N, H D]
-    Tensor lse;    // [B, H, T]
+    Tensor x;                    // [N, C]
+    Tensor qkv;                  // [N, (H + 2 Hkv) D], q and k normalised and rotated
+    Norm::Saved q_norm, k_norm;  // of [N * H, D] and [N * Hkv, D]; with qk_norm
+    Tensor mixed;                // [N, H D]
+    Tensor lse;                  // [B, H, T]
   };
 
-  SelfAttention(const ParamBuilder& builder, const Config& config, uint32_t site);
+  // `layer` counts within the stack; `site` numbers its dropout.
+  SelfAttention(const ParamBuilder& builder, const Config& config, uint32_t site, int64_t layer);
 
   // y = what `tail` makes of the output projection; both [N, C].
   void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
@@ -30,14 +36,18 @@ class SelfAttention {
  private:
   void rotate(const Context& context, const Sequences& sequences, const Tensor& qkv,
               bool inverse) const;
+  void normalise(const Context& context, const Tensor& qkv, Saved& saved) const;
+  void normalise_backward(const Context& context, const Tensor& dqkv, const Saved& saved) const;
   AttentionArgs arguments(const Context& context, const Sequences& sequences,
                           const Tensor& qkv) const;
   void use_cache(const Sequences& sequences, const Tensor& qkv, AttentionArgs& args) const;
-  HeadView part(const Sequences& sequences, const Tensor& qkv, int64_t first_head) const;
 
   const Config& config_;
+  int64_t layer_;
   uint32_t site_;
-  Linear qkv_, out_;
+  Linear qkv_;
+  std::optional<Norm> q_norm_, k_norm_;
+  Linear out_;
 };
 
 }  // namespace llmcore

@@ -47,6 +47,7 @@ struct Config {
   float embedding_scale = 1.0f;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
+  int64_t relative_buckets = 32, relative_max_distance = 128;
   int64_t rotary_dim = 0;
   bool rope_interleaved = false;
   float attention_scale = 0.0f;

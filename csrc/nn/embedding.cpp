@@ -1,6 +1,7 @@
 // Token, position and type tables.
 #include "nn/embedding.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "nn/sequences.h"
@@ -28,17 +29,17 @@ Buffer sinusoid_table(int64_t positions, int64_t width) {
 
 }  // namespace
 
-Embedding::Embedding(const ParamBuilder& builder, const Config& config) : config_(config) {
+Embedding::Embedding(const ParamBuilder& builder, const Config& config, const Options& options)
+    : config_(config), site_(options.site), tokens_(options.tokens) {
   const int64_t width = config.hidden_size;
-  tokens_ = builder.matrix("tokens.weight", config.vocab_size, width, config.init_std);
   if (config.positions == PositionKind::kLearned)
     positions_ = builder.matrix("positions.weight", config.max_positions + config.position_offset,
                                 width, config.init_std);
   if (config.positions == PositionKind::kSinusoidal)
     sinusoids_ = sinusoid_table(config.max_positions, width);
-  if (config.type_vocab_size > 0)
+  if (options.types && config.type_vocab_size > 0)
     types_ = builder.matrix("types.weight", config.type_vocab_size, width, config.init_std);
-  if (config.embedding_norm) norm_.emplace(builder.scope("norm"), config);
+  if (config.embedding_norm) norm_.emplace(builder.scope(options.norm_name), config);
 }
 
 Tensor Embedding::position_table() const {
@@ -50,7 +51,13 @@ Tensor Embedding::position_table() const {
 void Embedding::forward(const Context& context, const Tensor& ids, const Tensor& positions,
                         const Tensor& types, const Tensor& out, Saved& saved) const {
   saved.ids = ids;
-  saved.type_ids = types_ ? types : Tensor{};
+  if (types_) {
+    saved.type_ids = types;
+    if (!types) {
+      saved.type_ids = context.arena->keep(DType::kInt32, ids.numel());
+      std::fill_n(saved.type_ids.as<int32_t>(), ids.numel(), 0);
+    }
+  }
   const Tensor table = position_table();
   if (table) {
     saved.position_ids = context.arena->keep(DType::kInt32, positions.numel());
@@ -59,14 +66,14 @@ void Embedding::forward(const Context& context, const Tensor& ids, const Tensor&
           positions.as<int32_t>()[n] + static_cast<int32_t>(config_.position_offset);
   }
   // Where a norm follows, dropout comes after it (Devlin et al. 2019).
-  const Dropout dropped = context.dropout(config_.embedding_dropout, kEmbeddingSite);
+  const Dropout dropped = context.dropout(config_.embedding_dropout, site_);
   const Tensor sum = norm_ ? context.arena->keep(DType::kFloat32, out.dim(0), out.dim(1)) : out;
   embedding_forward(context, {.ids = ids,
                               .table = tokens_.weight(),
                               .scale = config_.embedding_scale,
                               .positions = table,
                               .position_ids = saved.position_ids,
-                              .types = saved.type_ids ? types_.weight() : Tensor{},
+                              .types = types_.weight(),
                               .type_ids = saved.type_ids,
                               .dropout = norm_ ? Dropout{} : dropped,
                               .out = sum});
@@ -76,21 +83,20 @@ void Embedding::forward(const Context& context, const Tensor& ids, const Tensor&
 }
 
 void Embedding::backward(const Context& context, const Saved& saved, const Tensor& gradient) const {
-  const Dropout dropped = context.dropout(config_.embedding_dropout, kEmbeddingSite);
+  const Dropout dropped = context.dropout(config_.embedding_dropout, site_);
   if (norm_) {
     if (dropped.p > 0.0f) dropout(context, {.dropout = dropped, .x = gradient, .y = gradient});
     norm_->backward(context, gradient, saved.norm, gradient, false);
   }
-  embedding_backward(context,
-                     {.ids = saved.ids,
-                      .scale = config_.embedding_scale,
-                      .position_ids = positions_ ? saved.position_ids : Tensor{},
-                      .type_ids = saved.type_ids,
-                      .dropout = norm_ ? Dropout{} : dropped,
-                      .dout = gradient,
-                      .dtable = tokens_.accumulating_gradient(context),
-                      .dpositions = positions_.accumulating_gradient(context),
-                      .dtypes = saved.type_ids ? types_.accumulating_gradient(context) : Tensor{}});
+  embedding_backward(context, {.ids = saved.ids,
+                               .scale = config_.embedding_scale,
+                               .position_ids = positions_ ? saved.position_ids : Tensor{},
+                               .type_ids = saved.type_ids,
+                               .dropout = norm_ ? Dropout{} : dropped,
+                               .dout = gradient,
+                               .dtable = tokens_.accumulating_gradient(context),
+                               .dpositions = positions_.accumulating_gradient(context),
+                               .dtypes = types_.accumulating_gradient(context)});
 }
 
 }  // namespace llmcore

@@ -1,8 +1,9 @@
 // Embedding: tokens, positions and segment types added up, then normalised where the config says
-// so.
+// so. Encoder and decoder share the token table; the rest each has for itself.
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "nn/batch.h"
 #include "nn/config.h"
@@ -20,11 +21,18 @@ class Embedding {
     Norm::Saved norm;
   };
 
-  Embedding(const ParamBuilder& builder, const Config& config);
+  struct Options {
+    Param tokens;           // [V, C]
+    std::string norm_name;  // of its norm, below `builder`
+    bool types;             // whether it has segments, if the config has
+    uint32_t site;          // numbers its dropout
+  };
+  Embedding(const ParamBuilder& builder, const Config& config, const Options& options);
 
   const Param& tokens() const { return tokens_; }
 
-  // out [N, C] from ids [N], positions [N] and types [N] (or empty), all int32. Throws IndexError.
+  // out [N, C] from ids [N], positions [N] and types [N] (empty: all 0), all int32. Throws
+  // IndexError.
   void forward(const Context& context, const Tensor& ids, const Tensor& positions,
                const Tensor& types, const Tensor& out, Saved& saved) const;
 
@@ -35,6 +43,7 @@ class Embedding {
   Tensor position_table() const;
 
   const Config& config_;
+  uint32_t site_;
   Param tokens_, positions_, types_;
   Buffer sinusoids_;
   std::optional<Norm> norm_;

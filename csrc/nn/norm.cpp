@@ -4,9 +4,14 @@
 namespace llmcore {
 
 Norm::Norm(const ParamBuilder& builder, const Config& config)
-    : kind_(config.norm), eps_(config.norm_eps) {
-  weight_ = builder.ones("weight", config.hidden_size);
-  if (config.norm_bias) bias_ = builder.zeros("bias", config.hidden_size);
+    : Norm(builder, Shape{.kind = config.norm,
+                          .size = config.hidden_size,
+                          .eps = config.norm_eps,
+                          .bias = config.norm_bias}) {}
+
+Norm::Norm(const ParamBuilder& builder, const Shape& shape) : kind_(shape.kind), eps_(shape.eps) {
+  weight_ = builder.ones("weight", shape.size);
+  if (shape.bias) bias_ = builder.zeros("bias", shape.size);
 }
 
 void Norm::forward(const Context& context, const Tensor& x, const Tensor& y, Saved& saved) const {

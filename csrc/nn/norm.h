@@ -15,7 +15,15 @@ class Norm {
     Tensor rstd;  // [N]
   };
 
+  // Over the model's width, as the config says; or as `shape` does.
   Norm(const ParamBuilder& builder, const Config& config);
+  struct Shape {
+    NormKind kind;
+    int64_t size;
+    float eps;
+    bool bias;
+  };
+  Norm(const ParamBuilder& builder, const Shape& shape);
 
   // y [N, C] from x [N, C]; y may be x where nothing is saved for backward.
   void forward(const Context& context, const Tensor& x, const Tensor& y, Saved& saved) const;

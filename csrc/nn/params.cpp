@@ -99,12 +99,16 @@ void ParamStore::finish_gradients(const Context& context) {
     accumulating_gradient(context, static_cast<int>(index));
 }
 
+std::string ParamBuilder::full(const std::string& name) const {
+  return prefix_.empty() ? name : prefix_ + "." + name;
+}
+
 ParamBuilder ParamBuilder::scope(const std::string& name) const {
-  return ParamBuilder(store_, prefix_.empty() ? name : prefix_ + "." + name);
+  return ParamBuilder(store_, full(name));
 }
 
 Param ParamBuilder::matrix(const std::string& name, int64_t rows, int64_t cols, float std) const {
-  return {&store_, store_.add({.name = prefix_ + "." + name,
+  return {&store_, store_.add({.name = full(name),
                                .shape = {rows, cols},
                                .init = Init::kNormal,
                                .std = std,
@@ -112,12 +116,11 @@ Param ParamBuilder::matrix(const std::string& name, int64_t rows, int64_t cols, 
 }
 
 Param ParamBuilder::ones(const std::string& name, int64_t size) const {
-  return {&store_,
-          store_.add({.name = prefix_ + "." + name, .shape = {size}, .init = Init::kOnes})};
+  return {&store_, store_.add({.name = full(name), .shape = {size}, .init = Init::kOnes})};
 }
 
 Param ParamBuilder::zeros(const std::string& name, int64_t size) const {
-  return {&store_, store_.add({.name = prefix_ + "." + name, .shape = {size}})};
+  return {&store_, store_.add({.name = full(name), .shape = {size}})};
 }
 
 }  // namespace llmcore

@@ -88,6 +88,8 @@ class ParamBuilder {
   Param zeros(const std::string& name, int64_t size) const;
 
  private:
+  std::string full(const std::string& name) const;
+
   ParamStore& store_;
   std::string prefix_;
 };

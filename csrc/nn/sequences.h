@@ -1,13 +1,39 @@
 // Sequences: who the rows of an activation matrix are, and whom each may see.
 #pragma once
 
+#include <vector>
+
 #include "core/tensor.h"
+#include "ops/attention.h"
 
 namespace llmcore {
 
-// Keys and values of one layer for tokens already seen: what attention needs of a cache.
+// Keys and values of one layer for tokens already seen, each row a place for one sequence.
 struct LayerCache {
-  Tensor k, v;  // [B, S, Hkv * D], S the cache's capacity
+  Tensor k, v;  // [R, S, Hkv * D], S the cache's capacity
+};
+
+// A decoder's cache. Sequences may share rows, so that beams are reordered by changing `rows`.
+struct Cache {
+  std::vector<LayerCache> layers;  // [L]
+  Tensor rows;                     // [B, S] int32: where token t of sequence b is, or goes
+};
+
+// What cross-attention looks at: the encoder's output, or the keys and values made of it.
+struct Memory {
+  int64_t keys = 0;                  // S
+  const int32_t* lengths = nullptr;  // [B] keys that are real; null: all S
+  Tensor hidden;                     // [B * S, C]
+  Tensor gradient;                   // [B * S, C] accumulates, in backward
+  std::vector<Tensor> keys_values;   // [L] of [R, S, 2 Hkv D] instead of `hidden`; or none
+  const int32_t* rows = nullptr;     // [B] which of R each sequence reads; null: b
+};
+
+// Whose attention weights a pass is to write down: those of some heads, for a run of queries.
+struct AttentionProbe {
+  int64_t layer = 0, head = 0;
+  int64_t first_query = 0, queries = 0;
+  float* weights = nullptr;  // [B, queries, S]
 };
 
 // N = B * T rows: row b * T + t is query t of sequence b.
@@ -20,20 +46,34 @@ struct Sequences {
   const int32_t* past = nullptr;            // [B] tokens that stand before query 0; null: 0
   Tensor positions;                         // [B, T] int32
   Tensor cos, sin;                          // [P, R/2] rotary tables, or empty
-  const LayerCache* caches = nullptr;       // [L], or null: keys are the queries' own sequences
+  ScoreView bias, dbias;                    // relative positions, and their gradient; or no data
+  const Cache* cache = nullptr;             // null: keys are the queries' own sequences
+  const Memory* memory = nullptr;           // null: no cross-attention
+  // Looked at by self-attention, or by cross-attention; empty: nobody asks.
+  const std::vector<AttentionProbe>* self_probes = nullptr;
+  const std::vector<AttentionProbe>* cross_probes = nullptr;
+
+  int64_t rows() const { return batch * queries; }
+  // Keys of self-attention, S.
+  int64_t keys() const {
+    if (cache == nullptr) return queries;
+    int64_t most = 0;
+    for (int64_t b = 0; b < batch; ++b) most = lengths[b] > most ? lengths[b] : most;
+    return most;
+  }
 };
 
 // Dropout sites number the places of a model where a mask is drawn: eight a layer, two a sublayer.
-// `site` is that of a sublayer's output; what is dropped inside it is the next.
+// `site` is that of a sublayer's output; what is dropped inside it is the next. The layers of an
+// encoder count on from those of the decoder.
 inline constexpr uint32_t kEmbeddingSite = 0xfffff;
+inline constexpr uint32_t kEncoderEmbeddingSite = 0xffffe;
+inline constexpr uint32_t kClassifierSite = 0xffffd;
 inline uint32_t sublayer_site(int64_t layer, int sublayer) {
   return static_cast<uint32_t>(layer * 8 + sublayer * 2);
 }
 inline uint32_t inner_site(uint32_t site) {
   return site + 1;
-}
-inline int64_t layer_of_site(uint32_t site) {
-  return site / 8;
 }
 
 }  // namespace llmcore

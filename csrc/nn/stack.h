@@ -1,35 +1,62 @@
-// Stack: blocks and the final norm. Encoder, decoder and decoder-only models are all one Stack.
+// Stack: embedding, blocks and the final norm. Encoder, decoder and decoder-only models are all one
+// Stack.
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "nn/block.h"
+#include "nn/embedding.h"
+#include "nn/relative_bias.h"
 
 namespace llmcore {
 
+// What the rows of a pass are: ids [N] and types [N] (empty: all 0), int32.
+struct StackInput {
+  Tensor ids, types;
+};
+
 class Stack {
  public:
+  struct Options {
+    std::string name;  // "encoder" or "decoder"
+    int64_t layers;
+    int64_t first_number;  // of its layers within the model: it numbers dropout
+    bool causal;
+    bool cross;                  // whether its blocks look at an encoder's output
+    std::string embedding_name;  // where its part of the embedding is
+    Embedding::Options embedding;
+  };
   struct Saved {
+    Embedding::Saved embedding;
+    RelativeBias::Saved bias;
     std::vector<Tensor> inputs;        // [L] of [N, C], what each block was given
     std::vector<Block::Saved> blocks;  // [L]; with recompute made again during backward
     Norm::Saved final_norm;
   };
 
-  Stack(const ParamBuilder& builder, const Config& config, int64_t num_layers);
+  Stack(ParamStore& params, const Config& config, const Options& options);
 
   // Forward for training: everything backward needs is kept in the arena. Returns [N, C].
-  Tensor forward(const Context& context, const Sequences& sequences, const Tensor& x,
+  Tensor forward(const Context& context, const StackInput& input, Sequences& sequences,
                  bool recompute, Saved& saved) const;
 
-  // Turns the gradient of the output into the gradient of x, in place.
-  void backward(const Context& context, const Sequences& sequences, bool recompute, Saved& saved,
+  // From the gradient of the output [N, C], which is overwritten, to those of all parameters.
+  void backward(const Context& context, Sequences& sequences, bool recompute, Saved& saved,
                 const Tensor& gradient) const;
 
-  // Forward for inference: x [N, C] becomes the output in place, nothing else stays in the arena.
-  void infer(const Context& context, const Sequences& sequences, const Tensor& x) const;
+  // Forward for inference: [N, C] in the arena's keep end, with little else.
+  Tensor infer(const Context& context, const StackInput& input, Sequences& sequences) const;
+
+  // Keys and values of every block's cross-attention, `to` [L] of [M, 2 Hkv D], from an encoder's
+  // output [M, C].
+  void project_memory(const Context& context, const Tensor& hidden,
+                      const std::vector<Tensor>& to) const;
 
  private:
+  Embedding embedding_;
+  std::optional<RelativeBias> relative_bias_;
   std::vector<Block> blocks_;
   std::optional<Norm> final_norm_;
 };

@@ -23,9 +23,11 @@ class Sublayer {
     typename Branch::Saved branch;
   };
 
-  Sublayer(const ParamBuilder& builder, const Config& config, uint32_t site)
+  // `more` is what the branch's constructor wants besides.
+  template <class... More>
+  Sublayer(const ParamBuilder& builder, const Config& config, uint32_t site, More... more)
       : norm_(builder.scope("norm"), config),
-        branch_(builder, config, site),
+        branch_(builder, config, site, more...),
         placement_(config.norm_placement),
         residual_dropout_(config.residual_dropout),
         site_(site) {}
@@ -61,6 +63,8 @@ class Sublayer {
                        gradient, true);
     }
   }
+
+  const Branch& branch() const { return branch_; }
 
  private:
   Dropout dropout(const Context& context) const {

@@ -1,57 +1,15 @@
-// The model: embedding, stack, head, and the passes over them.
+// The model: stacks, heads, and the passes over them.
 #include "nn/transformer.h"
 
 #include <algorithm>
 
 #include "core/error.h"
+#include "nn/check_batch.h"
 #include "ops/backend.h"
 #include "ops/elementwise.h"
 
 namespace llmcore {
 namespace {
-
-// What a config may ask for that this version has no layer for.
-const Config& supported(const Config& config) {
-  const auto refuse = [](bool asked, const char* what) {
-    CHECK(!asked, ConfigError, "Transformer: ", what, " not available in this version of llmcore");
-  };
-  refuse(config.num_encoder_layers > 0, "encoder layers (num_encoder_layers > 0) are");
-  refuse(config.positions == PositionKind::kRelative, "relative positions are");
-  refuse(config.qk_norm, "qk_norm is");
-  refuse(config.head_transform, "head_transform is");
-  refuse(config.pooler || config.num_labels > 0, "a pooler or classifier is");
-  return config;
-}
-
-void check_batch(const Config& config, const Batch& batch) {
-  CHECK(batch.ids.rank == 2, ShapeError, "model: ids must have shape [B, T], got ",
-        shape_string(batch.ids));
-  const int64_t rows = batch.ids.dim(0), length = batch.ids.dim(1);
-  CHECK(config.positions == PositionKind::kNone || length <= config.max_positions, ShapeError,
-        "model: ids have ", length, " tokens, the model has positions for ", config.max_positions);
-  check_optional("model", "lengths", batch.lengths, "[B]", {rows}, DType::kInt32);
-  check_optional("model", "prefix_lengths", batch.prefix_lengths, "[B]", {rows}, DType::kInt32);
-  check_optional("model", "types", batch.types, "[B, T]", {rows, length}, DType::kInt32);
-  for (int64_t b = 0; batch.lengths && b < rows; ++b) {
-    const int32_t count = batch.lengths.as<int32_t>()[b];
-    CHECK(count >= 0 && count <= length, ShapeError, "model: lengths[", b, "] must be from 0 to ",
-          length, ", got ", count);
-  }
-}
-
-void check_targets(const Batch& batch) {
-  const int64_t count = batch.rows ? batch.rows.numel() : batch.ids.numel();
-  check_optional("model", "rows", batch.rows, "[R]", {count}, DType::kInt32);
-  check_tensor("model", "targets", batch.targets, "[R]", {count}, DType::kInt32);
-  check_tensor("model", "weights", batch.weights, "[R]", {count});
-  for (int64_t r = 0; batch.rows && r < count; ++r) {
-    const int32_t row = batch.rows.as<int32_t>()[r];
-    CHECK(row >= 0 && row < batch.ids.numel(), IndexError, "model: rows[", r,
-          "] must be from 0 to ", batch.ids.numel() - 1, ", got ", row);
-    CHECK(r == 0 || row > batch.rows.as<int32_t>()[r - 1], ShapeError,
-          "model: rows must be ascending, rows[", r, "] = ", row, " is not");
-  }
-}
 
 LossSum weighted_sum(const Tensor& losses, const Tensor& weights) {
   LossSum total;
@@ -62,50 +20,123 @@ LossSum weighted_sum(const Tensor& losses, const Tensor& weights) {
   return total;
 }
 
+Tensor flat(const Tensor& ids) {
+  return ids ? reshaped(ids, ids.numel()) : Tensor{};
+}
+
+void copy(const Context& context, const Tensor& from, const Tensor& to) {
+  copy_rows(context, {.rows = from.rows(),
+                      .cols = from.cols(),
+                      .x = from.f32(),
+                      .y = to.f32(),
+                      .x_stride = from.cols(),
+                      .y_stride = from.cols()});
+}
+
+Param token_table(ParamStore& params, const Config& config) {
+  return ParamBuilder(params, "embed")
+      .matrix("tokens.weight", config.vocab_size, config.hidden_size, config.init_std);
+}
+
+// Alone, a stack's part of the embedding lies beside the tokens; otherwise each has its own.
+std::optional<Stack> make_stack(ParamStore& params, const Config& config, const Param& tokens,
+                                bool encoder) {
+  const int64_t layers = encoder ? config.num_encoder_layers : config.num_decoder_layers;
+  const bool both = config.num_encoder_layers > 0 && config.num_decoder_layers > 0;
+  if (layers == 0) return std::nullopt;
+  const std::string name = encoder ? "encoder" : "decoder";
+  return Stack(params, config,
+               {.name = name,
+                .layers = layers,
+                .first_number = encoder ? config.num_decoder_layers : 0,
+                .causal = !encoder,
+                .cross = both && !encoder,
+                .embedding_name = both ? name : "embed",
+                .embedding = {.tokens = tokens,
+                              .norm_name = both ? "embedding_norm" : "norm",
+                              .types = encoder || !both,
+                              .site = encoder ? kEncoderEmbeddingSite : kEmbeddingSite}});
+}
+
 }  // namespace
 
 Transformer::Transformer(const Config& config, Device device)
-    : config_(supported(config)),
+    : config_(config),
       device_(device),
       kernels_(&kernels_for(device)),
       rope_(config_),
-      embedding_(ParamBuilder(params_, "embed"), config_),
-      stack_(ParamBuilder(params_, "decoder"), config_, config_.num_decoder_layers),
-      head_(ParamBuilder(params_, "head"), config_, embedding_.tokens()) {
+      tokens_(token_table(params_, config_)),
+      encoder_(make_stack(params_, config_, tokens_, true)),
+      decoder_(make_stack(params_, config_, tokens_, false)),
+      head_(ParamBuilder(params_, "head"), config_, tokens_),
+      classifier_(params_, config_) {
   params_.allocate();
 }
 
-Sequences Transformer::describe(const Context& context, const Batch& batch, const int32_t* past) {
-  Sequences sequences{.batch = batch.ids.dim(0),
-                      .queries = batch.ids.dim(1),
-                      .lengths = batch.lengths.as<int32_t>(),
-                      .prefix_lengths = batch.prefix_lengths.as<int32_t>(),
+Sequences Transformer::describe(const Context& context, const Tensor& ids, const Tensor& lengths,
+                                bool causal, const int32_t* past) {
+  Sequences sequences{.batch = ids.dim(0),
+                      .queries = ids.dim(1),
+                      .causal = causal,
+                      .lengths = lengths.as<int32_t>(),
                       .past = past,
                       .cos = rope_.cos,
                       .sin = rope_.sin};
   sequences.positions = context.arena->keep(DType::kInt32, sequences.batch, sequences.queries);
-  const bool bounded = config_.positions != PositionKind::kNone;
   for (int64_t b = 0; b < sequences.batch; ++b)
     for (int64_t t = 0; t < sequences.queries; ++t) {
       // Padding may lie beyond the last position; nobody sees what it gets.
       const int64_t position = t + (past == nullptr ? 0 : past[b]);
-      sequences.positions.as<int32_t>()[b * sequences.queries + t] =
-          static_cast<int32_t>(bounded ? std::min(position, config_.max_positions - 1) : position);
+      sequences.positions.as<int32_t>()[b * sequences.queries + t] = static_cast<int32_t>(
+          has_bounded_positions(config_) ? std::min(position, config_.max_positions - 1)
+                                         : position);
     }
   return sequences;
 }
 
-Tensor Transformer::infer(const Context& context, const Batch& batch, const Sequences& sequences) {
-  const int64_t rows = batch.ids.numel();
-  const Tensor hidden = context.arena->keep(DType::kFloat32, rows, config_.hidden_size);
-  {
-    KeepScope scope(*context.arena);
-    Embedding::Saved unused;
-    embedding_.forward(context, reshaped(batch.ids, rows), reshaped(sequences.positions, rows),
-                       batch.types ? reshaped(batch.types, rows) : Tensor{}, hidden, unused);
+Sequences Transformer::describe_encoder(const Context& context, const Batch& batch) {
+  return describe(context, batch.enc_ids, batch.enc_lengths, false);
+}
+
+Sequences Transformer::describe_decoder(const Context& context, const Batch& batch) {
+  Sequences sequences = describe(context, batch.dec_ids, batch.dec_lengths, true);
+  sequences.prefix_lengths = batch.prefix_lengths.as<int32_t>();
+  return sequences;
+}
+
+StackInput Transformer::encoder_input(const Batch& batch) const {
+  return {.ids = flat(batch.enc_ids), .types = flat(batch.types)};
+}
+
+StackInput Transformer::decoder_input(const Batch& batch) const {
+  return {.ids = flat(batch.dec_ids), .types = encoder_ ? Tensor{} : flat(batch.types)};
+}
+
+Tensor Transformer::infer_encoder(const Context& context, const Batch& batch,
+                                  const AttentionProbes* probes) {
+  if (!encoder_) return {};
+  Sequences sequences = describe_encoder(context, batch);
+  if (probes != nullptr) sequences.self_probes = &probes->encoder;
+  return encoder_->infer(context, encoder_input(batch), sequences);
+}
+
+Tensor Transformer::infer(const Context& context, const Batch& batch,
+                          const AttentionProbes* probes) {
+  const Tensor encoded = infer_encoder(context, batch, probes);
+  if (!decoder_) return encoded;
+  Sequences sequences = describe_decoder(context, batch);
+  Memory memory;
+  if (encoder_) {
+    memory.keys = batch.enc_ids.dim(1);
+    memory.lengths = batch.enc_lengths.as<int32_t>();
+    memory.hidden = encoded;
+    sequences.memory = &memory;
   }
-  stack_.infer(context, sequences, hidden);
-  return hidden;
+  if (probes != nullptr) {
+    sequences.self_probes = &probes->decoder;
+    sequences.cross_probes = &probes->cross;
+  }
+  return decoder_->infer(context, decoder_input(batch), sequences);
 }
 
 Tensor Transformer::selected_rows(const Context& context, const Batch& batch,
@@ -121,25 +152,43 @@ void Transformer::logits(const Batch& batch, const Tensor& logits) {
   check_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  const Tensor hidden = infer(context, batch, describe(context, batch, nullptr));
+  const Tensor hidden = infer(context, batch);
   head_.logits(context, hidden, reshaped(logits, hidden.dim(0), config_.vocab_size));
 }
 
 void Transformer::encode(const Batch& batch, const Tensor& hidden) {
+  check_encoder_batch(config_, batch);
+  const Context context = this->context();
+  KeepScope scope(arena_);
+  copy(context, encoder_ ? infer_encoder(context, batch) : infer(context, batch), hidden);
+}
+
+void Transformer::label_logits(const Batch& batch, const Tensor& logits) {
+  check_batch(config_, batch);
+  check_labels(config_, batch);
+  const Context context = this->context();
+  KeepScope scope(arena_);
+  classifier_.logits(context, selected_rows(context, batch, infer(context, batch)), logits);
+}
+
+void Transformer::pooled(const Batch& batch, const Tensor& pooled) {
   check_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  const Tensor result = infer(context, batch, describe(context, batch, nullptr));
-  std::copy_n(result.f32(), result.numel(), hidden.f32());
+  copy(context, classifier_.pool(context, selected_rows(context, batch, infer(context, batch))),
+       pooled);
 }
 
 void Transformer::row_losses(const Batch& batch, const Tensor& losses) {
   check_batch(config_, batch);
-  check_targets(batch);
+  check_targets(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  const Tensor hidden = infer(context, batch, describe(context, batch, nullptr));
-  head_.losses(context, selected_rows(context, batch, hidden), batch, losses);
+  const Tensor selected = selected_rows(context, batch, infer(context, batch));
+  if (batch.labels)
+    classifier_.losses(context, selected, batch, losses);
+  else
+    head_.losses(context, selected, batch, losses);
 }
 
 LossSum Transformer::loss(const Batch& batch) {
@@ -152,51 +201,86 @@ LossSum Transformer::loss(const Batch& batch) {
 LossSum Transformer::add_gradients(const Context& context, const Batch& batch,
                                    double total_weight) {
   check_batch(config_, batch);
-  check_targets(batch);
+  check_targets(config_, batch);
   Arena& arena = *context.arena;
   KeepScope scope(arena);
-  const int64_t rows = batch.ids.numel(), targets = batch.targets.numel();
-  const Sequences sequences = describe(context, batch, nullptr);
 
-  Embedding::Saved saved_embedding;
-  Stack::Saved saved_stack;
-  const Tensor embedded = arena.keep(DType::kFloat32, rows, config_.hidden_size);
-  embedding_.forward(context, reshaped(batch.ids, rows), reshaped(sequences.positions, rows),
-                     batch.types ? reshaped(batch.types, rows) : Tensor{}, embedded,
-                     saved_embedding);
-  const Tensor hidden = stack_.forward(context, sequences, embedded, recompute, saved_stack);
+  Sequences encoder_sequences, decoder_sequences;
+  Stack::Saved encoder_saved, decoder_saved;
+  Memory memory;
+  Tensor hidden;
+  if (encoder_) {
+    encoder_sequences = describe_encoder(context, batch);
+    hidden = encoder_->forward(context, encoder_input(batch), encoder_sequences, recompute,
+                               encoder_saved);
+  }
+  if (decoder_) {
+    decoder_sequences = describe_decoder(context, batch);
+    if (encoder_) {
+      memory.keys = batch.enc_ids.dim(1);
+      memory.lengths = batch.enc_lengths.as<int32_t>();
+      memory.hidden = hidden;
+      memory.gradient = arena.keep(DType::kFloat32, hidden.dim(0), hidden.dim(1));
+      fill(context, {.value = 0.0f, .y = memory.gradient});
+      decoder_sequences.memory = &memory;
+    }
+    hidden = decoder_->forward(context, decoder_input(batch), decoder_sequences, recompute,
+                               decoder_saved);
+  }
 
   // The head turns hidden states into their gradient in place.
+  const int64_t targets = batch.targets.numel();
   const Tensor selected = selected_rows(context, batch, hidden);
   const Tensor losses = arena.keep(DType::kFloat32, targets);
   const Tensor row_scale = arena.keep(DType::kFloat32, targets);
   for (int64_t r = 0; r < targets; ++r)
     row_scale.f32()[r] = static_cast<float>(batch.weights.f32()[r] / total_weight);
-  head_.losses_and_gradients(context, selected, batch, row_scale, losses);
+  if (batch.labels)
+    classifier_.losses_and_gradients(context, selected, batch, row_scale, losses);
+  else
+    head_.losses_and_gradients(context, selected, batch, row_scale, losses);
   if (batch.rows) scatter_rows(context, {.x = selected, .index = batch.rows, .y = hidden});
 
-  stack_.backward(context, sequences, recompute, saved_stack, hidden);
-  embedding_.backward(context, saved_embedding, hidden);
+  if (decoder_) decoder_->backward(context, decoder_sequences, recompute, decoder_saved, hidden);
+  if (encoder_)
+    encoder_->backward(context, encoder_sequences, recompute, encoder_saved,
+                       decoder_ ? memory.gradient : hidden);
   return weighted_sum(losses, batch.weights);
 }
 
-void Transformer::decode(const Tensor& ids, const Tensor& lengths, const Tensor& past,
-                         const std::vector<LayerCache>& caches, const Tensor& logits) {
+void Transformer::encode_memory(const Tensor& ids, const Tensor& lengths,
+                                const std::vector<Tensor>& to) {
   const Context context = this->context();
   KeepScope scope(arena_);
-  const int64_t batch = ids.dim(0), queries = ids.dim(1);
+  const Tensor hidden = infer_encoder(context, {.enc_ids = ids, .enc_lengths = lengths});
+  std::vector<Tensor> rows;
+  for (const Tensor& layer : to) rows.push_back(reshaped(layer, hidden.dim(0), layer.cols()));
+  decoder_->project_memory(context, hidden, rows);
+}
+
+void Transformer::decode(const DecodeArgs& args) {
+  const Context context = this->context();
+  KeepScope scope(arena_);
+  const int64_t batch = args.ids.dim(0), queries = args.ids.dim(1);
   const Tensor total = arena_.keep(DType::kInt32, batch);
   const Tensor last = arena_.keep(DType::kInt32, batch);
   for (int64_t b = 0; b < batch; ++b) {
-    const int32_t count = lengths.as<int32_t>()[b];
-    total.as<int32_t>()[b] = past.as<int32_t>()[b] + count;
+    const int32_t count = args.lengths.as<int32_t>()[b];
+    total.as<int32_t>()[b] = args.past.as<int32_t>()[b] + count;
     last.as<int32_t>()[b] = static_cast<int32_t>(b * queries + std::max(count - 1, 0));
   }
-  const Batch all{.ids = ids, .lengths = total};
-  Sequences sequences = describe(context, all, past.as<int32_t>());
-  sequences.caches = caches.data();
-  const Tensor hidden = infer(context, all, sequences);
-  head_.logits(context, selected_rows(context, {.rows = last}, hidden), logits);
+  Sequences sequences = describe(context, args.ids, total, true, args.past.as<int32_t>());
+  sequences.cache = args.cache;
+  sequences.memory = args.memory;
+  const Tensor hidden = decoder_->infer(context, {.ids = flat(args.ids)}, sequences);
+  head_.logits(context, selected_rows(context, {.rows = last}, hidden), args.logits);
+}
+
+void Transformer::attention_weights(const Batch& batch, const AttentionProbes& probes) {
+  check_batch(config_, batch);
+  const Context context = this->context();
+  KeepScope scope(arena_);
+  infer(context, batch, &probes);
 }
 
 }  // namespace llmcore

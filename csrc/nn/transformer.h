@@ -1,18 +1,33 @@
-// Transformer: a whole model. Decoder-only today; one config, no code per family.
+// Transformer: a whole model, an encoder, a decoder or both; one config, no code per family.
 #pragma once
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "nn/batch.h"
-#include "nn/embedding.h"
 #include "nn/head.h"
 #include "nn/rope_table.h"
 #include "nn/stack.h"
 #include "ops/kernels.h"
 
 namespace llmcore {
+
+// One round of generation: the next tokens of sequences whose earlier ones are in a cache.
+struct DecodeArgs {
+  Tensor ids;                      // [B, T] int32, at positions past[b] on
+  Tensor lengths;                  // [B] int32, how many of them are real; 0: leave the row alone
+  Tensor past;                     // [B] int32
+  const Cache* cache = nullptr;    // theirs, and where their keys and values go
+  const Memory* memory = nullptr;  // of the encoder's output; with an encoder
+  Tensor logits;                   // [B, V] after the last real token of each row
+};
+
+// Whose attention weights a forward pass is to write down.
+struct AttentionProbes {
+  std::vector<AttentionProbe> encoder, decoder, cross;
+};
 
 class Transformer {
  public:
@@ -32,9 +47,16 @@ class Transformer {
   // Keep only each block's input in forward and run the block again in backward.
   bool recompute = false;
 
-  // Logits [B, T, V] and final hidden states [B, T, C] of batch.ids.
+  // Logits [B, T, V] of batch.ids().
   void logits(const Batch& batch, const Tensor& logits);
+
+  // Final hidden states [B, S, C] of the encoder, which needs no decoder ids, or else of the
+  // decoder.
   void encode(const Batch& batch, const Tensor& hidden);
+
+  // Of batch.rows: logits of the classifier [R, labels], and what it reads [R, C].
+  void label_logits(const Batch& batch, const Tensor& logits);
+  void pooled(const Batch& batch, const Tensor& pooled);
 
   // Loss of every target, [R]; and their weighted sum.
   void row_losses(const Batch& batch, const Tensor& losses);
@@ -44,16 +66,28 @@ class Transformer {
   // them (ParamStore::begin_gradients). `context` says which dropout masks, if any.
   LossSum add_gradients(const Context& context, const Batch& batch, double total_weight);
 
-  // Logits [B, V] after the last of `lengths[b]` tokens of each row of ids [B, T], which stand at
-  // positions past[b] on; keys and values go into `caches` [L]. Rows of length 0 are left alone.
-  void decode(const Tensor& ids, const Tensor& lengths, const Tensor& past,
-              const std::vector<LayerCache>& caches, const Tensor& logits);
+  // Keys and values of every decoder layer's cross-attention, `to` [L] of [B, S, 2 Hkv D], for
+  // sources ids [B, S].
+  void encode_memory(const Tensor& ids, const Tensor& lengths, const std::vector<Tensor>& to);
+  void decode(const DecodeArgs& args);
+
+  // Attention weights of a batch, where the probes want them; nothing else is kept.
+  void attention_weights(const Batch& batch, const AttentionProbes& probes);
 
  private:
-  // Who the rows of a batch are; arrays live in the arena's keep end.
-  Sequences describe(const Context& context, const Batch& batch, const int32_t* past);
-  // Hidden states [N, C] without saving anything but the result.
-  Tensor infer(const Context& context, const Batch& batch, const Sequences& sequences);
+  // Who the rows of a stack are; arrays live in the arena's keep end.
+  Sequences describe(const Context& context, const Tensor& ids, const Tensor& lengths, bool causal,
+                     const int32_t* past = nullptr);
+  Sequences describe_encoder(const Context& context, const Batch& batch);
+  Sequences describe_decoder(const Context& context, const Batch& batch);
+  StackInput encoder_input(const Batch& batch) const;
+  StackInput decoder_input(const Batch& batch) const;
+
+  // Hidden states [N, C] without saving anything but the result: the encoder's; those that the head
+  // reads.
+  Tensor infer_encoder(const Context& context, const Batch& batch,
+                       const AttentionProbes* probes = nullptr);
+  Tensor infer(const Context& context, const Batch& batch, const AttentionProbes* probes = nullptr);
   Tensor selected_rows(const Context& context, const Batch& batch, const Tensor& hidden);
 
   Config config_;
@@ -61,9 +95,10 @@ class Transformer {
   const Kernels* kernels_;
   ParamStore params_;
   RopeTable rope_;
-  Embedding embedding_;
-  Stack stack_;
+  Param tokens_;
+  std::optional<Stack> encoder_, decoder_;
   Head head_;
+  Classifier classifier_;
   Arena arena_;
   std::mutex mutex_;
 };

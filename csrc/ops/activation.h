@@ -3,6 +3,7 @@
 //   gelu       x Phi(x), Phi by erf                                     (Hendrycks and Gimpel 2016)
 //   gelu_tanh  0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))         (the same, approximated)
 //   silu       x sigmoid(x)
+//   tanh       of the pooler
 //   gated      y = activation(gate) * up                               (Shazeer 2020)
 #pragma once
 
@@ -11,7 +12,7 @@
 
 namespace llmcore {
 
-enum class Activation { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+enum class Activation { kNone, kRelu, kGelu, kGeluTanh, kSilu, kTanh };
 
 // Throws ConfigError listing the names there are.
 Activation activation_from_name(const char* name);

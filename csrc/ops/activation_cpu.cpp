@@ -25,6 +25,8 @@ LLMCORE_INLINE void with_fixed(Activation activation, F f) {
       return f(Fixed<Activation::kGeluTanh>{});
     case Activation::kSilu:
       return f(Fixed<Activation::kSilu>{});
+    case Activation::kTanh:
+      return f(Fixed<Activation::kTanh>{});
   }
 }
 

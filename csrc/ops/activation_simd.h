@@ -16,6 +16,8 @@ LLMCORE_INLINE Vec activate(Activation activation, Vec x) {
       return gelu_tanh(x);
     case Activation::kSilu:
       return silu(x);
+    case Activation::kTanh:
+      return tanh(x);
     case Activation::kNone:
       break;
   }
@@ -32,6 +34,8 @@ LLMCORE_INLINE Vec activate_derivative(Activation activation, Vec x) {
       return gelu_tanh_derivative(x);
     case Activation::kSilu:
       return silu_derivative(x);
+    case Activation::kTanh:
+      return 1.0f - tanh(x) * tanh(x);
     case Activation::kNone:
       break;
   }

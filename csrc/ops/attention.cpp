@@ -66,6 +66,7 @@ void attention_forward(const Context& context, const AttentionForwardArgs& args)
 void attention_backward(const Context& context, const AttentionBackwardArgs& args) {
   const char* op = "attention_backward";
   check_arguments(op, args);
+  CHECK(args.key_rows == nullptr, ConfigError, op, ": key_rows must not be given");
   if (any_queries(args)) {
     check_given(op, "q", args.q.data);
     check_given(op, "out", args.out.data);

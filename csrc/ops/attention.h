@@ -34,6 +34,7 @@ struct HeadView {
 };
 
 // Element (b, h, i, j) of something broadcastable to [B, H, T, S]; strides of broadcast axes are 0.
+// What depends on j - i alone has strides -1 and 1 for i and j: queries then share elements.
 struct ScoreView {
   void* data = nullptr;
   int64_t stride[4] = {};
@@ -51,10 +52,22 @@ struct AttentionArgs {
   const int32_t* kv_lengths = nullptr;          // [B]; null: S
   const int32_t* prefix_lengths = nullptr;      // [B]; null: 0
   const int32_t* past = nullptr;                // [B]; null: 0
-  ScoreView bias;                               // float, additive
-  ScoreView mask;                               // bool, true: may attend
+  // Key j of sequence b stands in row key_rows[b * key_rows_stride[0] + j * key_rows_stride[1]] of
+  // k and v, so that sequences of a cache can share what they share; null: in row b. Not for
+  // backward.
+  const int32_t* key_rows = nullptr;
+  int64_t key_rows_stride[2] = {};
+  ScoreView bias;   // float, additive
+  ScoreView mask;   // bool, true: may attend
   Dropout dropout;  // on the weights: element ((b * H + h) * T + i) * S + j
 };
+
+// The row of k and v that holds key j of sequence b.
+LLMCORE_INLINE int64_t key_row(const AttentionArgs& args, int64_t b, int64_t j) {
+  return args.key_rows == nullptr
+             ? b
+             : args.key_rows[b * args.key_rows_stride[0] + j * args.key_rows_stride[1]];
+}
 
 // The keys query i of sequence b may see, mask aside: always one run, [begin, end).
 struct KeyRange {
@@ -86,7 +99,7 @@ struct AttentionBackwardArgs : AttentionArgs {
   HeadView out, dout;          // [B, T, H, Dv]
   const float* lse = nullptr;  // [B, H, T]
   HeadView dq, dk, dv;         // overwritten; keys nobody sees get zeros
-  ScoreView dbias;             // accumulates over broadcast axes; no data: not wanted
+  ScoreView dbias;             // accumulates over shared elements; no data: not wanted
   Tensor scratch;              // provided by the checking layer
 };
 

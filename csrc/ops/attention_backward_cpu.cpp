@@ -373,12 +373,14 @@ void attention_backward_kernel(const Context&, const AttentionBackwardArgs& args
   }
   if (args.dbias.data == nullptr) return;
 
-  // Tasks that share no element of dbias; each sums over the broadcast axes in order. Heads that
-  // share elements keep all blocks in one task if a block's edge could part the heads of a query.
+  // Tasks that share no element of dbias; each sums over shared elements in order. Heads that share
+  // elements keep all blocks in one task if a block's edge could part the heads of a query; so do
+  // queries that are not at least a row of keys apart.
   const int64_t* stride = args.dbias.stride;
   const int64_t b_tasks = stride[0] != 0 ? args.batch : 1;
   const int64_t h_tasks = stride[1] != 0 ? args.kv_heads : 1;
-  const bool by_block = stride[2] != 0 && (stride[1] != 0 || kBlockRows % group == 0);
+  const bool rows_apart = stride[2] != 0 && stride[2] >= args.keys * stride[3];
+  const bool by_block = rows_apart && (stride[1] != 0 || kBlockRows % group == 0);
   const int64_t t_tasks = by_block ? blocks : 1;
   parallel_for(b_tasks * h_tasks * t_tasks, [&](int64_t task, int worker) {
     const int64_t b_task = task / (h_tasks * t_tasks), h_task = task / t_tasks % h_tasks;

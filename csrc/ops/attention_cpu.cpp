@@ -19,6 +19,7 @@ struct Block {
   float* q;             // [kBlockRows, padded D], scaled
   float* keys;          // [D, kTileKeys]
   float* values;        // [kTileKeys, padded Dv]
+  float* gathered;      // [kTileKeys, the larger of both widths] keys, then values, of several rows
   float* scores;        // [kGroupRows, kTileKeys]
   float* states;        // [kBlockRows, padded Dv + kLanes]
   float* highest;       // [kBlockRows] the highest score so far
@@ -32,6 +33,9 @@ void place(const AttentionArgs& args, Pieces& pieces, Block& block) {
   block.q = pieces.take(kBlockRows * padded(args.head_dim));
   block.keys = pieces.take(args.head_dim * kTileKeys);
   block.values = pieces.take(kTileKeys * block.value_width);
+  block.gathered = args.key_rows == nullptr
+                       ? nullptr
+                       : pieces.take(kTileKeys * larger(padded(args.head_dim), block.value_width));
   block.scores = pieces.take(kGroupRows * kTileKeys);
   block.states = pieces.take(kBlockRows * (block.value_width + kLanes));
   block.highest = pieces.take(kBlockRows);
@@ -93,6 +97,28 @@ LLMCORE_INLINE void softmax_step(const Block& block, int64_t r, int64_t rows, Ve
   softmax_vecs<kVecs>(block, r, rows, block.scores + vecs.begin * kLanes);
 }
 
+// A tile of keys, or of values: its first row and how far apart they are.
+struct TileRows {
+  const float* from;
+  int64_t stride;
+};
+
+// The `count` keys (or values) from `first` on: where they are if they stand in one row of the
+// cache, else copied side by side.
+TileRows tile_rows(const AttentionArgs& args, const HeadView& view, int64_t width,
+                   const Block& block, int64_t first, int64_t count) {
+  const KvHead& head = block.head;
+  const int64_t row = key_row(args, head.b, first);
+  bool together = true;
+  for (int64_t j = 1; args.key_rows != nullptr && j < count; ++j)
+    together = together && key_row(args, head.b, first + j) == row;
+  if (together) return {view.at(row, first, head.kv_head), view.row_stride};
+  for (int64_t j = 0; j < count; ++j)
+    read_row(view.at(key_row(args, head.b, first + j), first + j, head.kv_head), width, 1.0f,
+             block.gathered + j * padded(width));
+  return {block.gathered, padded(width)};
+}
+
 // Takes the block's rows through all keys they see: enter(first, count) for a tile, then for each
 // group of rows that sees something in it, once its scores stand in the block, use(first, r, rows,
 // seen). The scores are -inf where one of the rows does not see what another does.
@@ -109,8 +135,8 @@ LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, U
   const KeyRange all = seen_together(block.rows, block.count);
   for (int64_t first = all.begin / kTileKeys * kTileKeys; first < all.end; first += kTileKeys) {
     const int64_t count = smaller(kTileKeys, all.end - first);
-    read_transposed(args.k.at(block.head.b, first, block.head.kv_head), args.k.row_stride, count,
-                    args.head_dim, block.keys);
+    const TileRows keys = tile_rows(args, args.k, args.head_dim, block, first, count);
+    read_transposed(keys.from, keys.stride, count, args.head_dim, block.keys);
     enter(first, count);
     for (int64_t r = 0; r < block.count; r += kGroupRows) {
       const int64_t rows = smaller(kGroupRows, block.count - r);
@@ -153,14 +179,14 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
   const float* values = block.values;
   int64_t values_row = block.value_width;
   const auto enter = [&](int64_t first, int64_t count) {
-    const float* from = args.v.at(block.head.b, first, block.head.kv_head);
+    const TileRows tile = tile_rows(args, args.v, args.value_dim, block, first, count);
     if (block.count <= kGroupRows && args.value_dim % kLanes == 0) {
-      values = from;  // read once: packing would not pay
-      values_row = args.v.row_stride;
+      values = tile.from;  // read once: packing would not pay
+      values_row = tile.stride;
       return;
     }
     for (int64_t j = 0; j < count; ++j)
-      read_row(from + j * args.v.row_stride, args.value_dim, 1.0f, block.values + j * values_row);
+      read_row(tile.from + j * tile.stride, args.value_dim, 1.0f, block.values + j * values_row);
   };
   const auto use = [&](int64_t first, int64_t r, int64_t rows, KeyRange seen) {
     softmax_step(block, r, rows, vectors_of(seen));

@@ -69,6 +69,20 @@ void softmax_backward(const Context& context, const SoftmaxBackwardArgs& args) {
   if (args.y.numel() > 0) context.kernels->elementwise->softmax_backward(context, args);
 }
 
+void copy_rows(const Context& context, const CopyRowsArgs& args) {
+  CHECK(args.x_stride >= args.cols && args.y_stride >= args.cols, ShapeError,
+        "copy_rows: strides must be at least C = ", args.cols, ", got ", args.x_stride, " and ",
+        args.y_stride);
+  if (args.rows * args.cols > 0) context.kernels->elementwise->copy_rows(context, args);
+}
+
+void transpose(const Context& context, const TransposeArgs& args) {
+  const int64_t rows = args.x.rows(), width = args.x.cols();
+  check_tensor("transpose", "x", args.x, "[N, C]", {rows, width});
+  check_tensor("transpose", "y", args.y, "[C, N]", {width, rows});
+  if (rows * width > 0) context.kernels->elementwise->transpose(context, args);
+}
+
 void gather_rows(const Context& context, const GatherRowsArgs& args) {
   const int64_t rows = args.index.numel(), width = args.x.cols();
   check_tensor("gather_rows", "x", args.x, "[N, C]", {args.x.rows(), width});

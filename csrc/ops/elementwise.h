@@ -61,6 +61,19 @@ struct ScatterRowsArgs {
   Tensor y;      // [N, C]
 };
 
+// y[n] = x[n] between matrices, or blocks of columns of wider ones.
+struct CopyRowsArgs {
+  int64_t rows = 0, cols = 0;
+  const float* x = nullptr;  // rows x_stride apart
+  float* y = nullptr;        // rows y_stride apart; does not overlap x
+  int64_t x_stride = 0, y_stride = 0;
+};
+
+struct TransposeArgs {
+  Tensor x;  // [N, C]
+  Tensor y;  // [C, N]
+};
+
 struct ElementwiseKernels {
   void (*dropout)(const Context&, const DropoutArgs&);
   void (*add)(const Context&, const AddArgs&);
@@ -71,6 +84,8 @@ struct ElementwiseKernels {
   void (*softmax_backward)(const Context&, const SoftmaxBackwardArgs&);
   void (*gather_rows)(const Context&, const GatherRowsArgs&);
   void (*scatter_rows)(const Context&, const ScatterRowsArgs&);
+  void (*copy_rows)(const Context&, const CopyRowsArgs&);
+  void (*transpose)(const Context&, const TransposeArgs&);
 };
 
 void dropout(const Context& context, const DropoutArgs& args);
@@ -80,6 +95,8 @@ void fill(const Context& context, const FillArgs& args);
 void cast(const Context& context, const CastArgs& args);
 void softmax(const Context& context, const SoftmaxArgs& args);
 void softmax_backward(const Context& context, const SoftmaxBackwardArgs& args);
+void copy_rows(const Context& context, const CopyRowsArgs& args);
+void transpose(const Context& context, const TransposeArgs& args);
 
 // Both throw IndexError for a row outside [0, N).
 void gather_rows(const Context& context, const GatherRowsArgs& args);

@@ -177,6 +177,21 @@ void scatter_rows(const Context&, const ScatterRowsArgs& args) {
   });
 }
 
+void copy_rows(const Context&, const CopyRowsArgs& args) {
+  parallel_chunks(args.rows, rows_per_task(args.cols), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row)
+      __builtin_memcpy(args.y + row * args.y_stride, args.x + row * args.x_stride,
+                       args.cols * sizeof(float));
+  });
+}
+
+void transpose(const Context&, const TransposeArgs& args) {
+  const int64_t rows = args.x.rows(), width = args.x.cols();
+  for (int64_t c = 0; c < width; ++c)
+    for (int64_t row = 0; row < rows; ++row)
+      args.y.f32()[c * rows + row] = args.x.f32()[row * width + c];
+}
+
 }  // namespace
 
 extern const ElementwiseKernels elementwise_kernels;
@@ -188,6 +203,8 @@ const ElementwiseKernels elementwise_kernels = {.dropout = dropout,
                                                 .softmax = softmax,
                                                 .softmax_backward = softmax_backward,
                                                 .gather_rows = gather_rows,
-                                                .scatter_rows = scatter_rows};
+                                                .scatter_rows = scatter_rows,
+                                                .copy_rows = copy_rows,
+                                                .transpose = transpose};
 
 }  // namespace llmcore::LLMCORE_ISA

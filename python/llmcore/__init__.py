@@ -31,7 +31,18 @@ if TYPE_CHECKING:
     from llmcore.config import ModelConfig, RopeScaling
     from llmcore.generate import GenerationConfig, GenerationResult
     from llmcore.model import Transformer
-    from llmcore.objectives import Batch, CausalLM
+    from llmcore.objectives import (
+        Batch,
+        CausalLM,
+        Classification,
+        CompletionLM,
+        MaskedLM,
+        Mixture,
+        PrefixLM,
+        ReversedLM,
+        Seq2Seq,
+        SpanCorruption,
+    )
     from llmcore.tokenizer import Tokenizer
     from llmcore.train_config import TrainConfig
     from llmcore.train_step import StepResult, TrainStep
@@ -41,10 +52,18 @@ if TYPE_CHECKING:
 _LAZY: dict[str, str] = {
     "Batch": "llmcore.objectives",
     "CausalLM": "llmcore.objectives",
+    "Classification": "llmcore.objectives",
+    "CompletionLM": "llmcore.objectives",
     "GenerationConfig": "llmcore.generate",
     "GenerationResult": "llmcore.generate",
+    "MaskedLM": "llmcore.objectives",
+    "Mixture": "llmcore.objectives",
     "ModelConfig": "llmcore.config",
+    "PrefixLM": "llmcore.objectives",
+    "ReversedLM": "llmcore.objectives",
     "RopeScaling": "llmcore.config",
+    "Seq2Seq": "llmcore.objectives",
+    "SpanCorruption": "llmcore.objectives",
     "StepResult": "llmcore.train_step",
     "Tokenizer": "llmcore.tokenizer",
     "TrainConfig": "llmcore.train_config",
@@ -59,6 +78,8 @@ __all__ = [
     "Batch",
     "CausalLM",
     "CheckpointError",
+    "Classification",
+    "CompletionLM",
     "ConfigError",
     "DTypeError",
     "DataError",
@@ -66,10 +87,16 @@ __all__ = [
     "GenerationConfig",
     "GenerationResult",
     "LlmcoreError",
+    "MaskedLM",
+    "Mixture",
     "ModelConfig",
     "OutOfMemory",
+    "PrefixLM",
+    "ReversedLM",
     "RopeScaling",
+    "Seq2Seq",
     "ShapeError",
+    "SpanCorruption",
     "StepResult",
     "Tensor",
     "TokenIndexError",

@@ -1,6 +1,6 @@
 """Checkpoints: a Hugging Face model directory plus the state of training, saved all or nothing.
 
-    config.json, model.safetensors      what transformers and `hf` read
+    config.json, model.safetensors, …   what transformers and `hf` read
     tokenizer.json, …                   if there is a tokenizer
     training_state.safetensors, .json   optimizer moments; everything else that `--resume` needs
     checkpoint.json                     sizes and checksums of the files above
@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,8 @@ from llmcore.atomic import (
 )
 from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError
+from llmcore.families import Float32
 from llmcore.hf import model_files, read_config, read_state, weight_files
-from llmcore.hf_families import Float32
 from llmcore.safetensors_io import SafetensorsFile, Source, read_json, write_tensors
 
 if TYPE_CHECKING:
@@ -140,7 +140,12 @@ def save(
 
 
 def load(
-    directory: str | os.PathLike[str], *, config: ModelConfig | None = None, verify: bool = True
+    directory: str | os.PathLike[str],
+    *,
+    config: ModelConfig | None = None,
+    verify: bool = True,
+    fresh: Collection[str] = (),
+    drop: Collection[str] = (),
 ) -> Checkpoint:
     """Read a checkpoint; the names, shapes and checksums of everything are checked first.
 
@@ -150,6 +155,8 @@ def load(
         directory: Written by `save`, or a Hugging Face model directory.
         config: Read the weights as those of this architecture; that of config.json if None.
         verify: Read all data once to compare checksums (several GB/s from the page cache).
+        fresh: Patterns of parameters that the files may lack; see `hf.load_state`.
+        drop: Patterns of parameters that are not read.
 
     Returns:
         The checkpoint. Arrays are read-only views of the files where possible.
@@ -166,7 +173,7 @@ def load(
     for _ in range(100):
         before = manifests(directory)
         try:
-            checkpoint = _load(directory, config, verify)
+            checkpoint = _load(directory, config, verify, fresh, drop)
             if manifests(directory) == before:
                 return checkpoint
         except CheckpointError:
@@ -193,7 +200,13 @@ def exists(directory: Path) -> bool:
     return manifest or (directory / "config.json").exists()
 
 
-def _load(directory: Path, wanted: ModelConfig | None, verify: bool) -> Checkpoint:
+def _load(
+    directory: Path,
+    wanted: ModelConfig | None,
+    verify: bool,
+    fresh: Collection[str],
+    drop: Collection[str],
+) -> Checkpoint:
     current = current_files(directory, verify)
     if current is None:
         files = {path.name: path for path in directory.iterdir()}
@@ -201,9 +214,11 @@ def _load(directory: Path, wanted: ModelConfig | None, verify: bool) -> Checkpoi
     else:
         files = current
         weights = [files.get("model.safetensors", directory / "model.safetensors")]
-    config, family = read_config(files.get("config.json", directory / "config.json"))
+    config, family = read_config(
+        files.get("config.json", directory / "config.json"), files.get("generation_config.json")
+    )
     config = wanted or config
-    parameters = read_state(directory, weights, config, family)
+    parameters = read_state(directory, weights, config, family, fresh=fresh, drop=drop)
     state = _read_training_state(files) if _STATE in files else None
     return Checkpoint(config, parameters, state, files)
 

@@ -219,7 +219,7 @@ def _rounds(
     model: Transformer, rows: list[Tensor], config: GenerationConfig, stop_ids: Sequence[int]
 ) -> Iterator[GeneratedToken]:
     slide = config.overflow == "slide"
-    core = _core.Generation(model._core, rows, config.core_options(stop_ids), slide)
+    core = _core.Generation(model._core, rows, [], config.core_options(stop_ids), slide)
     tokenizer = model.tokenizer
     texts = [_Text(tokenizer.stream() if tokenizer else None, config.stop_strings) for _ in rows]
     while not core.done:

@@ -1,6 +1,10 @@
-"""Reading and writing models in the Hugging Face layout: config.json and model.safetensors.
+"""Reading and writing models in the Hugging Face layout.
 
-The names are in `hf_families`; here is what is done with them.
+    config.json               the architecture
+    generation_config.json    special ids, of models that generate
+    model.safetensors         the tensors; when reading, also several files and their index
+
+The names are in `families`; here is what is done with them.
 """
 
 from __future__ import annotations
@@ -8,29 +12,33 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmcore.atomic import FileContent, is_file_name, write_files
-from llmcore.config import ModelConfig, parameter_shapes
+from llmcore.atomic import ChecksumWriter, FileContent, is_file_name, write_files
+from llmcore.config import TOKEN_ID_FIELDS, ModelConfig, parameter_shapes
 from llmcore.errors import CheckpointError, ConfigError
-from llmcore.hf_families import FAMILIES, Family, Float32, Row
+from llmcore.families import FAMILIES, Family, Float32, Row, encode_ids
 from llmcore.safetensors_io import SafetensorsFile, Shape, Source, read_json, write_tensors
 
 
-def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
+def config_from_hf(
+    values: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+) -> ModelConfig:
     """Translate the contents of a config.json.
 
     A config we wrote carries ours whole under the key "llmcore", which holds what the foreign keys
     cannot (dropouts, absent biases). It counts only as long as the foreign keys agree with it: a
-    config that was edited since means what its foreign keys say.
+    config that was edited since means what its foreign keys say. Special ids may be edited alone.
 
     Args:
         values: The parsed file.
+        generation: The contents of a generation_config.json, whose special ids win.
 
     Raises:
         ConfigError: for an architecture or a value that is not supported.
@@ -41,12 +49,19 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
         (6, 768)
     """
     family = _family_of(values)
-    theirs = family.decode(values)
+    theirs = family.decode(values, generation)
     if isinstance(values.get("llmcore"), dict):
         ours = ModelConfig.from_dict(values["llmcore"])
         encoded = family.encode(ours)
-        if encoded is not None and family.decode(encoded) == theirs:
-            return ours
+        if encoded is not None:
+            written = family.decode(encoded)
+            edited = {
+                name: getattr(theirs, name)
+                for name in (*TOKEN_ID_FIELDS, "suppressed_ids")
+                if getattr(theirs, name) != getattr(written, name)
+            }
+            if written.replace(**edited) == theirs:
+                return ours.replace(**edited)
     return theirs
 
 
@@ -63,12 +78,22 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     return {**(_family_for(config).encode(config) or {}), "llmcore": config.to_dict()}
 
 
+def generation_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """Translate the special ids of a config into the contents of a generation_config.json.
+
+    Example:
+        >>> generation_to_hf(ModelConfig.preset("t5-small"))
+        {'eos_token_id': 1, 'pad_token_id': 0, 'decoder_start_token_id': 0}
+    """
+    return encode_ids(config, {})
+
+
 def _family_of(values: Mapping[str, Any]) -> Family:
     """Find the family a config.json belongs to, by architecture or else by model type."""
     names = values.get("architectures") or [None]
     name = names[0] if isinstance(names, list) else names
     for family in FAMILIES:
-        if name == family.architecture or (
+        if name in (family.architecture, *family.also) or (
             name is None and values.get("model_type") == family.model_type
         ):
             return family
@@ -83,19 +108,25 @@ def _family_for(config: ModelConfig) -> Family:
 
 
 def load_config(path: str | os.PathLike[str]) -> ModelConfig:
-    """Read the config.json in a directory.
+    """Read the config.json in a directory, and generation_config.json if it is there.
 
     Raises:
         CheckpointError: if it is missing, malformed, or describes what is not supported.
     """
-    return read_config(Path(path) / "config.json")[0]
+    return read_config(Path(path) / "config.json", Path(path) / "generation_config.json")[0]
 
 
-def read_config(file: Path) -> tuple[ModelConfig, Family]:
-    """Read a config.json, with the family whose names its tensors have."""
+def read_config(file: Path, generation: Path | None = None) -> tuple[ModelConfig, Family]:
+    """Read a config.json, with the family whose names its tensors have.
+
+    Args:
+        file: The config.json.
+        generation: The generation_config.json, which need not be there.
+    """
     values = read_json(file)
+    ids = read_json(generation) if generation is not None and generation.exists() else None
     try:
-        return config_from_hf(values), _family_of(values)
+        return config_from_hf(values, ids), _family_of(values)
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
@@ -104,14 +135,27 @@ def read_config(file: Path) -> tuple[ModelConfig, Family]:
 Stored = tuple[SafetensorsFile, str]
 
 
-def load_state(path: str | os.PathLike[str], config: ModelConfig) -> Iterator[tuple[str, Float32]]:
-    """Read every parameter of a model from the safetensors files in a directory.
+def load_state(
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    *,
+    fresh: Collection[str] = (),
+    drop: Collection[str] = (),
+) -> Iterator[tuple[str, Float32]]:
+    """Read the parameters of a model from the safetensors files in a directory.
 
     All names and shapes are checked before this returns; data is read as the iterator advances.
 
+    A model is fine-tuned for another task by reading it as another config, which `fresh` and `drop`
+    make fit: a masked language model as a classifier with `fresh=("classifier.*", "pooler.*"),
+    drop=("head.*",)`.
+
     Args:
         path: A directory with model.safetensors or model.safetensors.index.json.
-        config: The architecture; the files must match it exactly.
+        config: The architecture; the files must match it exactly, but for what follows.
+        fresh: Patterns (`fnmatch`) of our names that the files may lack; those it lacks are left
+            out of the result.
+        drop: Patterns of our names that are not read, whether the config has them or not.
 
     Returns:
         Pairs of our parameter name and a float32 array. Arrays may be read-only, transposed views
@@ -120,11 +164,24 @@ def load_state(path: str | os.PathLike[str], config: ModelConfig) -> Iterator[tu
     Raises:
         CheckpointError: listing missing, unexpected and misshapen tensors together, or naming what
             is wrong with a file.
+
+    Example:
+        >>> import tempfile
+        >>> config = ModelConfig.preset("gpt-nano", num_decoder_layers=1)
+        >>> parameters = {n: np.ones(s, np.float32) for n, s in parameter_shapes(config).items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_state(config, parameters, folder)
+        ...     classifier = config.replace(num_labels=3)
+        ...     state = dict(load_state(folder, classifier, fresh=["classifier.*"]))
+        >>> parameter_shapes(classifier).keys() - state.keys() == {
+        ...     "classifier.weight", "classifier.bias"
+        ... }
+        True
     """
     path = Path(path)
     exists = (path / "config.json").exists()
     family = read_config(path / "config.json")[1] if exists else _family_for(config)
-    return read_state(path, weight_files(path), config, family)
+    return read_state(path, weight_files(path), config, family, fresh=fresh, drop=drop)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -152,31 +209,49 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_state(
-    path: Path, files: Sequence[Path], config: ModelConfig, family: Family
+    path: Path,
+    files: Sequence[Path],
+    config: ModelConfig,
+    family: Family,
+    *,
+    fresh: Collection[str] = (),
+    drop: Collection[str] = (),
 ) -> Iterator[tuple[str, Float32]]:
     """Do the work of `load_state` for given files; `path` is what errors name."""
     shapes, kept = parameter_shapes(family.widen(config)), parameter_shapes(config)
     rows = family.layout(config)
-    stored = _find(path, files, family, rows)
-    _check_names(path, stored, config, family, rows, shapes)
+    stored = _find(path, files, family, drop)
+    fitting = {name for name in kept if not _matches(name, fresh)}
+    _check_names(path, stored, config, family, rows, shapes, fitting)
 
     def tensors() -> Iterator[tuple[str, Float32]]:
         for row in rows:
-            file, foreign_name = stored[row.theirs]
-            for name, tensor in row.split(file.float32(foreign_name), shapes):
+            found = [name for name in (*row.names, row.otherwise) if name in stored]
+            if found:
+                file, name_there = stored[found[0]]
+                foreign = file.float32(name_there)
+            elif row.optional:
+                foreign = np.zeros(row.foreign_shape(shapes), np.float32)
+            else:
+                continue
+            for name, tensor in row.split(foreign, shapes):
                 if name in kept:
                     yield name, tensor
                 elif tensor.any():
                     raise CheckpointError(
-                        f"{path}: {foreign_name} is not zero, but the model has no {name}; "
+                        f"{path}: {found[0]} is not zero, but the model has no {name}; "
                         "to load it with biases, remove the key 'llmcore' from config.json"
                     )
 
     return tensors()
 
 
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _find(
-    path: Path, files: Sequence[Path], family: Family, rows: Sequence[Row]
+    path: Path, files: Sequence[Path], family: Family, drop: Collection[str]
 ) -> dict[str, Stored]:
     """Map the foreign name of every tensor in `files`, with its base prefix, to where it is."""
     stored: dict[str, Stored] = {}
@@ -185,11 +260,19 @@ def _find(
             if name in stored:
                 raise CheckpointError(f"{path}: {name} is in two files")
             stored[name] = (file, name)
+    for pattern, replacement in family.renames.items():
+        stored = {re.sub(pattern, replacement, name): at for name, at in stored.items()}
     prefix = family.base_prefix
     if not any(name.startswith(prefix) for name in stored):
-        heads = {row.theirs for row in rows if not row.theirs.startswith(prefix)} | {family.tied}
-        return {name if name in heads else prefix + name: at for name, at in stored.items()}
-    return stored
+        names = (name for row in family.rows for name in row.names)
+        heads = {name for name in names if not name.startswith(prefix)}
+        stored = {name if name in heads else prefix + name: at for name, at in stored.items()}
+
+    def dropped(foreign: str) -> bool:
+        ours = family.our_names(foreign)
+        return bool(ours) and all(_matches(name, drop) for name in ours)
+
+    return {name: at for name, at in stored.items() if not dropped(name)}
 
 
 def _check_names(
@@ -199,36 +282,54 @@ def _check_names(
     family: Family,
     rows: Sequence[Row],
     shapes: Mapping[str, Shape],
+    needed: Collection[str],
 ) -> None:
-    """Compare names, shapes and dtypes with what the model has, and the ties."""
-    expected = {row.theirs: row.foreign_shape(shapes) for row in rows}
-    optional = {family.tied} if config.tie_embeddings else set()
-    missing = [name for name in expected if name not in stored]
-    unexpected = [
-        name
-        for name in stored
-        if name not in expected and name not in optional and not re.fullmatch(family.ignored, name)
-    ]
+    """Compare names, shapes and dtypes with what the model has, and the ties.
+
+    `needed` are our names that must be there.
+    """
+    covered = {name for row in rows for name in row.ours}
+    missing = [name for name in needed if name not in covered]
     misshapen = []
-    for name in expected.keys() & stored.keys():
-        entry = stored[name][0].entries[stored[name][1]]
-        if entry.shape != expected[name] or not entry.is_float:
-            wanted = f"expected {list(expected[name])}, got {list(entry.shape)}"
-            misshapen.append(f"{name} ({wanted if entry.is_float else f'of dtype {entry.dtype}'})")
+    for row in rows:
+        found = [name for name in row.names if name in stored]
+        instead = row.optional or row.otherwise in stored
+        if not found and not instead and any(name in needed for name in row.ours):
+            missing.append(row.theirs)
+        for name in found:
+            entry, shape = stored[name][0].entries[stored[name][1]], row.foreign_shape(shapes)
+            if not entry.is_float:
+                misshapen.append(f"{name} (of dtype {entry.dtype})")
+            elif entry.shape != shape:
+                misshapen.append(f"{name} (expected {list(shape)}, got {list(entry.shape)})")
+    expected = {name for row in rows for name in row.names}
+    unexpected = [
+        name for name in stored if name not in expected and not re.fullmatch(family.ignored, name)
+    ]
     lists = {"missing": missing, "unexpected": unexpected, "misshapen": sorted(misshapen)}
-    found = [f"{len(names)} {kind}: {_some(names)}" for kind, names in lists.items() if names]
-    if found:
+    problems = [f"{len(names)} {kind}: {_some(names)}" for kind, names in lists.items() if names]
+    if problems:
         raise CheckpointError(
-            f"{path}: the tensors do not fit the config ({family.architecture}): {'; '.join(found)}"
+            f"{path}: the tensors do not fit the config ({family.architecture}): "
+            f"{'; '.join(problems)}"
         )
-    table = next(row.theirs for row in rows if row.ours == ("embed.tokens.weight",))
-    for name in optional & stored.keys():
-        head, tokens = (file.float32(at) for file, at in (stored[name], stored[table]))
-        if not np.array_equal(head.view(np.uint32), tokens.view(np.uint32)):
-            raise CheckpointError(
-                f"{path}: {name} differs from {table}, but the config ties them; "
-                "set tie_word_embeddings to false in config.json, or remove the tensor"
-            )
+    for row in rows:
+        first, *others = [name for name in row.names if name in stored] or [row.theirs]
+        for name in others:
+            _check_tied(path, stored, name, first, head="head.weight" in family.our_names(name))
+
+
+def _check_tied(
+    path: Path, stored: Mapping[str, Stored], name: str, first: str, head: bool
+) -> None:
+    """Check that two names of one tensor hold the same bits."""
+    a, b = (file.float32(at) for file, at in (stored[name], stored[first]))
+    if not np.array_equal(a.view(np.uint32), b.view(np.uint32)):
+        advice = "set tie_word_embeddings to false in config.json, or remove the tensor"
+        raise CheckpointError(
+            f"{path}: {name} differs from {first}, but "
+            + (f"the config ties them; {advice}" if head else "they are one tensor in llmcore")
+        )
 
 
 def _some(names: Sequence[str], limit: int = 8) -> str:
@@ -239,7 +340,7 @@ def _some(names: Sequence[str], limit: int = 8) -> str:
 def save_state(
     config: ModelConfig, parameters: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> None:
-    """Write config.json and model.safetensors, both or neither, into a directory.
+    """Write config.json, model.safetensors and what goes with them, all or nothing, to a directory.
 
     Args:
         config: The architecture.
@@ -275,12 +376,21 @@ def model_files(config: ModelConfig, parameters: Mapping[str, Any]) -> dict[str,
     ]
     if problems:
         raise CheckpointError(f"parameters do not fit the config: {_some(problems)}")
-    sources = [
-        Source(row.theirs, row.foreign_shape(shapes), partial(row.join, arrays, shapes))
-        for row in family.layout(config)
-    ]
-    text = json.dumps(config_to_hf(config), indent=2) + "\n"
+    sources = []
+    for row in family.layout(config):
+        shape, join = row.foreign_shape(shapes), partial(row.join, arrays, shapes)
+        names = row.names if family.copies and not config.tie_embeddings else (row.theirs,)
+        prefix = family.base_prefix if family.bare else ""
+        sources += [Source(name.removeprefix(prefix), shape, join) for name in names]
+    files = {"config.json": config_to_hf(config)}
+    ids = generation_to_hf(config)
+    if ids and config.num_decoder_layers and family.keys:  # our own layout keeps them in its config
+        files["generation_config.json"] = ids
     return {
         "model.safetensors": lambda file: write_tensors(file, sources),
-        "config.json": lambda file: file.write(text.encode()),
+        **{name: partial(_write_json, values=values) for name, values in files.items()},
     }
+
+
+def _write_json(file: ChecksumWriter, values: Mapping[str, Any]) -> None:
+    file.write((json.dumps(values, indent=2) + "\n").encode())

@@ -14,12 +14,12 @@ from llmcore.config import ModelConfig
 from llmcore.errors import (
     CheckpointError,
     ConfigError,
-    DataError,
     DeviceError,
     DTypeError,
     OutOfMemory,
 )
-from llmcore.objectives import Batch, as_ids
+from llmcore.inputs import Inputs
+from llmcore.objectives import Batch
 from llmcore.validation import check_seed
 
 if TYPE_CHECKING:
@@ -140,39 +140,59 @@ class Transformer:
         views: dict[str, Tensor] = self._core.gradients()
         return views
 
-    def __call__(self, ids: Any, lengths: Any | None = None) -> Tensor:
-        """Logits of every position.
+    def __call__(
+        self,
+        ids: Any,
+        lengths: Any | None = None,
+        *,
+        decoder_ids: Any | None = None,
+        decoder_lengths: Any | None = None,
+        prefix_lengths: Any | None = None,
+        types: Any | None = None,
+    ) -> Tensor:
+        """Logits of every position of the decoder, or of the encoder where that is all there is.
 
         Args:
-            ids: [B, T] token ids.
-            lengths: [B] real tokens of each row, or None: all. Logits of padding mean nothing.
+            ids: [B, T] token ids. Where there are both stacks, what the encoder reads.
+            lengths: [B] real tokens of each row of `ids`, or None: all. Logits of padding mean
+                nothing.
+            decoder_ids: [B, T] what the decoder reads beside an encoder.
+            decoder_lengths: [B] real tokens of each row of `decoder_ids`, or None: all.
+            prefix_lengths: [B] leading tokens of the decoder that all of its positions see.
+            types: segment ids, shaped as `ids`; all 0 if None.
 
         Returns:
             Tensor [B, T, V] float32.
 
         Raises:
+            ConfigError: ids of a stack that the model lacks, or none for one it has.
             ShapeError: wrong shapes, or more tokens than positions.
             TokenIndexError: an id outside the vocabulary.
         """
-        return self._forward(ids, lengths, hidden=False)
-
-    def encode(self, ids: Any, lengths: Any | None = None) -> Tensor:
-        """Hidden states after the last layer and norm, [B, T, C]. Arguments as for a call."""
-        return self._forward(ids, lengths, hidden=True)
-
-    def _forward(self, ids: Any, lengths: Any | None, *, hidden: bool) -> Tensor:
-        array = as_ids(ids, "model: ids", ndim=2)
-        counts = None
-        if lengths is not None:
-            counts = as_ids(lengths, "model: lengths", ndim=1, negative=DataError)
-        width = self.config.hidden_size if hidden else self.config.vocab_size
-        out = _core.empty([*array.shape, width])
-        self._core.forward(
-            ids=_core.as_tensor(array),
-            lengths=None if counts is None else _core.as_tensor(counts),
-            out=out,
-            hidden=hidden,
+        inputs = Inputs.of(
+            self.config, ids, lengths, decoder_ids, decoder_lengths, prefix_lengths, types
         )
+        out = _core.empty([*inputs.stack_shape, self.config.vocab_size])
+        self._core.logits(inputs, out)
+        return out
+
+    def encode(self, ids: Any, lengths: Any | None = None, *, types: Any | None = None) -> Tensor:
+        """Hidden states after the last layer and norm.
+
+        Args:
+            ids: [B, T] token ids.
+            lengths: [B] real tokens of each row, or None: all.
+            types: [B, T] segment ids; all 0 if None.
+
+        Returns:
+            Tensor [B, T, C] float32: of the encoder where there is one, else of the decoder.
+
+        Raises:
+            ShapeError, TokenIndexError: as for a call.
+        """
+        inputs = Inputs.of(self.config, ids, lengths, types=types, encoder_only=True)
+        out = _core.empty([*inputs.stack_shape, self.config.hidden_size])
+        self._core.encode(inputs, out)
         return out
 
     def loss(self, batch: Batch) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .draws import Stream, mix, words
 from .errors import DataError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class BlockSampler:
         """Return the next batch, [B, T + 1] int32, and move the cursor on."""
         if self.mode == "random":
             places = len(self.dataset) - self.block_size
-            draws = _random(_PLACES, self.seed, self.step, self.batch_size)
+            draws = words(Stream.PLACES, self.seed, self.step, self.batch_size)
             starts = (draws % np.uint64(places)).astype(np.int64)
         else:
             starts = self._epoch_blocks() * self.block_size
@@ -169,7 +170,7 @@ class _Permutation:
     def __init__(self, size: int, seed: int, epoch: int) -> None:
         self._size = size
         self._side = np.uint64(math.isqrt(size - 1) + 1)
-        self._keys = _random(_ORDER, seed, epoch, self._ROUNDS)
+        self._keys = words(Stream.ORDER, seed, epoch, self._ROUNDS)
 
     def __call__(self, places: Int64Array) -> Int64Array:
         """Return where each of `places` [n] is sent, [n] int64."""
@@ -182,34 +183,9 @@ class _Permutation:
         left: UInt64Array = values // self._side
         right: UInt64Array = values % self._side
         for key in self._keys:
-            left, right = right, (left + _mix(right + key) % self._side) % self._side
+            left, right = right, (left + mix(right + key) % self._side) % self._side
         joined: UInt64Array = left * self._side + right
         return joined
-
-
-# Which of the independent random streams of a seed is meant.
-_PLACES, _ORDER = 0, 1
-
-
-def _random(stream: int, seed: int, index: int, count: int) -> UInt64Array:
-    """Return `count` random 64-bit words that depend on the arguments alone.
-
-    Raw words of Philox-4x64 (Salmon et al. 2011), not `Generator` methods: NumPy promises that
-    these never change between its releases.
-    """
-    philox = np.random.Philox(
-        key=np.array([seed, index], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64)
-    )
-    words: UInt64Array = philox.random_raw(count)
-    return words
-
-
-def _mix(words: UInt64Array) -> UInt64Array:
-    """Scatter 64-bit words: the finalizer of SplitMix64 (Steele et al. 2014)."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    scattered: UInt64Array = words ^ (words >> np.uint64(31))
-    return scattered
 
 
 def check_sizes(block_size: int, batch_size: int) -> None:

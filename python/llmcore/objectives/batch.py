@@ -1,23 +1,18 @@
-"""Objectives: from token ids to the `Batch` that says what the model sees and what it must predict.
-
-C++ knows one loss, weighted cross-entropy over selected rows; an objective is the Python callable
-that chooses the rows. It holds no state but its settings, and it sees ids only, never text.
-"""
+"""The `Batch`: what the model sees and what it must predict; and the objectives that make one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from .errors import DataError, DTypeError, LlmcoreError, ShapeError, TokenIndexError
+from llmcore.errors import DataError, LlmcoreError, ShapeError, TokenIndexError
+from llmcore.objectives.ids import Int32Array, as_ids, check_lengths
 
-Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
-
-_INT32_MAX = 2**31 - 1
+Head = Literal["tokens", "labels"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,6 +36,8 @@ class Batch:
         weights: [R] float32, the weight of each row in the loss; ones if not given.
         label_smoothing: Share of the target's probability spread evenly over the vocabulary
             (Szegedy et al. 2016), in [0, 1).
+        head: What predicts the targets: "tokens", the output layer over the vocabulary, or
+            "labels", the classifier. Its targets are labels, and rows must be given.
 
     Raises:
         ShapeError: Two fields disagree about B, T, S or R.
@@ -64,6 +61,7 @@ class Batch:
     targets: Int32Array
     weights: Float32Array = None  # type: ignore[assignment]  # ones, once R is known
     label_smoothing: float = 0.0
+    head: Head = "tokens"
 
     def __post_init__(self) -> None:
         for name in ("dec_ids", "enc_ids", "types"):
@@ -115,9 +113,9 @@ class Batch:
                     f"got shape {list(ids.shape)}"
                 )
             if lengths is not None:
-                _check_lengths(lengths, ids, f"Batch: {stack}_lengths", f"{stack}_ids", smallest=1)
+                check_lengths(lengths, ids, f"Batch: {stack}_lengths", f"{stack}_ids", smallest=1)
         if self.prefix_lengths is not None:
-            _check_lengths(
+            check_lengths(
                 self.prefix_lengths, self.dec_ids, "Batch: prefix_lengths", "dec_ids", smallest=0
             )
         if self.dec_ids is not None and self.enc_ids is not None:
@@ -137,8 +135,12 @@ class Batch:
                 )
 
     def _check_rows(self) -> None:
+        if self.head not in get_args(Head):
+            raise DataError(f"Batch: head must be 'tokens' or 'labels', got {self.head!r}")
         positions = self._stack_ids.size
         if self.rows is None:
+            if self.head == "labels":
+                raise ShapeError("Batch: head 'labels' needs rows, one for each label")
             if self.targets.size != positions:
                 raise ShapeError(
                     f"Batch: without rows there must be a target for each of the {positions} "
@@ -185,120 +187,31 @@ class Batch:
 
 
 class Objective(Protocol):
-    """What training on blocks of ids needs: a callable from [B, T + 1] ids to a `Batch`."""
+    """What training needs: a callable from the columns of some samples to a `Batch`.
 
-    def __call__(self, ids: ArrayLike, lengths: ArrayLike | None = None) -> Batch:
-        """Return the batch for `ids`; `lengths` counts the real ids of each row."""
+    It is called as `objective(*columns, samples=…, epoch=…)`. Whatever it draws is a function of
+    its settings, the epoch, the number of a sample and the position in it: `samples` [B] integers
+    (default 0 to B - 1) and `epoch`, a whole number. The same samples with the same epoch give the
+    same batch, so evaluation always asks for epoch 0.
+
+    The columns of a block objective are ids cut from a long text and how many of each row are real;
+    see `BlockObjective`. Those of an example objective are lists with one entry for each sample, as
+    a text and its translation; it has no `lookahead`.
+    """
+
+    # Typed Any as a whole: the columns differ from one objective to the next.
+    def __call__(self, *columns: Any, **which: Any) -> Batch:
+        """Return the batch for the columns."""
         ...
 
 
-@dataclass(frozen=True)
-class CausalLM:
-    """Predict each token from those before it (Radford et al. 2018, eq. 1).
+class BlockObjective(Objective, Protocol):
+    """An objective called as `objective(ids, lengths=None)`, with ids [B, T + lookahead].
 
-    Attributes:
-        label_smoothing: See `Batch`.
-
-    Example:
-        >>> batch = CausalLM()([[1, 2, 3]])
-        >>> batch.dec_ids.tolist(), batch.targets.tolist(), batch.rows
-        ([[1, 2]], [2, 3], None)
-        >>> ragged = CausalLM()([[1, 2, 3], [4, 5, 0]], lengths=[3, 2])
-        >>> ragged.rows.tolist(), ragged.targets.tolist(), ragged.dec_lengths.tolist()
-        ([0, 1, 2], [2, 3, 5], [2, 1])
+    `lengths` [B] counts the real ids of each row; None when all are.
     """
 
-    label_smoothing: float = 0.0
-
-    def __call__(self, ids: ArrayLike, lengths: ArrayLike | None = None) -> Batch:
-        """Return the batch whose row t predicts id t + 1.
-
-        Args:
-            ids: [B, T + 1] integers, T at least 1.
-            lengths: [B] integers, how many of each row's T + 1 ids are real, at least 2 (one to
-                read, one to predict); None when all are. The ids after them are padding: never
-                seen, never predicted.
-
-        Raises:
-            ShapeError, DTypeError, DataError, TokenIndexError: If the ids or lengths are not as
-                above.
-        """
-        tokens = as_ids(ids, "CausalLM: ids", ndim=2)
-        if tokens.shape[1] < 2:
-            raise ShapeError(
-                f"CausalLM: ids must be [B, T + 1] with T at least 1, got {list(tokens.shape)}"
-            )
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        if lengths is None:
-            return Batch(
-                dec_ids=inputs, targets=targets.reshape(-1), label_smoothing=self.label_smoothing
-            )
-        real = as_ids(lengths, "CausalLM: lengths", ndim=1, negative=DataError)
-        _check_lengths(real, tokens, "CausalLM: lengths", "ids", smallest=2)
-        scored = np.arange(targets.shape[1]) < real[:, None] - 1
-        return Batch(
-            dec_ids=inputs,
-            dec_lengths=real - 1,
-            rows=np.flatnonzero(scored).astype(np.int32),
-            targets=targets[scored],
-            label_smoothing=self.label_smoothing,
-        )
-
-
-def as_ids(
-    value: Any, what: str, *, ndim: int, negative: type[LlmcoreError] = TokenIndexError
-) -> Int32Array:
-    """Return `value` as a C-contiguous int32 array of `ndim` axes.
-
-    Args:
-        value: A list, an array of any integer type, or anything with `__array__`.
-        what: What to call it in an error, for example "CausalLM: ids".
-        ndim: The number of axes it must have.
-        negative: The class of the error about a negative number.
-
-    Raises:
-        ShapeError: Another number of axes, or rows of unequal length.
-        DTypeError: Not integers.
-        TokenIndexError: An id that is negative or does not fit in 32 bits.
-
-    Example:
-        >>> as_ids([[1, 2]], "ids", ndim=2)
-        array([[1, 2]], dtype=int32)
-    """
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise ShapeError(
-            f"{what} must have rows of equal length; pad them and give lengths"
-        ) from None
-    if array.ndim != ndim:
-        axes = "axis" if ndim == 1 else "axes"
-        raise ShapeError(f"{what} must have {ndim} {axes}, got shape {list(array.shape)}")
-    if array.size == 0:  # an empty list has no element type to judge
-        return np.ascontiguousarray(array, np.int32)
-    if array.dtype.kind not in "iu":
-        raise DTypeError(f"{what} must hold integers, got {array.dtype}")
-    if array.dtype.kind == "i" and array.min() < 0:
-        raise negative(f"{what} must not be negative, got {array.min()}")
-    if array.dtype.itemsize >= 4 and array.dtype != np.int32 and array.max() > _INT32_MAX:
-        raise TokenIndexError(f"{what} must fit in 32 bits, got {array.max()}")
-    return np.ascontiguousarray(array, np.int32)
-
-
-def _check_lengths(
-    lengths: Int32Array, ids: Int32Array | None, what: str, ids_name: str, *, smallest: int
-) -> None:
-    """Raise unless `lengths` is [B] with values from `smallest` to the width of `ids`."""
-    if ids is None:
-        raise ShapeError(f"{what} is given without {ids_name}")
-    rows, width = ids.shape
-    if lengths.shape != (rows,):
-        raise ShapeError(
-            f"{what} must have one entry for each row of {ids_name}, [{rows}], "
-            f"got {list(lengths.shape)}"
-        )
-    if rows and (lengths.min() < smallest or lengths.max() > width):
-        wrong = int(np.flatnonzero((lengths < smallest) | (lengths > width))[0])
-        raise DataError(
-            f"{what} must be from {smallest} to {width}, got {lengths[wrong]} in row {wrong}"
-        )
+    @property
+    def lookahead(self) -> int:
+        """How many ids beyond the T positions of a block are read."""
+        ...

@@ -1,0 +1,92 @@
+// Cross-attention over the encoder's output, or over keys and values made of it before.
+#include "nn/cross_attention.h"
+
+#include "nn/heads.h"
+
+namespace llmcore {
+
+CrossAttention::CrossAttention(const ParamBuilder& builder, const Config& config, uint32_t site,
+                               int64_t layer)
+    : config_(config),
+      layer_(layer),
+      site_(site),
+      q_(builder, {{"q", config.num_heads * config.head_dim}}, config.hidden_size,
+         config.attention_bias, config.init_std),
+      kv_(builder,
+          {{"k", config.num_kv_heads * config.head_dim},
+           {"v", config.num_kv_heads * config.head_dim}},
+          config.hidden_size, config.attention_bias, config.init_std),
+      out_(builder, {{"out", config.hidden_size}}, config.num_heads * config.head_dim,
+           config.attention_out_bias, residual_std(config)) {}
+
+void CrossAttention::project(const Context& context, const Tensor& hidden,
+                             const Tensor& keys_values) const {
+  kv_.forward(context, hidden, keys_values);
+}
+
+AttentionArgs CrossAttention::arguments(const Context& context, const Sequences& sequences,
+                                        const Saved& saved) const {
+  const Memory& memory = *sequences.memory;
+  AttentionArgs args = attention_arguments(context, config_, sequences, site_);
+  args.keys = memory.keys;
+  args.q = heads_of(config_, saved.q, sequences.queries, 0);
+  args.k = heads_of(config_, saved.keys_values, memory.keys, 0);
+  args.v = heads_of(config_, saved.keys_values, memory.keys, config_.num_kv_heads);
+  args.kv_lengths = memory.lengths;
+  args.key_rows = memory.rows;
+  args.key_rows_stride[0] = 1;
+  return args;
+}
+
+void CrossAttention::forward(const Context& context, const Sequences& sequences, const Tensor& x,
+                             const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
+  const int64_t rows = x.dim(0), width = config_.num_heads * config_.head_dim;
+  const Memory& memory = *sequences.memory;
+  Arena& arena = *context.arena;
+  saved.x = x;
+  saved.q = arena.keep(DType::kFloat32, rows, width);
+  saved.mixed = arena.keep(DType::kFloat32, rows, width);
+  saved.lse = arena.keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries);
+  q_.forward(context, x, saved.q);
+  if (memory.keys_values.empty()) {
+    saved.keys_values = arena.keep(DType::kFloat32, memory.hidden.dim(0), kv_.out());
+    project(context, memory.hidden, saved.keys_values);
+  } else {
+    saved.keys_values = memory.keys_values[layer_];
+  }
+  AttentionForwardArgs args{arguments(context, sequences, saved)};
+  look_at_weights(context, args, layer_, sequences.cross_probes);
+  args.out = heads_of(config_, saved.mixed, sequences.queries, 0);
+  args.lse = saved.lse.f32();
+  attention_forward(context, args);
+  out_.forward(context, saved.mixed, y, tail);
+}
+
+void CrossAttention::backward(const Context& context, const Sequences& sequences, const Tensor& dy,
+                              const Saved& saved, const Tensor& dx, bool accumulate) const {
+  ScratchScope scope(*context.arena);
+  const Memory& memory = *sequences.memory;
+  const auto like = [&](const Tensor& x) {
+    return context.arena->scratch(DType::kFloat32, x.dim(0), x.dim(1));
+  };
+  const Tensor dmixed = like(saved.mixed), dq = like(saved.q);
+  const Tensor dkeys_values = like(saved.keys_values);
+  out_.backward_params(context, dy, saved.mixed);
+  out_.backward_input(context, dy, dmixed);
+
+  AttentionBackwardArgs args{arguments(context, sequences, saved)};
+  args.out = heads_of(config_, saved.mixed, sequences.queries, 0);
+  args.dout = heads_of(config_, dmixed, sequences.queries, 0);
+  args.lse = saved.lse.f32();
+  args.dq = heads_of(config_, dq, sequences.queries, 0);
+  args.dk = heads_of(config_, dkeys_values, memory.keys, 0);
+  args.dv = heads_of(config_, dkeys_values, memory.keys, config_.num_kv_heads);
+  attention_backward(context, args);
+
+  q_.backward_params(context, dq, saved.x);
+  q_.backward_input(context, dq, dx, {.accumulate = accumulate});
+  kv_.backward_params(context, dkeys_values, memory.hidden);
+  kv_.backward_input(context, dkeys_values, memory.gradient, {.accumulate = true});
+}
+
+}  // namespace llmcore

@@ -1,0 +1,44 @@
+// Multi-head cross-attention: queries from the decoder, keys and values from the encoder's output.
+#pragma once
+
+#include "nn/config.h"
+#include "nn/linear.h"
+#include "nn/sequences.h"
+#include "ops/attention.h"
+
+namespace llmcore {
+
+class CrossAttention {
+ public:
+  struct Saved {
+    Tensor x;            // [N, C]
+    Tensor q;            // [N, H D]
+    Tensor keys_values;  // [B * S, 2 Hkv D], k and v side by side
+    Tensor mixed;        // [N, H D]
+    Tensor lse;          // [B, H, T]
+  };
+
+  CrossAttention(const ParamBuilder& builder, const Config& config, uint32_t site, int64_t layer);
+
+  // y = what `tail` makes of the output projection; both [N, C]. Looks at sequences.memory.
+  void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
+               Saved& saved, const MatmulArgs& tail) const;
+
+  // dx = or, with accumulate, dx += the gradient of x; adds that of the memory to its own.
+  void backward(const Context& context, const Sequences& sequences, const Tensor& dy,
+                const Saved& saved, const Tensor& dx, bool accumulate) const;
+
+  // Keys and values [M, 2 Hkv D] of the encoder's output [M, C], for many passes over them.
+  void project(const Context& context, const Tensor& hidden, const Tensor& keys_values) const;
+
+ private:
+  AttentionArgs arguments(const Context& context, const Sequences& sequences,
+                          const Saved& saved) const;
+
+  const Config& config_;
+  int64_t layer_;
+  uint32_t site_;
+  Linear q_, kv_, out_;
+};
+
+}  // namespace llmcore
