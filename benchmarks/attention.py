@@ -34,15 +34,15 @@ def best_time(call: Callable[[], object], seconds: float = 0.25) -> float:
 def ours(arrays: dict[str, np.ndarray]) -> tuple[Callable[[], object], Callable[[], object]]:
     q, k, v, dout = (llmcore.tensor(arrays[name]) for name in ("q", "k", "v", "dout"))
     call = _core.AttentionCall(op="attention", q=q, k=k, v=v, scale=q.shape[3] ** -0.5, causal=True)
-    out, lse = _core.empty(dout.shape), _core.empty(q.shape[:3])
+    out, softmax = _core.empty(dout.shape), _core.empty([*q.shape[:3], 2])
     dq, dk, dv = (_core.empty(x.shape) for x in (q, k, v))
 
     def forward() -> None:
-        _core.attention_forward(call, out=out, lse=lse)
+        _core.attention_forward(call, out=out, softmax=softmax)
 
     def both() -> None:
         forward()
-        _core.attention_backward(call, out=out, lse=lse, dout=dout, dq=dq, dk=dk, dv=dv)
+        _core.attention_backward(call, out=out, softmax=softmax, dout=dout, dq=dq, dk=dk, dv=dv)
 
     return forward, both
 

@@ -292,6 +292,21 @@ def test_saving_checks_names_shapes_and_dtypes(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_our_own_layout_is_fine_tuned_as_well(tmp_path):
+    config = GPT2.replace(right_to_left=True, head_bias=True)
+    parameters = random_parameters(config)
+    hf.save_state(config, parameters, tmp_path)
+    classifier = config.replace(head_bias=False, num_labels=2)
+    with pytest.raises(CheckpointError) as caught:
+        hf.load_state(tmp_path, classifier)
+    assert "2 missing: classifier.weight, classifier.bias; 1 unexpected: head.bias" in str(
+        caught.value
+    )
+    state = hf.load_state(tmp_path, classifier, fresh=["classifier.*"], drop=["head.*"])
+    del parameters["head.bias"]
+    assert_same(state, parameters)
+
+
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
 def test_other_floats_widen_exactly(dtype, tmp_path):
     bits = np.arange(0, 1 << 16, 7, dtype=np.uint16)

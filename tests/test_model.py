@@ -18,15 +18,55 @@ LLAMA = {
     "attention_bias": False, "attention_out_bias": False, "ffn_bias": False,
     "tie_embeddings": False,
 }  # fmt: skip
+POST = {"norm_placement": "post", "final_norm": False, "embedding_norm": True}
+T5 = {
+    "norm": "rms", "positions": "relative", "relative_buckets": 8, "relative_max_distance": 9,
+    "attention_scale": 0.3, "activation": "gelu", "attention_bias": False,
+    "attention_out_bias": False, "ffn_bias": False, "head_scale": 0.2, "head_dim": 7,
+}  # fmt: skip
 VARIANTS = {
     "gpt2": {},
     "llama": LLAMA,
-    "post-norm": {"norm_placement": "post", "final_norm": False, "embedding_norm": True},
+    "post-norm": POST,
     "sinusoidal": {"positions": "sinusoidal", "embedding_scale": 4.9, "activation": "gelu"},
     "window": {"sliding_window": 3, "attention_softcap": 5.0, "activation": "gelu"},
     "types": {"type_vocab_size": 3, "position_offset": 2, "head_bias": True},
     "partial-rope": {**LLAMA, "rotary_dim": 4, "rope_interleaved": True, "head_dim": 10},
     "scaled-head": {"head_scale": 0.2, "positions": "none", "norm_bias": False},
+    "qwen3": {**LLAMA, "qk_norm": True, "head_dim": 8},
+    "relative-decoder": {
+        "positions": "relative",
+        "relative_buckets": 6,
+        "relative_max_distance": 8,
+    },
+    "bert": {
+        **POST,
+        "num_decoder_layers": 0,
+        "num_encoder_layers": 2,
+        "type_vocab_size": 2,
+        "activation": "gelu",
+        "head_bias": True,
+        "head_transform": True,
+    },
+    "classifier": {
+        **POST,
+        "num_decoder_layers": 0,
+        "num_encoder_layers": 2,
+        "pooler": True,
+        "num_labels": 5,
+    },
+    "marian": {
+        "num_encoder_layers": 1,
+        "norm_placement": "post",
+        "final_norm": False,
+        "positions": "sinusoidal",
+        "embedding_scale": 4.9,
+        "activation": "silu",
+        "head_bias": True,
+    },
+    "bart": {**POST, "num_encoder_layers": 2, "position_offset": 2, "activation": "gelu"},
+    "t5": {**T5, "num_encoder_layers": 2},
+    "t5-decoder-labels": {**T5, "num_encoder_layers": 1, "num_labels": 3, "gated_ffn": True},
 }
 DROPOUT = {
     "embedding_dropout": 0.1, "attention_dropout": 0.1, "residual_dropout": 0.2, "ffn_dropout": 0.1
@@ -43,14 +83,34 @@ def make(variant="gpt2", seed=0, **changes):
 
 
 def batch_for(model, rng, rows=3, length=11):
-    ids = rng.integers(0, model.config.vocab_size, (rows, length + 1))
-    full = CausalLM(label_smoothing=0.1)(ids)
-    types = rng.integers(0, 3, (rows, length)) if model.config.type_vocab_size else None
+    """A batch in which not every position is scored, with padding where there is an encoder."""
+    config = model.config
+    ids = rng.integers(0, config.vocab_size, (rows, length + 1))
+    types = rng.integers(0, 2, (rows, length)) if config.type_vocab_size else None
     chosen = np.sort(rng.choice(rows * length, rows * length // 2, replace=False))
+    stacks = {"decoder": {"dec_ids": ids[:, :-1], "dec_lengths": np.full(rows, length)}}
+    stacks["encoder"] = {"enc_ids": ids[:, :-1], "enc_lengths": np.full(rows, length)}
+    stacks["encoder-decoder"] = {
+        **stacks["decoder"],
+        "enc_ids": rng.integers(0, config.vocab_size, (rows, 7)),
+        "enc_lengths": rng.integers(1, 8, rows),
+    }
+    targets, head = ids[:, 1:].reshape(-1)[chosen], "tokens"
+    if config.num_labels:
+        place = 0 if config.kind == "encoder" else length - 1
+        chosen = np.arange(rows) * length + place
+        targets, head = rng.integers(0, config.num_labels, rows), "labels"
     return Batch(
-        dec_ids=full.dec_ids, dec_lengths=np.full(rows, length), types=types, rows=chosen,
-        targets=full.targets[chosen], weights=rng.uniform(0.5, 2, chosen.size), label_smoothing=0.1,
+        **stacks[config.kind], types=types, rows=chosen, targets=targets, head=head,
+        weights=rng.uniform(0.5, 2, chosen.size), label_smoothing=0.1,
     )  # fmt: skip
+
+
+def logits_of(model, ids, lengths=None, sources=None, source_lengths=None):
+    """Logits of the stack the head reads; sources go to an encoder beside a decoder."""
+    if model.config.kind == "encoder-decoder":
+        return model(sources, source_lengths, decoder_ids=ids, decoder_lengths=lengths).numpy()
+    return model(ids, lengths).numpy()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -89,7 +149,7 @@ def test_gradients_agree_with_finite_differences(variant, rng):
         assert extrapolated == pytest.approx(norm, rel=2e-3, abs=rounding), name
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "llama", "post-norm"])
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "post-norm", "bert", "t5", "qwen3"])
 def test_recompute_changes_nothing(variant, rng):
     results = []
     for recompute in (False, True):
@@ -106,7 +166,7 @@ def state_bytes(model):
     return b"".join(p.numpy().tobytes() for p in model.parameters().values())
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "llama"])
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "classifier", "bart", "t5", "qwen3"])
 def test_training_does_not_depend_on_threads(variant, threads):
     results = []
     for count in (1, 2, 3, 8):
@@ -123,10 +183,12 @@ def test_training_does_not_depend_on_threads(variant, threads):
 def test_a_row_does_not_depend_on_its_batch(variant, rng):
     model = make(variant)
     ids = rng.integers(0, TINY["vocab_size"], (5, 12))
-    lengths = np.array([12, 1, 7, 3, 12])
-    together = model(ids, lengths).numpy()
-    for row, length in enumerate(lengths):
-        alone = model(ids[row : row + 1, :length]).numpy()
+    sources = rng.integers(0, TINY["vocab_size"], (5, 9))
+    lengths, source_lengths = np.array([12, 1, 7, 3, 12]), np.array([9, 2, 1, 9, 5])
+    together = logits_of(model, ids, lengths, sources, source_lengths)
+    for row, (length, source) in enumerate(zip(lengths, source_lengths, strict=True)):
+        one = slice(row, row + 1)
+        alone = logits_of(model, ids[one, :length], None, sources[one, :source], None)
         assert np.array_equal(alone[0], together[row, :length])
 
 

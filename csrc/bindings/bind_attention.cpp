@@ -105,15 +105,15 @@ Call make_call(const std::string& op, const PyTensor& q, const PyTensor& k, cons
   return call;
 }
 
-// A [B, H, T]-shaped or [B, H, T, S]-shaped companion of the scores.
+// A [B, H, T, 2]-shaped or [B, H, T, S]-shaped companion of the scores.
 float* companion(const Call& call, const char* name, const PyTensor& tensor, bool by_key) {
   const AttentionArgs& args = call.args;
   if (by_key)
     check_tensor(call.op.c_str(), name, tensor.view, "[B, H, T, S]",
                  {args.batch, args.heads, args.queries, args.keys});
   else
-    check_tensor(call.op.c_str(), name, tensor.view, "[B, H, T]",
-                 {args.batch, args.heads, args.queries});
+    check_tensor(call.op.c_str(), name, tensor.view, "[B, H, T, 2]",
+                 {args.batch, args.heads, args.queries, 2});
   return tensor.view.f32();
 }
 
@@ -122,20 +122,20 @@ HeadView out_view(const Call& call, const char* name, const PyTensor& tensor) {
                    call.args.heads, call.args.queries, call.args.value_dim);
 }
 
-void forward(const Call& call, const PyTensor& out, const Optional& lse) {
+void forward(const Call& call, const PyTensor& out, const Optional& softmax) {
   AttentionForwardArgs args{call.args};
   args.out = out_view(call, "out", out);
-  if (lse) args.lse = companion(call, "lse", *lse, false);
+  if (softmax) args.softmax = companion(call, "softmax", *softmax, false);
   py::gil_scoped_release release;
   attention_forward(op_context(out.view), args);
 }
 
-void backward(const Call& call, const PyTensor& out, const PyTensor& lse, const PyTensor& dout,
+void backward(const Call& call, const PyTensor& out, const PyTensor& softmax, const PyTensor& dout,
               const PyTensor& dq, const PyTensor& dk, const PyTensor& dv, const Optional& dbias) {
   AttentionBackwardArgs args{call.args};
   args.out = out_view(call, "out", out);
   args.dout = out_view(call, "dout", dout);
-  args.lse = companion(call, "lse", lse, false);
+  args.softmax = companion(call, "softmax", softmax, false);
   const AttentionArgs& sizes = call.args;
   args.dq = head_view(call, "dq", dq, "like q", sizes.heads, sizes.queries, sizes.head_dim);
   args.dk = head_view(call, "dk", dk, "like k", sizes.kv_heads, sizes.keys, sizes.head_dim);
@@ -165,9 +165,9 @@ void bind_attention(py::module_& module) {
            py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::arg("stream") = 0,
            py::arg("rows_first") = false);
   module.def("attention_forward", &forward, py::arg("call"), py::kw_only(), py::arg("out"),
-             py::arg("lse") = py::none());
+             py::arg("softmax") = py::none());
   module.def("attention_backward", &backward, py::arg("call"), py::kw_only(), py::arg("out"),
-             py::arg("lse"), py::arg("dout"), py::arg("dq"), py::arg("dk"), py::arg("dv"),
+             py::arg("softmax"), py::arg("dout"), py::arg("dq"), py::arg("dk"), py::arg("dv"),
              py::arg("dbias") = py::none());
   module.def("attention_weights", &weights, py::arg("call"), py::kw_only(), py::arg("weights"));
 }

@@ -117,7 +117,7 @@ PyBatch::PyBatch(const py::object& batch) {
   tensors.push_back(as_tensor(batch.attr("weights")));
   view.weights = tensors.back().view;
   view.label_smoothing = batch.attr("label_smoothing").cast<float>();
-  view.labels = py::getattr(batch, "head", py::str("tokens")).cast<std::string>() == "labels";
+  view.labels = batch.attr("head").cast<std::string>() == "labels";
 }
 
 void bind_model(py::module_& module) {

@@ -157,7 +157,8 @@ void SelfAttention::forward(const Context& context, const Sequences& sequences, 
   saved.x = x;
   saved.qkv = arena.keep(DType::kFloat32, rows, qkv_.out());
   saved.mixed = arena.keep(DType::kFloat32, rows, mixed_width);
-  saved.lse = arena.keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries);
+  saved.softmax =
+      arena.keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries, 2);
   qkv_.forward(context, x, saved.qkv);
   normalise(context, saved.qkv, saved);
   rotate(context, sequences, saved.qkv, false);
@@ -166,7 +167,7 @@ void SelfAttention::forward(const Context& context, const Sequences& sequences, 
   if (sequences.cache != nullptr) use_cache(sequences, saved.qkv, args);
   look_at_weights(context, args, layer_, sequences.self_probes);
   args.out = heads_of(config_, saved.mixed, sequences.queries, 0);
-  args.lse = saved.lse.f32();
+  args.softmax = saved.softmax.f32();
   attention_forward(context, args);
   out_.forward(context, saved.mixed, y, tail);
 }
@@ -184,7 +185,7 @@ void SelfAttention::backward(const Context& context, const Sequences& sequences,
   const int64_t queries = sequences.queries;
   args.out = heads_of(config_, saved.mixed, queries, 0);
   args.dout = heads_of(config_, dmixed, queries, 0);
-  args.lse = saved.lse.f32();
+  args.softmax = saved.softmax.f32();
   args.dq = heads_of(config_, dqkv, queries, 0);
   args.dk = heads_of(config_, dqkv, queries, config_.num_heads);
   args.dv = heads_of(config_, dqkv, queries, config_.num_heads + config_.num_kv_heads);

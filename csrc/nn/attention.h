@@ -19,7 +19,7 @@ class SelfAttention {
     Tensor qkv;                  // [N, (H + 2 Hkv) D], q and k normalised and rotated
     Norm::Saved q_norm, k_norm;  // of [N * H, D] and [N * Hkv, D]; with qk_norm
     Tensor mixed;                // [N, H D]
-    Tensor lse;                  // [B, H, T]
+    Tensor softmax;              // [B, H, T, 2]
   };
 
   // `layer` counts within the stack; `site` numbers its dropout.

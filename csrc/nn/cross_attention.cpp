@@ -46,7 +46,8 @@ void CrossAttention::forward(const Context& context, const Sequences& sequences,
   saved.x = x;
   saved.q = arena.keep(DType::kFloat32, rows, width);
   saved.mixed = arena.keep(DType::kFloat32, rows, width);
-  saved.lse = arena.keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries);
+  saved.softmax =
+      arena.keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries, 2);
   q_.forward(context, x, saved.q);
   if (memory.keys_values.empty()) {
     saved.keys_values = arena.keep(DType::kFloat32, memory.hidden.dim(0), kv_.out());
@@ -57,7 +58,7 @@ void CrossAttention::forward(const Context& context, const Sequences& sequences,
   AttentionForwardArgs args{arguments(context, sequences, saved)};
   look_at_weights(context, args, layer_, sequences.cross_probes);
   args.out = heads_of(config_, saved.mixed, sequences.queries, 0);
-  args.lse = saved.lse.f32();
+  args.softmax = saved.softmax.f32();
   attention_forward(context, args);
   out_.forward(context, saved.mixed, y, tail);
 }
@@ -77,7 +78,7 @@ void CrossAttention::backward(const Context& context, const Sequences& sequences
   AttentionBackwardArgs args{arguments(context, sequences, saved)};
   args.out = heads_of(config_, saved.mixed, sequences.queries, 0);
   args.dout = heads_of(config_, dmixed, sequences.queries, 0);
-  args.lse = saved.lse.f32();
+  args.softmax = saved.softmax.f32();
   args.dq = heads_of(config_, dq, sequences.queries, 0);
   args.dk = heads_of(config_, dkeys_values, memory.keys, 0);
   args.dv = heads_of(config_, dkeys_values, memory.keys, config_.num_kv_heads);

@@ -15,7 +15,7 @@ class CrossAttention {
     Tensor q;            // [N, H D]
     Tensor keys_values;  // [B * S, 2 Hkv D], k and v side by side
     Tensor mixed;        // [N, H D]
-    Tensor lse;          // [B, H, T]
+    Tensor softmax;      // [B, H, T, 2]
   };
 
   CrossAttention(const ParamBuilder& builder, const Config& config, uint32_t site, int64_t layer);

@@ -71,7 +71,7 @@ void attention_backward(const Context& context, const AttentionBackwardArgs& arg
     check_given(op, "q", args.q.data);
     check_given(op, "out", args.out.data);
     check_given(op, "dout", args.dout.data);
-    check_given(op, "lse", args.lse);
+    check_given(op, "softmax", args.softmax);
     check_given(op, "dq", args.dq.data);
   }
   if (any_keys(args)) {

@@ -89,18 +89,20 @@ LLMCORE_INLINE KeyRange visible_keys(const AttentionArgs& args, int64_t b, int64
 }
 
 struct AttentionForwardArgs : AttentionArgs {
-  HeadView out;          // [B, T, H, Dv]
-  float* lse = nullptr;  // [B, H, T] log of the sum of exponentials, saved for backward, or null;
-                         // -inf for a query that sees nothing
-  Tensor scratch;        // provided by the checking layer
+  HeadView out;  // [B, T, H, Dv]
+  // [B, H, T, 2] the highest score of a query and the log of the sum of exponentials of all scores
+  // less it, saved for backward, or null; -inf first for a query that sees nothing. Their sum would
+  // do, but where scores are large it rounds away what tells weights apart.
+  float* softmax = nullptr;
+  Tensor scratch;  // provided by the checking layer
 };
 
 struct AttentionBackwardArgs : AttentionArgs {
-  HeadView out, dout;          // [B, T, H, Dv]
-  const float* lse = nullptr;  // [B, H, T]
-  HeadView dq, dk, dv;         // overwritten; keys nobody sees get zeros
-  ScoreView dbias;             // accumulates over shared elements; no data: not wanted
-  Tensor scratch;              // provided by the checking layer
+  HeadView out, dout;              // [B, T, H, Dv]
+  const float* softmax = nullptr;  // [B, H, T, 2]
+  HeadView dq, dk, dv;             // overwritten; keys nobody sees get zeros
+  ScoreView dbias;                 // accumulates over shared elements; no data: not wanted
+  Tensor scratch;                  // provided by the checking layer
 };
 
 // The softmax weights themselves, before dropout, for callers that want to look at them. v is

@@ -1,7 +1,7 @@
-// Attention's backward pass on the CPU: the weights come again from the scores and the saved log of
-// their sum (Dao et al. 2022).
+// Attention's backward pass on the CPU: the weights come again from the scores, the saved highest
+// of them and the saved log of their sum (Dao et al. 2022).
 //
-//   P = exp(score - lse), O = (P K) V with dropout factors K
+//   P = exp((score - highest) - log_sum), O = (P K) V with dropout factors K
 //   dV = (P K)^T dO,  dP = K (dO V^T),  dS = P (dP - delta),  delta = rowsum(dO O)
 //   dQ = scale slope dS K,  dK = scale (slope dS)^T Q,  slope: derivative of the softcap
 #include "core/parallel.h"
@@ -79,16 +79,17 @@ struct Part {
 // in place, in the given vectors; zeros where the row does not see. The slope of the softcap is in
 // dscores if `with_slope`: dq and dk want it, dbias does not.
 LLMCORE_NOINLINE void row_backward(const AttentionBackwardArgs& args, const ScoreRow& row,
-                                   VecRange vecs, float lse, float delta, bool with_slope,
-                                   float* weights, float* dscores) {
+                                   VecRange vecs, const float* softmax, float delta,
+                                   bool with_slope, float* weights, float* dscores) {
   float slope[kTileKeys], factors[kTileKeys];
   if (!are_scores(args, row, vecs)) finish_scores(args, row, vecs, weights, slope);
   const bool drop = args.dropout.p > 0.0f;
   if (drop) dropout_factors(args, row, factors);
-  if (lse == -kInfinity) lse = kInfinity;  // it saw nothing: all weights are exp(-inf)
+  // Where it saw nothing, all weights are exp(-inf).
+  const float highest = softmax[0] == -kInfinity ? kInfinity : softmax[0];
   for (int64_t v = vecs.begin; v < vecs.end; ++v) {
     float *weight = weights + v * kLanes, *dscore = dscores + v * kLanes;
-    const Vec p = exp(load(weight) - lse);
+    const Vec p = exp((load(weight) - highest) - softmax[1]);
     Vec dp = load(dscore);
     Vec kept = p;
     if (drop) {
@@ -154,7 +155,7 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
   for (int64_t i = 0; i < rows; ++i) {
     const ScoreRow row = score_row(part.head, work.rows[r + i], tile.first);
     const int64_t index = (row.b * args.heads + row.head) * args.queries + row.query;
-    row_backward(args, row, vecs, args.lse[index], delta[index], !wanted.dbias,
+    row_backward(args, row, vecs, args.softmax + 2 * index, delta[index], !wanted.dbias,
                  weights + i * kTileKeys, dscores + i * kTileKeys);
   }
   if (!wanted.dq) return;

@@ -211,9 +211,11 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
     const float total = sum_of_lanes(load(block.state(r) + block.value_width))[0];
     write_row(block.state(r), args.value_dim, saw_something ? 1.0f / total : 0.0f,
               args.out.at(block.head.b, row.query, row.head));
-    if (args.lse != nullptr)
-      args.lse[(block.head.b * args.heads + row.head) * args.queries + row.query] =
-          saw_something ? block.highest[r] + log(total) : -kInfinity;
+    if (args.softmax == nullptr) continue;
+    float* saved =
+        args.softmax + 2 * ((block.head.b * args.heads + row.head) * args.queries + row.query);
+    saved[0] = block.highest[r];
+    saved[1] = saw_something ? log(total) : 0.0f;
   }
 }
 

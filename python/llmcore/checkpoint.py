@@ -35,7 +35,8 @@ from llmcore.atomic import (
 from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError
 from llmcore.families import Float32
-from llmcore.hf import model_files, read_config, read_state, weight_files
+from llmcore.hf import model_files, read_config
+from llmcore.hf_weights import read_state, weight_files
 from llmcore.safetensors_io import SafetensorsFile, Source, read_json, write_tensors
 
 if TYPE_CHECKING:

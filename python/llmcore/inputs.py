@@ -57,8 +57,12 @@ class Inputs:
 
         Args:
             config: the model's.
-            ids, lengths, decoder_ids, decoder_lengths, prefix_lengths, types: see
-                `llmcore.Transformer`.
+            ids: [B, T], of the encoder where there is one.
+            lengths: [B] real tokens of each row of `ids`, or None: all.
+            decoder_ids: [B, T] of the decoder beside an encoder.
+            decoder_lengths: [B] real tokens of each row of `decoder_ids`, or None: all.
+            prefix_lengths: [B] leading tokens that the whole decoder sees, or None: none.
+            types: segment ids, shaped as `ids`, or None: all 0.
             rows: [R] flat positions that are asked about, or None: all.
             encoder_only: whether an encoder is to run without its decoder.
 

@@ -262,6 +262,12 @@ class Tokenizer:
         """Ends a text, in BERT."""
         return self._role_id("sep_token")
 
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the tokens that stand for themselves, ascending."""
+        added = self.backend.get_added_tokens_decoder()
+        return sorted(index for index, token in added.items() if token.special)
+
     def _role_id(self, role: str) -> int | None:
         token = self._roles.get(role)
         return None if token is None else self.token_to_id(token)

@@ -27,7 +27,7 @@ constexpr int64_t kBatch = 2;
 
 template <class T>
 struct Results {
-  Values<T> out, lse, dq, dk, dv;
+  Values<T> out, softmax, dq, dk, dv;
 };
 
 struct Problem {
@@ -103,10 +103,10 @@ struct Problem {
       }
       highest = std::max(highest, weight[j]);
     }
-    r.lse[row] = highest;
+    r.softmax[2 * row] = highest;
     if (std::isinf(highest)) return;  // it sees nothing: zeros
     for (T& w : weight) total += w = std::exp(w - highest);
-    r.lse[row] += std::log(total);
+    r.softmax[2 * row + 1] = std::log(total);
     T delta = 0;
     Values<T> dweight(c.keys), kept(c.keys);
     for (int64_t j = 0; j < c.keys; ++j) {
@@ -130,17 +130,17 @@ struct Problem {
 
 void check_case(const Case& c) {
   const Problem problem(c);
-  Floats out = unwritten(problem.q.size()), lse = unwritten(kBatch * c.heads * c.queries);
+  Floats out = unwritten(problem.q.size()), softmax = unwritten(2 * kBatch * c.heads * c.queries);
   AttentionForwardArgs forward{problem.args};
   forward.out = problem.heads_of(out, c.queries, c.heads);
-  forward.lse = lse.data();
+  forward.softmax = softmax.data();
   attention_forward(context(), forward);
 
   Floats dq = unwritten(problem.q.size()), dk = unwritten(problem.k.size());
   Floats dv = unwritten(problem.k.size());
   AttentionBackwardArgs backward{problem.args};
   backward.out = forward.out;
-  backward.lse = lse.data();
+  backward.softmax = softmax.data();
   backward.dout = problem.heads_of(problem.dout, c.queries, c.heads);
   backward.dq = problem.heads_of(dq, c.queries, c.heads);
   backward.dk = problem.heads_of(dk, c.keys, c.kv_heads);
@@ -152,7 +152,7 @@ void check_case(const Case& c) {
   };
   const std::string name = std::string("attention ") + c.name;
   check(name + ": out", out, part([](auto r) { return r.out; }));
-  check(name + ": lse", lse, part([](auto r) { return r.lse; }));
+  check(name + ": softmax", softmax, part([](auto r) { return r.softmax; }));
   check(name + ": dq", dq, part([](auto r) { return r.dq; }));
   check(name + ": dk", dk, part([](auto r) { return r.dk; }));
   check(name + ": dv", dv, part([](auto r) { return r.dv; }));

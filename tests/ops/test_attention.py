@@ -282,11 +282,12 @@ def run_core(q, k, v, dout, **options):
     call = _core.AttentionCall(op="attention", q=q, k=k, v=v, **options)
     rows_first = options.get("rows_first", False)
     out = _core.empty(dout.shape)
-    lse = _core.empty([q.shape[i] for i in ((0, 2, 1) if rows_first else (0, 1, 2))])
+    sizes = [q.shape[i] for i in ((0, 2, 1) if rows_first else (0, 1, 2))]
+    softmax = _core.empty([*sizes, 2])
     gradients = [_core.empty(x.shape) for x in (q, k, v)]
-    _core.attention_forward(call, out=out, lse=lse)
+    _core.attention_forward(call, out=out, softmax=softmax)
     dq, dk, dv = gradients
-    _core.attention_backward(call, out=out, lse=lse, dout=dout, dq=dq, dk=dk, dv=dv)
+    _core.attention_backward(call, out=out, softmax=softmax, dout=dout, dq=dq, dk=dk, dv=dv)
     return [x.numpy() for x in (out, *gradients)]
 
 

@@ -150,12 +150,12 @@ def attention_backward(
         args, mask, causal, scale, softcap, kv_lengths, prefix_lengths, window, past_length
     )
     check_shape(args.op, "dout", args["dout"], [*shape[:3], args["v"].shape[3]])
-    out, lse = empty_like(args["dout"]), empty(*shape[:3])
-    _core.attention_forward(call, out=out, lse=lse)
+    out, softmax = empty_like(args["dout"]), empty(*shape[:3], 2)
+    _core.attention_forward(call, out=out, softmax=softmax)
     dq, dk, dv = (empty_like(args[name]) for name in ("q", "k", "v"))
     dbias = None if bias is None else _core.zeros(args["bias"].shape)
     _core.attention_backward(
-        call, out=out, lse=lse, dout=args["dout"], dq=dq, dk=dk, dv=dv, dbias=dbias
+        call, out=out, softmax=softmax, dout=args["dout"], dq=dq, dk=dk, dv=dv, dbias=dbias
     )
     return (
         args.result(dq),

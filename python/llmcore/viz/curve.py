@@ -1,4 +1,4 @@
-"""Pictures without a plotting library: the loss curve of a run as one self-contained SVG."""
+"""The loss curve of a run as one self-contained SVG, without a plotting library."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcore.atomic import write_atomically
+from llmcore.viz.palette import DARK, LIGHT
 
 Point = tuple[float, float]
 
@@ -16,25 +17,13 @@ _WIDTH, _HEIGHT = 760, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 74, 70, 52  # margins: room for labels, title and end values
 _MOST_POINTS = 400  # more than the eye separates in 624 pixels; keeps the file under 20 kB
 
-# Plain rules first, for viewers that know no more; a dark page overrides the colours, also when the
-# picture sits in an <img>.
-_STYLE = """
-text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif;
-       fill: #656d76; }
-.title { font-size: 16px; font-weight: 600; fill: #1f2328; }
+_SHAPES = """
+text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; }
+.title { font-size: 16px; font-weight: 600; }
 .value { font-weight: 600; }
-.back { fill: #ffffff; }
-.grid { stroke: #e4e8ec; stroke-width: 1; }
-.axis { stroke: #8d96a0; stroke-width: 1; }
+.grid, .axis { stroke-width: 1; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-.dot { fill: #ffffff; stroke-width: 2; }
-.train { stroke: #3d86dd; } .val { stroke: #d9570d; }
-text.train { stroke: none; fill: #3d86dd; } text.val { stroke: none; fill: #d9570d; }
-@media (prefers-color-scheme: dark) {
-  text { fill: #9aa4af; } .title { fill: #e6edf3; }
-  .back, .dot { fill: #0d1117; } .grid { stroke: #262c34; } .axis { stroke: #656d76; }
-  .train { stroke: #58a6ff; } .val { stroke: #ffa657; }
-  text.train { fill: #58a6ff; } text.val { fill: #ffa657; } }
+.dot { stroke-width: 2; }
 """
 
 
@@ -182,6 +171,27 @@ def _end_values(ends: list[tuple[str, float, Point]]) -> list[str]:
     ]
 
 
+def _style() -> str:
+    """Plain rules first, for viewers that know no more.
+
+    A dark page overrides the colours, also when the picture sits in an <img>.
+    """
+    light, dark = _colours(LIGHT), _colours(DARK)
+    return f"{_SHAPES}{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+
+
+def _colours(palette: Mapping[str, str]) -> str:
+    rules = [
+        "text {{ fill: {text}; }} .title {{ fill: {strong}; }}",
+        ".back, .dot {{ fill: {back}; }}",
+        ".grid {{ stroke: {grid}; }} .axis {{ stroke: {axis}; }}",
+        ".train {{ stroke: {blue}; }} .val {{ stroke: {orange}; }}",
+        "text.train {{ stroke: none; fill: {blue}; }}",
+        "text.val {{ stroke: none; fill: {orange}; }}",
+    ]
+    return "\n".join(rules).format_map(palette)
+
+
 def _text(x: float, y: float, words: str, anchor: str, style: str = "") -> str:
     css = f' class="{style}"' if style else ""
     return f'<text{css} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
@@ -195,7 +205,7 @@ def _document(title: str, parts: Sequence[str]) -> str:
     body = [
         head,
         f"<title>{escape(title)}</title>",
-        f"<style>{_STYLE}</style>",
+        f"<style>{_style()}</style>",
         f'<rect class="back" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>',
         _text(20, 32, title, "start", "title"),
         *parts,

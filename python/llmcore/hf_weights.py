@@ -1,0 +1,173 @@
+"""Which tensors of foreign files are which parameters; all is checked before anything is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from llmcore.atomic import is_file_name
+from llmcore.config import ModelConfig, parameter_shapes
+from llmcore.errors import CheckpointError
+from llmcore.families import Family, Float32, Row
+from llmcore.safetensors_io import SafetensorsFile, Shape, read_json
+
+# Where a tensor is stored: the file, and its name there.
+Stored = tuple[SafetensorsFile, str]
+
+
+def weight_files(path: Path) -> list[Path]:
+    """List the safetensors files of a model: one, or the shards an index names.
+
+    Raises:
+        CheckpointError: if there are none, or the index is malformed.
+    """
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
+    if index.exists():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(map(is_file_name, names.values())):
+            raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
+        return [path / name for name in dict.fromkeys(names.values())]
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: expected a directory with a model, found none")
+    if list(path.glob("pytorch_model*.bin")):
+        raise CheckpointError(
+            f"{path}: its weights are Python pickles, which llmcore does not read; "
+            "convert them with transformers: AutoModel.from_pretrained(…).save_pretrained(…)"
+        )
+    raise CheckpointError(f"{path}: expected model.safetensors, found none")
+
+
+def read_state(
+    path: Path,
+    files: Sequence[Path],
+    config: ModelConfig,
+    family: Family,
+    *,
+    fresh: Collection[str] = (),
+    drop: Collection[str] = (),
+) -> Iterator[tuple[str, Float32]]:
+    """Do the work of `load_state` for given files; `path` is what errors name."""
+    shapes, kept = parameter_shapes(family.widen(config)), parameter_shapes(config)
+    rows = family.layout(config)
+    stored = _find(path, files, family, drop)
+    needed = [name for name in kept if not _matches(name, fresh)]
+    _check_names(path, stored, config, family, rows, shapes, needed)
+
+    def tensors() -> Iterator[tuple[str, Float32]]:
+        for row in rows:
+            found = [name for name in (*row.names, row.otherwise) if name in stored]
+            if found:
+                file, name_there = stored[found[0]]
+                foreign = file.float32(name_there)
+            elif row.optional:
+                foreign = np.zeros(row.foreign_shape(shapes), np.float32)
+            else:
+                continue
+            for name, tensor in row.split(foreign, shapes):
+                if name in kept:
+                    yield name, tensor
+                elif tensor.any():
+                    raise CheckpointError(
+                        f"{path}: {found[0]} is not zero, but the model has no {name}; "
+                        "to load it with biases, remove the key 'llmcore' from config.json"
+                    )
+
+    return tensors()
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _find(
+    path: Path, files: Sequence[Path], family: Family, drop: Collection[str]
+) -> dict[str, Stored]:
+    """Map the foreign name of every tensor in `files`, with its base prefix, to where it is."""
+    stored: dict[str, Stored] = {}
+    for file in map(SafetensorsFile, files):
+        for name in file.entries:
+            if name in stored:
+                raise CheckpointError(f"{path}: {name} is in two files")
+            stored[name] = (file, name)
+    for pattern, replacement in family.renames.items():
+        stored = {re.sub(pattern, replacement, name): at for name, at in stored.items()}
+    prefix = family.base_prefix
+    if not any(name.startswith(prefix) for name in stored):
+        names = (name for row in family.rows for name in row.names)
+        heads = {name for name in names if not name.startswith(prefix)}
+        stored = {name if name in heads else prefix + name: at for name, at in stored.items()}
+
+    def dropped(foreign: str) -> bool:
+        ours = family.our_names(foreign)
+        return bool(ours) and all(_matches(name, drop) for name in ours)
+
+    return {name: at for name, at in stored.items() if not dropped(name)}
+
+
+def _check_names(
+    path: Path,
+    stored: Mapping[str, Stored],
+    config: ModelConfig,
+    family: Family,
+    rows: Sequence[Row],
+    shapes: Mapping[str, Shape],
+    needed: Collection[str],
+) -> None:
+    """Compare names, shapes and dtypes with what the model has, and the ties.
+
+    `needed` are our names that must be there.
+    """
+    covered = {name for row in rows for name in row.ours}
+    missing = [name for name in needed if name not in covered]
+    misshapen = []
+    for row in rows:
+        found = [name for name in row.names if name in stored]
+        instead = row.optional or row.otherwise in stored
+        if not found and not instead and any(name in needed for name in row.ours):
+            missing.append(row.theirs)
+        for name in found:
+            entry, shape = stored[name][0].entries[stored[name][1]], row.foreign_shape(shapes)
+            if not entry.is_float:
+                misshapen.append(f"{name} (of dtype {entry.dtype})")
+            elif entry.shape != shape:
+                misshapen.append(f"{name} (expected {list(shape)}, got {list(entry.shape)})")
+    expected = {name for row in rows for name in row.names}
+    unexpected = [
+        name for name in stored if name not in expected and not re.fullmatch(family.ignored, name)
+    ]
+    lists = {"missing": missing, "unexpected": unexpected, "misshapen": sorted(misshapen)}
+    problems = [f"{len(names)} {kind}: {some_of(names)}" for kind, names in lists.items() if names]
+    if problems:
+        raise CheckpointError(
+            f"{path}: the tensors do not fit the config ({family.architecture}): "
+            f"{'; '.join(problems)}"
+        )
+    for row in rows:
+        first, *others = [name for name in row.names if name in stored] or [row.theirs]
+        for name in others:
+            _check_tied(path, stored, name, first, head="head.weight" in family.our_names(name))
+
+
+def _check_tied(
+    path: Path, stored: Mapping[str, Stored], name: str, first: str, head: bool
+) -> None:
+    """Check that two names of one tensor hold the same bits."""
+    a, b = (file.float32(at) for file, at in (stored[name], stored[first]))
+    if not np.array_equal(a.view(np.uint32), b.view(np.uint32)):
+        advice = "set tie_word_embeddings to false in config.json, or remove the tensor"
+        raise CheckpointError(
+            f"{path}: {name} differs from {first}, but "
+            + (f"the config ties them; {advice}" if head else "they are one tensor in llmcore")
+        )
+
+
+def some_of(names: Sequence[str], limit: int = 8) -> str:
+    """List the first few of some names."""
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
