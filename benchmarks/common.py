@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -139,6 +140,11 @@ def set_threads(count: int) -> None:
     except ImportError:
         return
     torch.set_num_threads(count)
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments that say what was run; where files lie is of no interest."""
+    return {key: value for key, value in vars(args).items() if key not in ("data", "out", "plot")}
 
 
 def environment(threads: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA, environment, set_threads, smooth, write_report
+from common import DATA, environment, set_threads, settings_of, smooth, write_report
 
 import llmcore
 from llmcore.evaluate import evaluate
@@ -44,7 +44,7 @@ def main() -> None:
     judges = {"causal": CausalLM(), "masked": masked(tokenizer, args.seed + 1)}
     tests = {name: held_out_batches(judge, held_out, args.length) for name, judge in judges.items()}
     report: dict[str, Any] = {
-        "question": __doc__.splitlines()[0], "arguments": vars(args) | {"data": str(args.data)},
+        "question": __doc__.splitlines()[0], "arguments": settings_of(args),
         "environment": environment(args.threads), "config": config.to_dict(),
         "parameters": config.num_parameters(), "runs": {},
     }  # fmt: skip

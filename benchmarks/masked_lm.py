@@ -25,6 +25,7 @@ from common import (
     load_weights,
     make_trainers,
     set_threads,
+    settings_of,
     smooth,
     write_report,
 )
@@ -41,17 +42,17 @@ FROZEN = 1_000_000  # the seed of the held-out masks
 def main() -> None:
     args = parse_arguments()
     set_threads(args.threads)
-    lines = args.data.read_text(encoding="utf-8").splitlines()
+    # Its rare words are replaced already; what stands for them is never hidden.
+    lines = args.data.read_text(encoding="utf-8").replace("<unk>", "[UNK]").splitlines()
     cut = len(lines) * 9 // 10
-    tokenizer = Tokenizer.train(lines[:cut], kind="wordpiece", vocab_size=args.vocab_size,
+    parts = lines[:cut], lines[cut:]
+    tokenizer = Tokenizer.train(parts[0], kind="wordpiece", vocab_size=args.vocab_size,
                                 lowercase=True)  # fmt: skip
-    train, held_out = (
-        blocks_of(tokenizer, part, args.length) for part in (lines[:cut], lines[cut:])
-    )
+    train, held_out = (blocks_of(tokenizer, part, args.length) for part in parts)
     config = make_config(args, tokenizer)
     tests = batches_of(objective(tokenizer, FROZEN), held_out, np.arange(len(held_out)), 32)
     report: dict[str, Any] = {
-        "question": __doc__.splitlines()[0], "arguments": vars(args) | {"data": str(args.data)},
+        "question": __doc__.splitlines()[0], "arguments": settings_of(args),
         "environment": environment(args.threads), "config": config.to_dict(),
         "parameters": config.num_parameters(), "train_tokens": train.size,
         "held_out_targets": sum(batch.targets.size for batch in tests),
@@ -93,8 +94,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def blocks_of(tokenizer: Tokenizer, lines: Sequence[str], length: int) -> np.ndarray:
-    """Return the text as blocks of `length` tokens, [n, length]; a rest is left out."""
-    ids = np.concatenate([np.array(row, int) for row in tokenizer.encode_batch(lines)])
+    """Return the text, line after line, as blocks of tokens, [n, length]; a rest is left out."""
+    rows = tokenizer.encode_batch(lines, add_special_tokens=False)
+    ids = np.array([index for row in rows for index in row])
     return ids[: len(ids) // length * length].reshape(-1, length)
 
 

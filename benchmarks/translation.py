@@ -24,6 +24,7 @@ from common import (
     load_weights,
     make_trainers,
     set_threads,
+    settings_of,
     smooth,
     write_report,
 )
@@ -58,7 +59,7 @@ def main() -> None:
                         total_steps=len(batches))  # fmt: skip
     rates = [schedule(step + 1) for step in range(len(batches))]
     report: dict[str, Any] = {
-        "question": __doc__.splitlines()[0], "arguments": vars(args) | {"data": str(args.data)},
+        "question": __doc__.splitlines()[0], "arguments": settings_of(args),
         "environment": environment(args.threads), "config": config.to_dict(),
         "parameters": config.num_parameters(), "steps": len(batches), "engines": {},
     }  # fmt: skip
