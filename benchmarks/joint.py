@@ -1,6 +1,6 @@
 """Does one model trained on two objectives come as far on each as a model trained on it alone?
 
-    python benchmarks/joint.py --steps 2000 --out joint.json
+    python benchmarks/joint.py --steps 1250 --out joint.json
 
 A decoder-only model on Shakespeare's characters learns to predict the next character (causal) and
 hidden ones (masked, all positions seeing each other). Alone, each objective gets `--steps` batches;
@@ -66,7 +66,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--steps", type=int, default=2000, help="batches of each objective alone")
+    add("--steps", type=int, default=1250, help="batches of each objective alone")
     add("--threads", type=int, default=2)
     add("--seed", type=int, default=0)
     add("--width", type=int, default=128)

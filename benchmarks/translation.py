@@ -1,6 +1,6 @@
 """German to English on Multi30k from nothing: how good in how much time, beside PyTorch?
 
-    python benchmarks/translation.py --engines llmcore,torch --epochs 8 --out translation.json
+    python benchmarks/translation.py --engines llmcore,torch --epochs 6 --out translation.json
 
 Both engines start from the same weights and see the same batches in the same order, in turns of
 100 steps, so that other work on the machine hits both. Only training is timed. The weights of
@@ -101,20 +101,20 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--engines", type=lambda text: text.split(","), default=["llmcore", "torch"],
         help="of llmcore, torch and torch-compile")  # fmt: skip
-    add("--epochs", type=int, default=8)
+    add("--epochs", type=int, default=6)
     add("--steps", type=int, help="end after this many, for a trial")
     add("--threads", type=int, default=2)
     add("--seed", type=int, default=0)
-    add("--vocab-size", type=int, default=8000, help="of the BPE both languages share")
+    add("--vocab-size", type=int, default=6000, help="of the BPE both languages share")
     add("--width", type=int, default=256)
     add("--layers", type=int, default=3, help="of each stack")
     add("--heads", type=int, default=4)
     add("--dropout", type=float, default=0.1)
     add("--lr", type=float, default=1e-3, help="the peak of a cosine down to a twentieth")
     add("--warmup", type=int, default=200, help="steps")
-    add("--tokens", type=int, default=2048, help="a batch's most target tokens, padding included")
+    add("--tokens", type=int, default=1024, help="a batch's most target tokens, padding included")
     add("--turn", type=int, default=100, help="steps of one engine before it is the other's turn")
-    add("--evaluate", type=int, default=400, help="steps between evaluations")
+    add("--evaluate", type=int, default=500, help="steps between evaluations")
     add("--beams", type=int, default=4, help="of the search on the test set")
     add("--data", type=Path, default=DATA / "multi30k")
     add("--out", default="translation.json", help="written at each evaluation")
