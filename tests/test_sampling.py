@@ -50,6 +50,8 @@ PROCESSORS = [
     {"no_repeat_ngram_size": 61}, {"no_repeat_ngram_size": 60},
     {"min_new_tokens": 31, "stop_ids": [3, 5]}, {"min_new_tokens": 30, "stop_ids": [3, 5]},
     {"banned_ids": [0, 96, 7]}, {"forced_ids": list(range(31))}, {"forced_ids": list(range(30))},
+    {"forced_eos_id": 3, "max_new_tokens": 31}, {"forced_eos_id": 3, "max_new_tokens": 32},
+    {"forced_eos_id": 0, "max_new_tokens": 31, "forced_ids": list(range(31)), "banned_ids": [0]},
     {"temperature": 0.7, "do_sample": True}, {"temperature": 0.7},
     {
         "repetition_penalty": 1.2, "presence_penalty": 0.3, "no_repeat_ngram_size": 2,
@@ -101,6 +103,9 @@ def transformers_chain(values, prompt_length):
     if "min_new_tokens" in values:
         chain.append(made.MinNewTokensLengthLogitsProcessor(
             prompt_length, values["min_new_tokens"], values["stop_ids"]))  # fmt: skip
+    if "forced_eos_id" in values:
+        chain.append(made.ForcedEOSTokenLogitsProcessor(
+            prompt_length + values["max_new_tokens"], values["forced_eos_id"]))  # fmt: skip
     if "banned_ids" in values:
         chain.append(made.SuppressTokensLogitsProcessor(values["banned_ids"]))
     if "temperature" in values:

@@ -52,6 +52,22 @@ py::tuple choose(const GenerationOptions& options, const PyTensor& logits,
   return py::make_tuple(chosen, log_probabilities);
 }
 
+// The three choices as Python spells them: False, True and "never".
+py::object get_early_stopping(const GenerationOptions& options) {
+  if (options.early_stopping == EarlyStopping::kNever) return py::str("never");
+  return py::bool_(options.early_stopping == EarlyStopping::kYes);
+}
+
+void set_early_stopping(GenerationOptions& options, const py::object& value) {
+  const bool is_bool = py::isinstance<py::bool_>(value);
+  CHECK(is_bool || value.equal(py::str("never")), ConfigError,
+        "generate: early_stopping must be False, True or 'never', got ",
+        py::repr(value).cast<std::string>());
+  options.early_stopping = !is_bool             ? EarlyStopping::kNever
+                           : value.cast<bool>() ? EarlyStopping::kYes
+                                                : EarlyStopping::kNo;
+}
+
 }  // namespace
 
 void bind_sampling(py::module_& module) {
@@ -73,6 +89,13 @@ void bind_sampling(py::module_& module) {
       .def_readwrite("no_repeat_ngram_size", &GenerationOptions::no_repeat_ngram_size)
       .def_readwrite("banned_ids", &GenerationOptions::banned_ids)
       .def_readwrite("forced_ids", &GenerationOptions::forced_ids)
+      .def_readwrite("forced_eos_id", &GenerationOptions::forced_eos_id)
+      .def_readwrite("num_beams", &GenerationOptions::num_beams)
+      .def_readwrite("num_beam_groups", &GenerationOptions::num_beam_groups)
+      .def_readwrite("diversity_penalty", &GenerationOptions::diversity_penalty)
+      .def_readwrite("length_penalty", &GenerationOptions::length_penalty)
+      .def_property("early_stopping", &get_early_stopping, &set_early_stopping)
+      .def_readwrite("num_return_sequences", &GenerationOptions::num_return_sequences)
       .def_readwrite("seed", &GenerationOptions::seed);
   module.def("process_logits", &process, py::kw_only(), py::arg("options"), py::arg("ids"),
              py::arg("prompt_length"), py::arg("logits"));

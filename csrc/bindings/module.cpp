@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, module) {
   bind_machine(module);
   bind_model(module);
   bind_sampling(module);
+  bind_beam(module);
   bind_generate(module);
   bind_matmul(module);
   bind_norm(module);

@@ -70,10 +70,10 @@ void forbid_banned(const Row& row) {
 }
 
 void force(const Row& row) {
-  const int64_t place = row.history.new_tokens();
-  if (place >= static_cast<int64_t>(row.options.forced_ids.size())) return;
+  const int32_t id = forced_id(row.options, row.history.new_tokens());
+  if (id < 0) return;
   std::fill(row.logits, row.logits + row.vocab_size, kNever);
-  row.logits[row.options.forced_ids[place]] = 0.0f;
+  row.logits[id] = 0.0f;
 }
 
 void divide_by_temperature(const Row& row) {
@@ -89,6 +89,12 @@ constexpr void (*kChain[])(const Row&) = {
 };
 
 }  // namespace
+
+int32_t forced_id(const GenerationOptions& options, int64_t place) {
+  if (options.forced_eos_id >= 0 && place + 1 == options.max_new_tokens)
+    return options.forced_eos_id;
+  return place < static_cast<int64_t>(options.forced_ids.size()) ? options.forced_ids[place] : -1;
+}
 
 void process_logits(const GenerationOptions& options, const History& history, float* logits,
                     int64_t vocab_size, int32_t* counts) {

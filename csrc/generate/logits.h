@@ -6,7 +6,7 @@
 //                        prompt
 //   no repeated n-gram   -inf for what would complete an n-gram a second time
 //   min_new_tokens       -inf for the stop ids until then
-//   banned, forced       -inf for the banned ids; for all others than a forced one
+//   banned, forced       -inf for the banned ids; for all others than a forced one, which gets 0
 //   temperature          z / temperature, when sampling
 #pragma once
 
@@ -23,6 +23,10 @@ struct History {
   int64_t prompt_length = 0;
   int64_t new_tokens() const { return length - prompt_length; }
 };
+
+// The token that comes at `place`, counted in new tokens, whatever the model says; -1 where any
+// may.
+int32_t forced_id(const GenerationOptions& options, int64_t place);
 
 // Applies it all to logits [V] in place. `counts` [V] is scratch: zero before, zero after.
 void process_logits(const GenerationOptions& options, const History& history, float* logits,

@@ -24,6 +24,32 @@ void check_count(const char* name, int64_t value, int64_t least) {
         value);
 }
 
+void check_beams(const GenerationOptions& options, int64_t vocab_size) {
+  const int64_t beams = options.num_beams, groups = options.num_beam_groups;
+  check_count("num_beams", beams, 1);
+  CHECK(beams <= vocab_size, ConfigError,
+        "generate: num_beams must be at most the vocabulary's size V = ", vocab_size, ", got ",
+        beams);
+  CHECK(beams == 1 || !options.do_sample, ConfigError,
+        "generate: beam search with num_beams = ", beams,
+        " does not sample; set do_sample to False, or num_beams to 1");
+  check_count("num_beam_groups", groups, 1);
+  CHECK(beams % groups == 0, ConfigError,
+        "generate: num_beam_groups must divide num_beams = ", beams, " evenly, got ", groups);
+  const double diversity = options.diversity_penalty;
+  check_range("diversity_penalty", diversity, diversity >= 0 && std::isfinite(diversity),
+              "at least 0 and finite");
+  CHECK((groups > 1) == (diversity > 0), ConfigError,
+        "generate: num_beam_groups above 1 and diversity_penalty above 0 need each other, got ",
+        groups, " and ", diversity);
+  check_range("length_penalty", options.length_penalty, std::isfinite(options.length_penalty),
+              "finite");
+  check_count("num_return_sequences", options.num_return_sequences, 1);
+  CHECK(options.num_return_sequences <= beams, ConfigError,
+        "generate: num_return_sequences must be at most num_beams = ", beams, ", got ",
+        options.num_return_sequences);
+}
+
 }  // namespace
 
 void check_options(const GenerationOptions& options, int64_t vocab_size) {
@@ -49,6 +75,10 @@ void check_options(const GenerationOptions& options, int64_t vocab_size) {
   check_ids("stop_ids", options.stop_ids, vocab_size);
   check_ids("banned_ids", options.banned_ids, vocab_size);
   check_ids("forced_ids", options.forced_ids, vocab_size);
+  CHECK(options.forced_eos_id >= -1 && options.forced_eos_id < vocab_size, IndexError,
+        "generate: forced_eos_id = ", options.forced_eos_id, " is outside the vocabulary of ",
+        vocab_size, " tokens, and not -1 for none");
+  check_beams(options, vocab_size);
 }
 
 }  // namespace llmcore

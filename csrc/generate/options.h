@@ -6,6 +6,11 @@
 
 namespace llmcore {
 
+// When a beam search whose list of finished sequences is full ends: as soon as it is (kYes); once
+// no running beam would be better than the worst of the list, were it to end at its present length
+// (kNo); or at the length that suits it best (kNever).
+enum class EarlyStopping { kNo, kYes, kNever };
+
 struct GenerationOptions {
   // Length, counted in new tokens.
   int64_t max_new_tokens = 128;
@@ -29,6 +34,15 @@ struct GenerationOptions {
 
   std::vector<int32_t> banned_ids;  // never chosen
   std::vector<int32_t> forced_ids;  // the first new tokens, whatever the model says
+  int32_t forced_eos_id = -1;       // the last of max_new_tokens, whatever the model says; -1: none
+
+  // Beam search, for which do_sample is false; beam.h has the formulas.
+  int64_t num_beams = 1;           // sequences grown at a time; 1: no beam search
+  int64_t num_beam_groups = 1;     // which divide the beams evenly and are to differ
+  double diversity_penalty = 0.0;  // of a token, for each time an earlier group chose it
+  double length_penalty = 1.0;     // above 0 favours long sequences, below 0 short ones
+  EarlyStopping early_stopping = EarlyStopping::kNo;
+  int64_t num_return_sequences = 1;  // the best so many
 
   uint64_t seed = 0;  // of sampling
 };

@@ -29,7 +29,8 @@ from llmcore.tensor import tensor, zeros
 if TYPE_CHECKING:
     from llmcore import ops, viz
     from llmcore.config import ModelConfig, RopeScaling
-    from llmcore.generate import GenerationConfig, GenerationResult
+    from llmcore.generate import GenerationResult
+    from llmcore.generation_config import GenerationConfig
     from llmcore.model import Transformer
     from llmcore.objectives import (
         Batch,
@@ -54,7 +55,7 @@ _LAZY: dict[str, str] = {
     "CausalLM": "llmcore.objectives",
     "Classification": "llmcore.objectives",
     "CompletionLM": "llmcore.objectives",
-    "GenerationConfig": "llmcore.generate",
+    "GenerationConfig": "llmcore.generation_config",
     "GenerationResult": "llmcore.generate",
     "MaskedLM": "llmcore.objectives",
     "Mixture": "llmcore.objectives",

@@ -22,7 +22,7 @@ from llmcore.errors import ConfigError
 from llmcore.train_config import DataConfig, RunConfig, TrainConfig, merge, parse_overrides
 
 if TYPE_CHECKING:
-    from llmcore.generate import GenerationConfig
+    from llmcore.generation_config import GenerationConfig
     from llmcore.model import Transformer
     from llmcore.tokenizer import Tokenizer
 
@@ -157,7 +157,7 @@ def train(
     if result.signal:
         return 128 + result.signal
     if run.train.sample_tokens and trainer.tokenizer is not None:
-        from llmcore.generate import GenerationConfig
+        from llmcore.generation_config import GenerationConfig
 
         options = GenerationConfig(
             max_new_tokens=run.train.sample_tokens,
@@ -338,7 +338,7 @@ def generate(
     llmcore generate out/shakespeare-char --prompt "ROMEO:" --max-new-tokens 300
     """
     from llmcore.assemble import find_checkpoint
-    from llmcore.generate import GenerationConfig
+    from llmcore.generation_config import GenerationConfig
     from llmcore.model import Transformer
 
     with _usage_errors():

@@ -1,4 +1,4 @@
-"""Text generation: the settings, the results, and the loop around the core's decoder."""
+"""Text generation: the results, and the loops around the core's decoder."""
 
 from __future__ import annotations
 
@@ -11,121 +11,14 @@ import numpy as np
 from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.errors import ConfigError, DataError, DTypeError, TokenIndexError
+from llmcore.generation_config import GenerationConfig
 from llmcore.objectives import as_ids
-from llmcore.validation import Check
 
 if TYPE_CHECKING:
     from llmcore.model import Transformer
     from llmcore.tokenizer_stream import StreamDecoder
 
 FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-    """How to continue prompts.
-
-    Greedy unless one of temperature, top_k, top_p or min_p is given, or do_sample is. Processors
-    act in the order penalties, temperature, top_k, top_p, min_p, as in transformers.
-
-    Attributes:
-        max_new_tokens: most tokens to add to each prompt.
-        min_new_tokens: stop ids are not chosen before this many.
-        num_beams: 1; beam search is not part of this version.
-        do_sample: draw from the distribution instead of taking its maximum.
-        temperature: logits are divided by this; 0 means greedy.
-        top_k: draw from the k most likely tokens; 0: all.
-        top_p: draw from the fewest tokens whose probability reaches p (Holtzman et al. 2020).
-        min_p: draw from tokens at least this likely relative to the likeliest (Nguyen et al. 2024).
-        repetition_penalty: above 1 makes tokens already seen less likely (Keskar et al. 2019).
-        presence_penalty: subtracted from the logit of every token already generated.
-        frequency_penalty: subtracted once for each time it was generated.
-        no_repeat_ngram_size: no n-gram of this size occurs twice; 0: no limit.
-        stop_ids: tokens that end a text; None: the model's or tokenizer's end-of-text token.
-        stop_strings: texts that end a text; they are cut off. Needs a tokenizer.
-        banned_ids: tokens never chosen.
-        seed: of the draws. A text depends on its prompt and on this, not on the other prompts;
-            a prompt given several times gets as many different texts.
-        overflow: what happens when the model's positions are used up: "stop" ends the text with
-            finish_reason "length"; "slide" goes on from the latest half of the context, and of a
-            longer prompt only the end is read.
-
-    Raises:
-        ConfigError: with every problem found.
-
-    Example:
-        >>> GenerationConfig(max_new_tokens=8).do_sample
-        False
-        >>> GenerationConfig(temperature=0.8, top_k=20).do_sample
-        True
-    """
-
-    max_new_tokens: int = 64
-    min_new_tokens: int = 0
-    num_beams: int = 1
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    no_repeat_ngram_size: int = 0
-    stop_ids: Sequence[int] | None = None
-    stop_strings: Sequence[str] = ()
-    banned_ids: Sequence[int] = ()
-    seed: int = 0
-    overflow: Literal["stop", "slide"] = "stop"
-
-    def __post_init__(self) -> None:
-        if self.do_sample is None:
-            given = (self.temperature, self.top_k, self.top_p, self.min_p)
-            object.__setattr__(self, "do_sample", any(value is not None for value in given))
-        if self.temperature == 0:
-            object.__setattr__(self, "do_sample", False)
-        if isinstance(self.stop_strings, str):
-            object.__setattr__(self, "stop_strings", (self.stop_strings,))
-        check = Check(self)
-        for name, holds, meaning in (
-            ("max_new_tokens", lambda n: 1 <= n < 2**31, "at least 1"),
-            ("min_new_tokens", lambda n: 0 <= n < 2**31, "at least 0"),
-            ("num_beams", lambda n: n == 1, "1 (this version has no beam search)"),
-            ("temperature", lambda t: t is None or t >= 0, "at least 0 (0: greedy)"),
-            ("top_k", lambda k: k is None or 0 <= k < 2**31, "at least 0 (0: all)"),
-            ("top_p", lambda p: p is None or 0 < p <= 1, "above 0 and at most 1"),
-            ("min_p", lambda p: p is None or 0 <= p <= 1, "from 0 to 1"),
-            ("repetition_penalty", lambda penalty: penalty > 0, "above 0"),
-            ("no_repeat_ngram_size", lambda n: 0 <= n < 2**31, "at least 0"),
-            ("stop_strings", all, "texts that are not empty"),
-            ("seed", lambda seed: 0 <= seed < 2**64, "from 0 to 2**64 - 1"),
-        ):
-            check.require(name, holds, meaning)
-        check.done()
-
-    def core_options(self, stop_ids: Sequence[int]) -> _core.GenerationOptions:
-        """The settings as the core takes them."""
-        given = {
-            "max_new_tokens": self.max_new_tokens,
-            "min_new_tokens": self.min_new_tokens,
-            "do_sample": self.do_sample,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "no_repeat_ngram_size": self.no_repeat_ngram_size,
-            "stop_ids": list(stop_ids),
-            "banned_ids": list(self.banned_ids),
-            "seed": self.seed,
-        }
-        options = _core.GenerationOptions()
-        for name, value in given.items():
-            if value is not None and (name, value) != ("temperature", 0):
-                setattr(options, name, value)
-        return options
 
 
 @dataclass(frozen=True)
@@ -154,10 +47,12 @@ class GenerationResult:
     Attributes:
         ids: the new tokens, a stop token included.
         text: the new text, without stop token or stop string; "" without a tokenizer.
-        score: sum of the tokens' log-probabilities.
+        score: sum of the tokens' log-probabilities; with beam search that by which
+            `GenerationConfig` ranks them.
         finish_reason: "stop": a stop token or string came; "length": max_new_tokens or the model's
             positions were used up.
         logprobs: one log-probability for each of `ids`.
+        alternatives: with num_return_sequences, the next best, best first.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -165,6 +60,7 @@ class GenerationResult:
     score: float = 0.0
     finish_reason: FinishReason = "length"
     logprobs: list[float] = field(default_factory=list)
+    alternatives: list[GenerationResult] = field(default_factory=list)
 
 
 class _Text:
@@ -204,27 +100,68 @@ class _Text:
         )
 
 
-def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterator[GeneratedToken]:
-    """Yield tokens of all prompts as they come, a round of one token each at a time."""
-    rows = encode_prompts(model, prompts)
-    if config.overflow == "slide" and model.config.positions != "none":
-        rows = [_core.as_tensor(row.numpy()[-model.config.max_positions :]) for row in rows]
-    stop_ids = _stop_ids(model, config)
+@dataclass(frozen=True)
+class _Job:
+    """Prompts made ready for the core: what the decoder begins with, and what it is about."""
+
+    prompts: list[Tensor]
+    sources: list[Tensor]
+    options: _core.GenerationOptions
+    stop_ids: Sequence[int]
+
+
+def _prepare(model: Transformer, prompts: Any, config: GenerationConfig) -> _Job:
+    architecture = model.config
+    if architecture.kind == "encoder":
+        raise ConfigError(
+            "generate: the model is an encoder, which has no decoder to write with; "
+            "fill_mask(text) predicts hidden tokens"
+        )
     if config.stop_strings and model.tokenizer is None:
         raise ConfigError("generate: stop_strings need a model with a tokenizer")
-    return _rounds(model, rows, config, stop_ids)
+    if config.stop_strings and architecture.right_to_left:
+        raise ConfigError("generate: stop_strings need a model that writes from left to right")
+    rows = encode_prompts(model, prompts)
+    stop_ids = _stop_ids(model, config)
+    options = config.core_options(architecture, stop_ids)
+    if architecture.kind == "encoder-decoder":
+        start = architecture.decoder_start_id
+        if start is None:
+            raise ConfigError(
+                "generate: the model's config has no decoder_start_id, the token its decoder "
+                "starts from; set it with config.replace(decoder_start_id=…)"
+            )
+        first = _core.as_tensor(np.array([start], np.int32))
+        return _Job([first] * len(rows), rows, options, stop_ids)
+    if architecture.right_to_left:
+        rows = [_core.as_tensor(row.numpy()[::-1].copy()) for row in rows]
+    if config.overflow == "slide" and architecture.positions not in ("none", "relative"):
+        rows = [_core.as_tensor(row.numpy()[-architecture.max_positions :]) for row in rows]
+    return _Job(rows, [], options, stop_ids)
 
 
-def _rounds(
-    model: Transformer, rows: list[Tensor], config: GenerationConfig, stop_ids: Sequence[int]
-) -> Iterator[GeneratedToken]:
+def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterator[GeneratedToken]:
+    """Yield tokens of all prompts as they come, a round of one token each at a time."""
+    if config.num_beams > 1:
+        raise ConfigError("generate: beam search knows its tokens only at the end; leave out stream")
+    if model.config.right_to_left:
+        raise ConfigError(
+            "generate: the model writes from right to left, so that its text is known only at the "
+            "end; leave out stream"
+        )
+    return _rounds(model, _prepare(model, prompts, config), config)
+
+
+def _rounds(model: Transformer, job: _Job, config: GenerationConfig) -> Iterator[GeneratedToken]:
     slide = config.overflow == "slide"
-    core = _core.Generation(model._core, rows, [], config.core_options(stop_ids), slide)
-    tokenizer = model.tokenizer
-    texts = [_Text(tokenizer.stream() if tokenizer else None, config.stop_strings) for _ in rows]
+    core = _core.Generation(model._core, job.prompts, job.sources, job.options, slide)
+    tokenizer = None if model.config.right_to_left else model.tokenizer
+    texts = [
+        _Text(tokenizer.stream() if tokenizer else None, config.stop_strings) for _ in job.prompts
+    ]
     while not core.done:
         for index, token, logprob, reason in core.step(model._core):
-            text_token = None if token in stop_ids else token
+            text_token = None if token in job.stop_ids else token
             shown, stopped = texts[index].push(text_token, last=reason is not None)
             if stopped and not reason:
                 core.finish(index)
@@ -233,8 +170,11 @@ def _rounds(
 
 def generate(model: Transformer, prompts: Any, config: GenerationConfig) -> list[GenerationResult]:
     """Continue every prompt to its end."""
-    results = [GenerationResult() for _ in range(_count(prompts))]
-    for token in stream(model, prompts, config):
+    job = _prepare(model, prompts, config)
+    if config.num_beams > 1:
+        return _search(model, job)
+    results = [GenerationResult() for _ in job.prompts]
+    for token in _rounds(model, job, config):
         result = results[token.index]
         result.ids.append(token.id)
         result.logprobs.append(token.logprob)
@@ -242,7 +182,52 @@ def generate(model: Transformer, prompts: Any, config: GenerationConfig) -> list
         result.score += token.logprob
         if token.finish_reason is not None:
             result.finish_reason = token.finish_reason
+    return [_turned(model, result, job.stop_ids) for result in results]
+
+
+def _turned(
+    model: Transformer, result: GenerationResult, stop_ids: Sequence[int]
+) -> GenerationResult:
+    """The result in reading order, where the model wrote it from right to left."""
+    if not model.config.right_to_left:
+        return result
+    result.ids.reverse()
+    result.logprobs.reverse()
+    result.text = _decode(model, result.ids, stop_ids)
+    return result
+
+
+def _search(model: Transformer, job: _Job) -> list[GenerationResult]:
+    """Beam search for all prompts together."""
+    core = _core.BeamGeneration(model._core, job.prompts, job.sources, job.options)
+    while not core.done:
+        core.step(model._core)
+    results = []
+    for index in range(len(job.prompts)):
+        found = [
+            _turned(
+                model,
+                GenerationResult(
+                    ids=hypothesis.ids,
+                    text=_decode(model, hypothesis.ids, job.stop_ids),
+                    score=hypothesis.score,
+                    finish_reason=hypothesis.finish_reason,
+                    logprobs=hypothesis.log_probabilities,
+                ),
+                job.stop_ids,
+            )
+            for hypothesis in core.best(index)
+        ]
+        best = found[0]
+        best.alternatives = found[1:]
+        results.append(best)
     return results
+
+
+def _decode(model: Transformer, ids: list[int], stop_ids: Sequence[int]) -> str:
+    if model.tokenizer is None:
+        return ""
+    return model.tokenizer.decode([token for token in ids if token not in stop_ids])
 
 
 def encode_prompts(
@@ -298,10 +283,6 @@ def _as_list(prompts: Any) -> list[Any]:
     items = list(prompts)
     single = bool(items) and not isinstance(items[0], str) and not hasattr(items[0], "__len__")
     return [items] if single else items
-
-
-def _count(prompts: Any) -> int:
-    return len(_as_list(prompts))
 
 
 def _stop_ids(model: Transformer, config: GenerationConfig) -> Sequence[int]:

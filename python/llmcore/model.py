@@ -25,7 +25,7 @@ from llmcore.validation import check_seed
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from llmcore.generate import GenerationConfig
+    from llmcore.generation_config import GenerationConfig
     from llmcore.score import ScoreResult
     from llmcore.tokenizer import Tokenizer
 

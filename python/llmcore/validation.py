@@ -174,11 +174,12 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _convert(value: Any, hint: Any) -> tuple[str, Any]:
     """Return (what was expected, or "" if `value` fits `hint`; the value as that plain type)."""
-    if isinstance(hint, types.UnionType):  # X | None is the only union a config uses
-        if value is None:
-            return "", None
-        expected, converted = _convert(value, _alternatives(hint)[0])
-        return (f"{expected}, or None" if expected else ""), converted
+    if isinstance(hint, types.UnionType):
+        tried = [_convert(value, alternative) for alternative in _alternatives(hint)]
+        fits = [converted for expected, converted in tried if not expected]
+        return (("", fits[0]) if fits else (", or ".join(expected for expected, _ in tried), value))
+    if hint is type(None):
+        return ("" if value is None else "None"), value
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         fits = isinstance(value, str) and value in choices

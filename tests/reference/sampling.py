@@ -10,7 +10,7 @@ from reference.random import philox_words
 def process_logits(
     logits, ids, prompt_length, *, repetition_penalty=1.0, presence_penalty=0.0,
     frequency_penalty=0.0, no_repeat_ngram_size=0, min_new_tokens=0, stop_ids=(), banned_ids=(),
-    forced_ids=(), temperature=1.0, do_sample=False, **_,
+    forced_ids=(), forced_eos_id=-1, max_new_tokens=128, temperature=1.0, do_sample=False, **_,
 ):  # fmt: skip
     z, ids, n = logits.copy(), list(ids), no_repeat_ngram_size
     for token in set(ids):
@@ -24,9 +24,12 @@ def process_logits(
     if new_tokens < min_new_tokens:
         z[list(stop_ids)] = -np.inf
     z[list(banned_ids)] = -np.inf
-    if new_tokens < len(forced_ids):
-        z[np.arange(len(z)) != forced_ids[new_tokens]] = -np.inf
-        z[forced_ids[new_tokens]] = 0
+    forced = forced_ids[new_tokens] if new_tokens < len(forced_ids) else -1
+    if forced_eos_id >= 0 and new_tokens == max_new_tokens - 1:
+        forced = forced_eos_id
+    if forced >= 0:
+        z[:] = -np.inf
+        z[forced] = 0
     return z / temperature if do_sample else z
 
 
