@@ -205,7 +205,7 @@ class Judge:
         """Return sacreBLEU's score of a split (13a, cased), and its signature."""
         from sacrebleu.metrics import BLEU
 
-        settings = llmcore.GenerationConfig(max_new_tokens=100, num_beams=beams)
+        settings = llmcore.GenerationConfig(max_new_tokens=80, num_beams=beams)
         sources = [source for source, _ in self.pairs[split]]
         outputs: list[str] = []
         for start in range(0, len(sources), 100):
