@@ -9,8 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from llmcore.config import TOKEN_ID_FIELDS, ModelConfig, RopeScaling, parameter_shapes
+from llmcore.config import TOKEN_ID_FIELDS, ModelConfig, RopeScaling
 from llmcore.errors import ConfigError
+from llmcore.parameters import parameter_shapes
 from llmcore.presets import PRESETS
 
 SMALL = {"vocab_size": 65, "hidden_size": 24, "num_decoder_layers": 2, "num_heads": 4}

@@ -19,8 +19,9 @@ from llmcore import (
     Transformer,
     plan,
 )
-from llmcore.config import LORA_TARGETS, LoraConfig, parameter_shapes
+from llmcore.config import LORA_TARGETS, LoraConfig
 from llmcore.objectives import Batch, CausalLM
+from llmcore.parameters import parameter_shapes
 from test_model import DROPOUT, LLAMA, TINY, state_bytes
 from tolerance import assert_matches
 

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from llmcore.atomic import ChecksumWriter, FileContent, write_files
-from llmcore.config import TOKEN_ID_FIELDS, ModelConfig, parameter_shapes
+from llmcore.config import TOKEN_ID_FIELDS, ModelConfig
 from llmcore.errors import CheckpointError, ConfigError
 from llmcore.families import FAMILIES, Family, Float32, encode_ids
 from llmcore.hf_weights import read_state, some_of, weight_files
+from llmcore.parameters import parameter_shapes
 from llmcore.safetensors_io import Source, read_json, write_tensors
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore import _core, ops
-from llmcore.config import LoraConfig, ModelConfig, parameter_shapes
+from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import ConfigError, DTypeError, did_you_mean
+from llmcore.parameters import is_trained, parameter_shapes
 from llmcore.validation import check_seed
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from llmcore.safetensors_io import Array
 
 #: What is trained beside the adapters: parts that a base model does not come with.
-_TASK_PARAMETERS = ("classifier.", "pooler.")
 
 
 def freeze_base(model: Transformer) -> None:
@@ -37,8 +37,7 @@ def freeze_base(model: Transformer) -> None:
             "'gate' needs gated_ffn"
         )
     for name in names:
-        trained = name in adapters or name.startswith(_TASK_PARAMETERS)
-        model._core.set_trainable(name, trained)
+        model._core.set_trainable(name, is_trained(model.config, name))
 
 
 def is_adapter(name: str) -> bool:

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore.atomic import FileContent, current_files, write_files
-from llmcore.config import LORA_TARGETS, LoraConfig, ModelConfig, parameter_shapes
+from llmcore.config import LORA_TARGETS, LoraConfig, ModelConfig
 from llmcore.errors import CheckpointError, ConfigError
 from llmcore.hf import family_for
+from llmcore.parameters import parameter_shapes
 from llmcore.safetensors_io import Array, SafetensorsFile, Shape, Source, read_json, write_tensors
 from llmcore.validation import build
 
