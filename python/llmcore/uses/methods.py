@@ -37,8 +37,8 @@ class Uses:
             DataError, TokenIndexError: as `generate`.
 
         Example:
-            >>> import llmcore
-            >>> model = llmcore.Transformer(llmcore.ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+            >>> from llmcore import ModelConfig, Transformer
+            >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
             >>> [result] = model.score([[1, 2, 3]])
             >>> len(result.logprobs), 60 < result.perplexity < 70
             (2, True)
@@ -103,10 +103,10 @@ class Uses:
             DataError: a text without a mask, or longer than the model's positions.
 
         Example:
-            >>> import llmcore
-            >>> config = llmcore.ModelConfig.preset("bert-base", num_encoder_layers=1, hidden_size=24,
+            >>> from llmcore import ModelConfig, Transformer
+            >>> config = ModelConfig.preset("bert-base", num_encoder_layers=1, hidden_size=24,
             ...     num_heads=2, vocab_size=50)
-            >>> fills = llmcore.Transformer(config).fill_mask([7, 4, 9], top_k=3, mask_id=4)
+            >>> fills = Transformer(config).fill_mask([7, 4, 9], top_k=3, mask_id=4)
             >>> len(fills), fills[0].score >= fills[1].score
             (3, True)
         """
@@ -150,8 +150,8 @@ class Uses:
             DataError: a text without tokens, or longer than the model's positions.
 
         Example:
-            >>> import llmcore
-            >>> model = llmcore.Transformer(llmcore.ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+            >>> from llmcore import ModelConfig, Transformer
+            >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
             >>> model.embed([[1, 2, 3], [4]]).shape
             (2, 128)
         """
@@ -196,8 +196,8 @@ class Uses:
             ShapeError, TokenIndexError: as for a call.
 
         Example:
-            >>> import llmcore
-            >>> model = llmcore.Transformer(llmcore.ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+            >>> from llmcore import ModelConfig, Transformer
+            >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
             >>> model.attention_maps([[1, 2, 3]], heads=[0])[0, 0, 0, 0].tolist()
             [1.0, 0.0, 0.0]
         """
