@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 # typer may carry its own copy of click; its usage errors are recognised by what they derive from.
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
-ModelArgument = Annotated[
-    Path, typer.Argument(help="Checkpoint, or the directory of a run.", metavar="MODEL")
-]
+ModelArgument = Annotated[Path, typer.Argument(help="Checkpoint, or the directory of a run.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="Number format of the computation: float32.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -155,6 +155,8 @@ def score(
     texts = read_texts(text, file)
     about = None if sources is None else iter(read_texts(None, sources).items)
     loaded = load_model(model, device, dtype)
+    if about is None and loaded.config.kind == "encoder-decoder":
+        raise ConfigError("an encoder-decoder model scores texts given sources: give --sources")
 
     def work(batch: Any) -> Any:
         if about is None:
@@ -174,7 +176,7 @@ def score(
 
 
 def attend(
-    text: Annotated[str, typer.Argument(help="What the model reads.", metavar="TEXT")],
+    text: Annotated[str, typer.Argument(help="What the model reads.")],
     model: Annotated[Path, typer.Option(help="Checkpoint, or the directory of a run.")] = Path(
         TrainConfig.out_dir
     ),
@@ -211,6 +213,8 @@ def attend(
     from llmcore.uses.explain import explain
     from llmcore.viz import attention_png, save_attention_page
 
+    if not text.strip():
+        refuse("TEXT must not be empty")
     if out.suffix not in (".html", ".png"):
         refuse(f"--out must end in .html or .png, got {out}")
     chosen: dict[str, Any] = {
@@ -234,7 +238,7 @@ def attend(
             layer=drawn.layers[0] if single else None,
             head=drawn.heads[0] if single else None,
         )
-    print(f"{', '.join(map(repr, found.maps))} in {out}")
+    print(f"{' and '.join(one.kind for one in found.maps)} attention in {out}")
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:
