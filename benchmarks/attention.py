@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from common import set_threads
 
 import llmcore
 from llmcore import _core
@@ -63,16 +64,6 @@ def torchs(arrays: dict[str, np.ndarray]) -> tuple[Callable[[], object], Callabl
         torch.autograd.grad(out, leaves, dout)
 
     return forward, both
-
-
-def set_threads(count: int) -> None:
-    llmcore.set_num_threads(count)
-    try:
-        import torch
-
-        torch.set_num_threads(count)
-    except ImportError:
-        pass
 
 
 def main() -> None:

@@ -21,8 +21,9 @@ import pytest
 
 from llmcore import atomic, checkpoint, hf
 from llmcore.checkpoint import TrainState
-from llmcore.config import ModelConfig, parameter_shapes
+from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError
+from llmcore.parameters import parameter_shapes
 
 CONFIG = ModelConfig(vocab_size=11, hidden_size=4, num_decoder_layers=1, num_heads=2, ffn_size=5)
 BIGGER = CONFIG.replace(num_decoder_layers=2)
@@ -337,7 +338,7 @@ def test_a_full_disk(tmp_path):
         import resource, signal, sys
         import numpy as np
         from llmcore import checkpoint
-        from llmcore.config import parameter_shapes
+        from llmcore.parameters import parameter_shapes
         from llmcore.errors import CheckpointError
         config = checkpoint.load(sys.argv[1]).config.replace(vocab_size=5000)
         ones = {name: np.ones(shape, "f4") for name, shape in parameter_shapes(config).items()}
@@ -362,7 +363,8 @@ def test_kill_at_a_random_moment(tmp_path):
         import time
         import numpy as np
         from llmcore import checkpoint
-        from llmcore.config import ModelConfig, parameter_shapes
+        from llmcore.config import ModelConfig
+        from llmcore.parameters import parameter_shapes
         config = ModelConfig(vocab_size=11, hidden_size=128, num_decoder_layers=2, num_heads=2)
         step = int(sys.argv[2])
         while True:

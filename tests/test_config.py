@@ -9,8 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from llmcore.config import ModelConfig, RopeScaling, parameter_shapes
+from llmcore.config import TOKEN_ID_FIELDS, ModelConfig, RopeScaling
 from llmcore.errors import ConfigError
+from llmcore.parameters import parameter_shapes
 from llmcore.presets import PRESETS
 
 SMALL = {"vocab_size": 65, "hidden_size": 24, "num_decoder_layers": 2, "num_heads": 4}
@@ -52,7 +53,7 @@ def test_all_presets_are_counted_and_round_trip():
 
 
 def _concrete(config: ModelConfig) -> dict[str, object]:
-    optional = ("rope_scaling", "bos_id", "eos_id", "pad_id", "decoder_start_id")
+    optional = {"rope_scaling", "lora", *TOKEN_ID_FIELDS}
     return {key: value for key, value in config.to_dict().items() if key not in optional}
 
 

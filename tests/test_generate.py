@@ -7,22 +7,37 @@ import pytest
 
 from llmcore import ConfigError, DataError, GenerationConfig, ShapeError
 from llmcore.tokenizer import Tokenizer
-from test_model import make
+from test_model import make as make_model
 
-VARIANTS = ["gpt2", "llama", "window", "sinusoidal"]
+VARIANTS = [
+    "gpt2", "llama", "window", "sinusoidal", "qwen3", "relative-decoder", "marian", "bart", "t5",
+]  # fmt: skip
+BEAMS = {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.8}
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11], [3, 3]]
+
+
+def make(variant="gpt2", **changes):
+    return make_model(variant, decoder_start_id=3, **changes)
 
 
 def ids_of(results):
     return [result.ids for result in results]
 
 
+def logits_after(model, prompt, written):
+    """Logits of the token after `written`, the whole text read anew."""
+    if model.config.kind != "encoder-decoder":
+        return model([[*prompt, *written]]).numpy()[0, -1]
+    begun = [model.config.decoder_start_id, *written]
+    return model([prompt], decoder_ids=[begun]).numpy()[0, -1]
+
+
 def recomputed(model, prompt, count):
     """Greedy continuation without a cache: the whole text is read again for each token."""
-    ids = list(prompt)
+    written = []
     for _ in range(count):
-        ids.append(int(model([ids]).numpy()[0, -1].argmax()))
-    return ids[len(prompt) :]
+        written.append(int(logits_after(model, prompt, written).argmax()))
+    return written
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -35,7 +50,7 @@ def test_greedy_is_the_argmax_of_the_whole_text_read_again(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 3}])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 3}, BEAMS])
 def test_a_text_does_not_depend_on_its_batch_or_on_threads(variant, sampling, threads):
     model = make(variant)
     config = GenerationConfig(max_new_tokens=15, stop_ids=(), **sampling)
@@ -53,6 +68,60 @@ def test_a_prompt_given_twice_gets_two_texts():
     config = GenerationConfig(max_new_tokens=15, stop_ids=(), temperature=1.0)
     first, second = make().generate([PROMPTS[0]] * 2, config)
     assert first.ids != second.ids
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_beams_keep_the_log_probabilities_of_the_text_read_again(variant):
+    """Places of beams are reordered in the cache: what each has read is its own text."""
+    model = make(variant)
+    config = GenerationConfig(max_new_tokens=9, stop_ids=(5,), **BEAMS)
+    for prompt, best in zip(PROMPTS, model.generate(PROMPTS, config), strict=True):
+        assert len(best.alternatives) == 2
+        scores = [result.score for result in (best, *best.alternatives)]
+        assert scores == sorted(scores, reverse=True)
+        for result in (best, *best.alternatives):
+            for place, token in enumerate(result.ids):
+                logits = logits_after(model, prompt, result.ids[:place]).astype(np.float64)
+                logits -= logits.max()
+                want = logits[token] - np.log(np.exp(logits).sum())
+                assert result.logprobs[place] == pytest.approx(want, abs=1e-5)
+            assert result.score == pytest.approx(sum(result.logprobs) / len(result.ids) ** 0.8)
+
+
+def test_a_beam_as_wide_as_the_vocabulary_finds_the_best_text():
+    """Two tokens of eight: all 64 texts are in the beam."""
+    model = make(vocab_size=8)
+    config = GenerationConfig(max_new_tokens=2, stop_ids=(), num_beams=8, length_penalty=0.0)
+    [best] = model.generate([[1, 2]], config)
+    texts = {
+        (a, b): model.score([[1, 2, a, b]])[0].logprobs[1:] for a in range(8) for b in range(8)
+    }
+    assert tuple(best.ids) == max(texts, key=lambda text: sum(texts[text]))
+
+
+def test_right_to_left_models_write_backwards():
+    forward, backward = make(), make(right_to_left=True)
+    config = GenerationConfig(max_new_tokens=6, stop_ids=())
+    [want] = forward.generate([PROMPTS[0][::-1]], config)
+    [got] = backward.generate([PROMPTS[0]], config)
+    assert got.ids == want.ids[::-1]
+    assert got.logprobs == want.logprobs[::-1]
+    text = [1, 2, 3, 4]
+    assert backward.score([text])[0].logprobs == forward.score([text[::-1]])[0].logprobs[::-1]
+
+
+def test_forced_prefixes_and_special_ids():
+    model = make("bart", forced_bos_id=7, forced_eos_id=2, suppressed_ids=(4, 5))
+    for beams in (1, 3):
+        config = GenerationConfig(
+            max_new_tokens=8, num_beams=beams, stop_ids=(2,), min_new_tokens=8
+        )
+        [result] = model.generate([[1, 2]], config)
+        assert result.ids[0] == 7
+        assert result.ids[-1] == 2
+        assert not {4, 5} & set(result.ids)
+        tagged = GenerationConfig(max_new_tokens=4, num_beams=beams, forced_prefix=(9, 8))
+        assert model.generate([[1, 2]], tagged)[0].ids[:2] == [9, 8]
 
 
 def test_logprobs_are_those_of_the_model():
@@ -167,6 +236,16 @@ def test_a_stream_can_be_closed_and_the_model_used_again():
         (lambda m: m.generate("text"), ConfigError, ["tokenizer"]),
         (lambda m: m.generate([[0] * 41]), ShapeError, ["41", "40"]),
         (lambda m: m.score([[0, 50]]), IndexError, ["texts[0]", "50"]),
+        (
+            lambda m: m.generate([[1]], GenerationConfig(num_beams=38)),
+            ConfigError,
+            ["num_beams", "37", "38"],
+        ),
+        (lambda m: make("bert").generate([[1]]), ConfigError, ["encoder", "fill_mask"]),
+        (lambda m: make("bart").generate([[1], []]), DataError, ["prompts[1]", "no tokens"]),
+        (lambda m: make("bart").generate([[1] * 41]), ShapeError, ["sources[0]", "41", "40"]),
+        (lambda m: make_model("bart").generate([[1]]), ConfigError, ["decoder_start_id"]),
+        (lambda m: m.generate([[1]], GenerationConfig(num_beams=2), stream=True), ConfigError, []),
         (lambda m: GenerationConfig(top_p=0.0), ConfigError, ["top_p", "0"]),
         (lambda m: GenerationConfig(num_beams=0, max_new_tokens=0), ConfigError, ["2 problems"]),
         (

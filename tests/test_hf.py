@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmcore import hf
-from llmcore.config import LoraConfig, ModelConfig, RopeScaling, parameter_shapes
+from llmcore.config import LoraConfig, ModelConfig, RopeScaling
 from llmcore.errors import CheckpointError, ConfigError
+from llmcore.parameters import parameter_shapes
 from llmcore.safetensors_io import SafetensorsFile
 
 GPT2 = ModelConfig(

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmcore import checkpoint, hf
-from llmcore.config import LoraConfig, ModelConfig, RopeScaling, parameter_shapes
+from llmcore.config import LoraConfig, ModelConfig, RopeScaling
 from llmcore.errors import CheckpointError, ConfigError
+from llmcore.parameters import parameter_shapes
 from published import (
     BART_BASE,
     BERT_BASE_UNCASED,

@@ -9,7 +9,8 @@ import pytest
 
 from foreign import MODELS, Saved, torch, transformers
 from llmcore import hf
-from llmcore.config import ModelConfig, parameter_shapes
+from llmcore.config import ModelConfig
+from llmcore.parameters import parameter_shapes
 
 
 def outputs(model) -> np.ndarray:

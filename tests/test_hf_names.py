@@ -12,8 +12,9 @@ import safetensors.numpy
 
 from foreign import T5_1_1, Saved, transformers
 from llmcore import checkpoint, hf
-from llmcore.config import ModelConfig, parameter_shapes
+from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError
+from llmcore.parameters import parameter_shapes
 
 
 def edit(path: Path, **changes: Any) -> None:

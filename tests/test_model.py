@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llmcore import ConfigError, ModelConfig, ShapeError, TrainStep, Transformer
-from llmcore.config import parameter_shapes
 from llmcore.objectives import Batch, CausalLM
+from llmcore.parameters import parameter_shapes
 
 TINY = {
     "vocab_size": 37, "hidden_size": 24, "num_decoder_layers": 2, "num_heads": 4,

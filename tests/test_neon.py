@@ -166,7 +166,7 @@ def test_training_step_equals_x86(
     not only the weights: hence four times as much is allowed.
     """
     from llmcore import ModelConfig
-    from llmcore.config import parameter_shapes
+    from llmcore.parameters import parameter_shapes
 
     sizes = [int(np.prod(s)) for s in parameter_shapes(ModelConfig(**MODELS[name])).values()]
     data = {

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from llmcore import doctor, plan
-from llmcore.config import ModelConfig
+from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import ConfigError
 from llmcore.train_config import (
     DataConfig,
@@ -19,6 +19,14 @@ from llmcore.train_config import (
 )
 
 GPT2 = ModelConfig.preset("gpt2")
+
+
+def test_adapters_need_no_moments_for_what_is_frozen():
+    model = ModelConfig.preset("gpt2", lora=LoraConfig(rank=8))
+    cost = plan.make_plan(model, TrainConfig(), peak_flops=1e12)
+    # Two targets a layer, r (in + out) each.
+    assert cost.optimizer_bytes == 3 * 4 * 12 * 2 * 8 * (768 + 768)
+    assert cost.weight_bytes > 100 * cost.optimizer_bytes / 3
 
 
 def test_plan_adds_up():

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from llmcore import checkpoint, plan
-from llmcore.config import LoraConfig, ModelConfig, parameter_shapes
+from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import CheckpointError, ConfigError, DataError, LlmcoreError
 from llmcore.log import read_metrics
+from llmcore.parameters import parameter_shapes
 from llmcore.train_config import TrainConfig
 from llmcore.trainer import Trainer, resolve_data
 

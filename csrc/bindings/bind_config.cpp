@@ -1,4 +1,6 @@
 // From the dict of llmcore.ModelConfig.to_dict() to the core's Config.
+#include <pybind11/stl.h>
+
 #include "bindings/py_model.h"
 #include "core/error.h"
 
@@ -43,6 +45,15 @@ RopeScaling read_rope_scaling(const py::dict& values) {
   read(values, "beta_slow", scaling.beta_slow);
   read(values, "attention_factor", scaling.attention_factor);
   return scaling;
+}
+
+LoraOptions read_lora(const py::dict& values) {
+  LoraOptions lora;
+  read(values, "rank", lora.rank);
+  read(values, "alpha", lora.alpha);
+  read(values, "dropout", lora.dropout);
+  read(values, "targets", lora.targets);
+  return lora;
 }
 
 }  // namespace
@@ -108,6 +119,7 @@ Config config_from_dict(const py::dict& values) {
   read(values, "residual_dropout", c.residual_dropout);
   read(values, "ffn_dropout", c.ffn_dropout);
   read(values, "init_std", c.init_std);
+  if (!values["lora"].is_none()) c.lora = read_lora(values["lora"]);
   return c;
 }
 

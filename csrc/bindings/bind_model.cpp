@@ -127,6 +127,19 @@ void bind_model(py::module_& module) {
            [](const ModelPtr& model) { return named_views(model, model->params().weights()); })
       .def("gradients",
            [](const ModelPtr& model) { return named_views(model, model->params().gradients()); })
+      .def("trainable",
+           [](const ModelPtr& model) {
+             py::dict trainable;
+             for (const ParamInfo& info : model->params().table())
+               trainable[py::str(info.name)] = info.trainable;
+             return trainable;
+           })
+      .def(
+          "set_trainable",
+          [](const ModelPtr& model, const std::string& name, bool trainable) {
+            exclusively(*model, [&] { model->params().set_trainable(name, trainable); });
+          },
+          py::arg("name"), py::arg("trainable"))
       .def("flat_parameters",
            [](const ModelPtr& model) {
              return PyTensor{model->params().weights(), model};

@@ -61,11 +61,12 @@ SelfAttention::SelfAttention(const ParamBuilder& builder, const Config& config, 
            {{"q", config.num_heads * config.head_dim},
             {"k", config.num_kv_heads * config.head_dim},
             {"v", config.num_kv_heads * config.head_dim}},
-           config.hidden_size, config.attention_bias, config.init_std),
+           config.hidden_size, config.attention_bias, config.init_std, config.lora,
+           adapter_site(site, 0)),
       q_norm_(head_norm(builder.scope("q_norm"), config)),
       k_norm_(head_norm(builder.scope("k_norm"), config)),
       out_(builder, {{"out", config.hidden_size}}, config.num_heads * config.head_dim,
-           config.attention_out_bias, residual_std(config)) {}
+           config.attention_out_bias, residual_std(config), config.lora, adapter_site(site, 1)) {}
 
 void SelfAttention::rotate(const Context& context, const Sequences& sequences, const Tensor& qkv,
                            bool inverse) const {
@@ -178,8 +179,7 @@ void SelfAttention::backward(const Context& context, const Sequences& sequences,
   const int64_t rows = saved.x.dim(0);
   const Tensor dmixed = context.arena->scratch(DType::kFloat32, rows, saved.mixed.dim(1));
   const Tensor dqkv = context.arena->scratch(DType::kFloat32, rows, saved.qkv.dim(1));
-  out_.backward_params(context, dy, saved.mixed);
-  out_.backward_input(context, dy, dmixed);
+  out_.backward(context, dy, saved.mixed, dmixed);
 
   AttentionBackwardArgs args{arguments(context, sequences, saved.qkv)};
   const int64_t queries = sequences.queries;
@@ -194,8 +194,7 @@ void SelfAttention::backward(const Context& context, const Sequences& sequences,
   rotate(context, sequences, dqkv, true);
   normalise_backward(context, dqkv, saved);
 
-  qkv_.backward_params(context, dqkv, saved.x);
-  qkv_.backward_input(context, dqkv, dx, {.accumulate = accumulate});
+  qkv_.backward(context, dqkv, saved.x, dx, {.accumulate = accumulate});
 }
 
 }  // namespace llmcore

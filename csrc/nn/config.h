@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "ops/activation.h"
 #include "ops/norm.h"
@@ -23,6 +24,14 @@ struct RopeScaling {
   double low_freq_factor = 1.0, high_freq_factor = 4.0;
   double beta_fast = 32.0, beta_slow = 1.0;
   double attention_factor = 1.0;
+};
+
+// Low-rank adapters beside the linear layers of these names.
+struct LoraOptions {
+  int64_t rank = 0;  // 0: none
+  double alpha = 0.0;
+  float dropout = 0.0f;
+  std::vector<std::string> targets;
 };
 
 struct Config {
@@ -70,6 +79,7 @@ struct Config {
   float residual_dropout = 0.0f;
   float ffn_dropout = 0.0f;
   float init_std = 0.02f;
+  LoraOptions lora;
 };
 
 }  // namespace llmcore

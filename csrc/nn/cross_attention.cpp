@@ -11,13 +11,14 @@ CrossAttention::CrossAttention(const ParamBuilder& builder, const Config& config
       layer_(layer),
       site_(site),
       q_(builder, {{"q", config.num_heads * config.head_dim}}, config.hidden_size,
-         config.attention_bias, config.init_std),
+         config.attention_bias, config.init_std, config.lora, adapter_site(site, 0)),
       kv_(builder,
           {{"k", config.num_kv_heads * config.head_dim},
            {"v", config.num_kv_heads * config.head_dim}},
-          config.hidden_size, config.attention_bias, config.init_std),
+          config.hidden_size, config.attention_bias, config.init_std, config.lora,
+          adapter_site(site, 1)),
       out_(builder, {{"out", config.hidden_size}}, config.num_heads * config.head_dim,
-           config.attention_out_bias, residual_std(config)) {}
+           config.attention_out_bias, residual_std(config), config.lora, adapter_site(site, 2)) {}
 
 void CrossAttention::project(const Context& context, const Tensor& hidden,
                              const Tensor& keys_values) const {
@@ -72,8 +73,7 @@ void CrossAttention::backward(const Context& context, const Sequences& sequences
   };
   const Tensor dmixed = like(saved.mixed), dq = like(saved.q);
   const Tensor dkeys_values = like(saved.keys_values);
-  out_.backward_params(context, dy, saved.mixed);
-  out_.backward_input(context, dy, dmixed);
+  out_.backward(context, dy, saved.mixed, dmixed);
 
   AttentionBackwardArgs args{arguments(context, sequences, saved)};
   args.out = heads_of(config_, saved.mixed, sequences.queries, 0);
@@ -84,10 +84,8 @@ void CrossAttention::backward(const Context& context, const Sequences& sequences
   args.dv = heads_of(config_, dkeys_values, memory.keys, config_.num_kv_heads);
   attention_backward(context, args);
 
-  q_.backward_params(context, dq, saved.x);
-  q_.backward_input(context, dq, dx, {.accumulate = accumulate});
-  kv_.backward_params(context, dkeys_values, memory.hidden);
-  kv_.backward_input(context, dkeys_values, memory.gradient, {.accumulate = true});
+  q_.backward(context, dq, saved.x, dx, {.accumulate = accumulate});
+  kv_.backward(context, dkeys_values, memory.hidden, memory.gradient, {.accumulate = true});
 }
 
 }  // namespace llmcore

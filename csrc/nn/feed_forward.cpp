@@ -6,12 +6,13 @@
 namespace llmcore {
 namespace {
 
-Linear make_up(const ParamBuilder& builder, const Config& config) {
+Linear make_up(const ParamBuilder& builder, const Config& config, uint32_t site) {
   const int64_t width = config.ffn_size;
   if (config.gated_ffn)
     return Linear(builder, {{"gate", width}, {"up", width}}, config.hidden_size, config.ffn_bias,
-                  config.init_std);
-  return Linear(builder, {{"up", width}}, config.hidden_size, config.ffn_bias, config.init_std);
+                  config.init_std, config.lora, adapter_site(site, 0));
+  return Linear(builder, {{"up", width}}, config.hidden_size, config.ffn_bias, config.init_std,
+                config.lora, adapter_site(site, 0));
 }
 
 }  // namespace
@@ -19,9 +20,9 @@ Linear make_up(const ParamBuilder& builder, const Config& config) {
 FeedForward::FeedForward(const ParamBuilder& builder, const Config& config, uint32_t site)
     : config_(config),
       site_(site),
-      up_(make_up(builder, config)),
+      up_(make_up(builder, config, site)),
       down_(builder, {{"down", config.hidden_size}}, config.ffn_size, config.ffn_bias,
-            residual_std(config)) {}
+            residual_std(config), config.lora, adapter_site(site, 1)) {}
 
 Tensor FeedForward::half(const Tensor& both, int which) const {
   return f32_view(both.f32() + which * config_.ffn_size, both.dim(0), config_.ffn_size);
@@ -55,12 +56,11 @@ void FeedForward::backward(const Context& context, const Sequences&, const Tenso
   ScratchScope scope(*context.arena);
   const Dropout dropped = context.dropout(config_.ffn_dropout, inner_site(site_));
   const Tensor dup = context.arena->scratch(DType::kFloat32, saved.up.dim(0), saved.up.dim(1));
-  down_.backward_params(context, dy, saved.hidden);
   if (config_.gated_ffn) {
     ScratchScope inner(*context.arena);
     const Tensor dhidden =
         context.arena->scratch(DType::kFloat32, saved.hidden.dim(0), saved.hidden.dim(1));
-    down_.backward_input(context, dy, dhidden, {.dropout = dropped});
+    down_.backward(context, dy, saved.hidden, dhidden, {.dropout = dropped});
     gated_backward(context, {.activation = config_.activation,
                              .dy = dhidden,
                              .gate = half(saved.up, 0),
@@ -70,12 +70,11 @@ void FeedForward::backward(const Context& context, const Sequences&, const Tenso
                              .row_stride = up_.out(),
                              .drow_stride = up_.out()});
   } else {
-    down_.backward_input(
-        context, dy, dup,
+    down_.backward(
+        context, dy, saved.hidden, dup,
         {.gate_input = saved.up, .gate_activation = config_.activation, .dropout = dropped});
   }
-  up_.backward_params(context, dup, saved.x);
-  up_.backward_input(context, dup, dx, {.accumulate = accumulate});
+  up_.backward(context, dup, saved.x, dx, {.accumulate = accumulate});
 }
 
 }  // namespace llmcore

@@ -44,8 +44,7 @@ void HeadTransform::backward(const Context& context, const Saved& saved, const T
                              const Tensor& dx) const {
   if (norm_) norm_->backward(context, dy, saved.norm, dy, false);
   activation_backward(context, {.activation = activation_, .dy = dy, .x = saved.linear, .dx = dy});
-  linear_.backward_params(context, dy, saved.x);
-  linear_.backward_input(context, dy, dx);
+  linear_.backward(context, dy, saved.x, dx);
 }
 
 void OutputMatrix::logits(const Context& context, const Tensor& hidden,

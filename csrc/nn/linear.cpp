@@ -3,6 +3,9 @@
 
 #include <cmath>
 
+#include "ops/activation.h"
+#include "ops/elementwise.h"
+
 namespace llmcore {
 
 float residual_std(const Config& config) {
@@ -11,7 +14,7 @@ float residual_std(const Config& config) {
 }
 
 Linear::Linear(const ParamBuilder& builder, std::initializer_list<LinearPart> parts, int64_t in,
-               bool bias, float std)
+               bool bias, float std, const LoraOptions& lora, uint32_t lora_site)
     : in_(in) {
   for (const LinearPart& part : parts) {
     const Param weight = builder.matrix(part.name + ".weight", part.rows, in, std);
@@ -19,12 +22,14 @@ Linear::Linear(const ParamBuilder& builder, std::initializer_list<LinearPart> pa
     out_ += part.rows;
   }
   weight_.count = static_cast<int>(parts.size());
-  if (!bias) return;
-  for (const LinearPart& part : parts) {
-    const Param zeros = builder.zeros(part.name + ".bias", part.rows);
-    if (!bias_) bias_ = zeros;
+  if (bias) {
+    for (const LinearPart& part : parts) {
+      const Param zeros = builder.zeros(part.name + ".bias", part.rows);
+      if (!bias_) bias_ = zeros;
+    }
+    bias_.count = static_cast<int>(parts.size());
   }
-  bias_.count = static_cast<int>(parts.size());
+  lora_ = Lora(builder, lora, lora_site, parts, in);
 }
 
 void Linear::forward(const Context& context, const Tensor& x, const Tensor& y,
@@ -34,25 +39,39 @@ void Linear::forward(const Context& context, const Tensor& x, const Tensor& y,
   fused.transpose_b = true;
   fused.c = y;
   fused.bias = bias_.weight();
-  matmul(context, fused);
+  if (!lora_) return matmul(context, fused);
+
+  // The adapters' share comes before the rest of the tail; the residual may lie where y does.
+  ScratchScope scope(*context.arena);
+  Tensor sum = fused.pre_activation ? fused.pre_activation : y;
+  if (sum.data == fused.residual.data)
+    sum = context.arena->scratch(DType::kFloat32, y.dim(0), y.dim(1));
+  matmul(context, {.a = x, .b = fused.b, .c = sum, .transpose_b = true, .bias = fused.bias});
+  lora_.forward(context, x, sum);
+  const Tensor activated = fused.activation == Activation::kNone ? sum : y;
+  if (fused.activation != Activation::kNone)
+    activation_forward(context, {.activation = fused.activation, .x = sum, .y = y});
+  if (activated.data != y.data || fused.dropout.p > 0.0f || fused.residual)
+    dropout(context,
+            {.dropout = fused.dropout, .x = activated, .residual = fused.residual, .y = y});
 }
 
-void Linear::backward_params(const Context& context, const Tensor& dy, const Tensor& x) const {
-  ParamStore& store = *weight_.store;
-  matmul(context, {.a = dy,
-                   .b = x,
-                   .c = store.gradient(weight_.index, weight_.count),
-                   .transpose_a = true,
-                   .accumulate = !store.first_write(weight_.index, weight_.count)});
-  if (bias_) column_sum(context, {.x = dy, .out = bias_.accumulating_gradient(context)});
-}
+void Linear::backward(const Context& context, const Tensor& dy, const Tensor& x, const Tensor& dx,
+                      MatmulArgs fused) const {
+  weight_.add_gradient(context, dy, x);
+  if (const Tensor dbias = bias_.accumulating_gradient(context))
+    column_sum(context, {.x = dy, .out = dbias});
 
-void Linear::backward_input(const Context& context, const Tensor& dy, const Tensor& dx,
-                            MatmulArgs fused) const {
   fused.a = dy;
   fused.b = weight_.weight();
   fused.c = dx;
-  matmul(context, fused);
+  if (!lora_) return matmul(context, fused);
+  matmul(context, {.a = dy, .b = fused.b, .c = dx, .accumulate = fused.accumulate});
+  lora_.backward(context, dy, x, dx);
+  if (fused.gate_input)
+    activation_backward(
+        context, {.activation = fused.gate_activation, .dy = dx, .x = fused.gate_input, .dx = dx});
+  if (fused.dropout.p > 0.0f) dropout(context, {.dropout = fused.dropout, .x = dx, .y = dx});
 }
 
 }  // namespace llmcore

@@ -1,25 +1,21 @@
-// Linear: y = x W^T + b, with what follows it fused in. Knows the format weights are stored in.
+// Linear: y = x W^T + b, with adapters beside it and what follows it fused in. Knows the format
+// weights are stored in.
 #pragma once
 
 #include <initializer_list>
-#include <string>
 
 #include "nn/config.h"
+#include "nn/lora.h"
 #include "nn/params.h"
 #include "ops/matmul.h"
 
 namespace llmcore {
 
-// Several named parts, such as q, k and v, share one matrix: their outputs lie side by side.
-struct LinearPart {
-  std::string name;
-  int64_t rows;
-};
-
 class Linear {
  public:
+  // `lora_site` numbers the dropout of the adapters that `lora` asks for.
   Linear(const ParamBuilder& builder, std::initializer_list<LinearPart> parts, int64_t in,
-         bool bias, float std);
+         bool bias, float std, const LoraOptions& lora = {}, uint32_t lora_site = 0);
 
   int64_t in() const { return in_; }
   int64_t out() const { return out_; }
@@ -28,16 +24,16 @@ class Linear {
   void forward(const Context& context, const Tensor& x, const Tensor& y,
                MatmulArgs fused = {}) const;
 
-  // Parameter gradients from dy [N, out] and the input x [N, in] of the forward pass.
-  void backward_params(const Context& context, const Tensor& dy, const Tensor& x) const;
-
-  // dx [N, in] from dy; `fused` carries accumulate, or the derivative of what came before x.
-  void backward_input(const Context& context, const Tensor& dy, const Tensor& dx,
-                      MatmulArgs fused = {}) const;
+  // From dy [N, out] and the input x [N, in] of the forward pass: parameter gradients, then
+  // dx [N, in]. `fused` carries accumulate, or the derivative of what came before x. Without
+  // adapters dx may be x.
+  void backward(const Context& context, const Tensor& dy, const Tensor& x, const Tensor& dx,
+                MatmulArgs fused = {}) const;
 
  private:
   int64_t in_ = 0, out_ = 0;
   Param weight_, bias_;
+  Lora lora_;
 };
 
 // Projections that write into the residual stream start smaller, so that its variance does not grow

@@ -1,12 +1,14 @@
 // Registration, initial values, and the state of gradients during a backward pass.
 #include "nn/params.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
 #include "core/error.h"
 #include "core/parallel.h"
 #include "ops/elementwise.h"
+#include "ops/matmul.h"
 
 namespace llmcore {
 namespace {
@@ -88,15 +90,45 @@ bool ParamStore::first_write(int index, int count) {
   return stale;
 }
 
+bool ParamStore::trainable(int index, int count) const {
+  return std::any_of(table_.begin() + index, table_.begin() + index + count,
+                     [](const ParamInfo& info) { return info.trainable; });
+}
+
 Tensor ParamStore::accumulating_gradient(const Context& context, int index, int count) {
+  if (!trainable(index, count)) return {};
   const Tensor tensor = gradient(index, count);
   if (first_write(index, count)) fill(context, {.value = 0.0f, .y = tensor});
   return tensor;
 }
 
+void ParamStore::add_gradient(const Context& context, const Tensor& dy, const Tensor& x, int index,
+                              int count) {
+  if (!trainable(index, count)) return;
+  matmul(context, {.a = dy,
+                   .b = x,
+                   .c = gradient(index, count),
+                   .transpose_a = true,
+                   .accumulate = !first_write(index, count)});
+}
+
+// A frozen parameter that is one matrix with a trainable one was written with it.
 void ParamStore::finish_gradients(const Context& context) {
-  for (size_t index = 0; index < table_.size(); ++index)
-    accumulating_gradient(context, static_cast<int>(index));
+  for (int index = 0; index < static_cast<int>(table_.size()); ++index)
+    if (table_[index].trainable)
+      accumulating_gradient(context, index);
+    else if (!stale_[index])
+      fill(context, {.value = 0.0f, .y = gradient(index)});
+}
+
+void ParamStore::set_trainable(const std::string& name, bool trainable) {
+  const auto found = std::find_if(table_.begin(), table_.end(),
+                                  [&](const ParamInfo& info) { return info.name == name; });
+  CHECK(found != table_.end(), ConfigError, "set_trainable: there is no parameter ", name);
+  // What an earlier pass left there; memory that none has touched stays so.
+  if (!trainable && found->trainable && has_gradients())
+    std::fill_n(gradient(static_cast<int>(found - table_.begin())).f32(), found->size, 0.0f);
+  found->trainable = trainable;
 }
 
 std::string ParamBuilder::full(const std::string& name) const {
@@ -110,7 +142,7 @@ ParamBuilder ParamBuilder::scope(const std::string& name) const {
 Param ParamBuilder::matrix(const std::string& name, int64_t rows, int64_t cols, float std) const {
   return {&store_, store_.add({.name = full(name),
                                .shape = {rows, cols},
-                               .init = Init::kNormal,
+                               .init = std > 0.0f ? Init::kNormal : Init::kZeros,
                                .std = std,
                                .decay = true})};
 }

@@ -24,7 +24,8 @@ struct ParamInfo {
   int64_t size = 0;
   Init init = Init::kZeros;
   float std = 0.0f;
-  bool decay = false;  // weight decay applies: matrices, not biases or norms
+  bool decay = false;     // weight decay applies: matrices, not biases or norms
+  bool trainable = true;  // a frozen one has a gradient of zero and is never updated
 };
 
 class ParamStore {
@@ -42,6 +43,11 @@ class ParamStore {
   Tensor gradients();
   bool has_gradients() const { return gradients_.data() != nullptr; }
 
+  // Whether any of `count` parameters is.
+  bool trainable(int index, int count = 1) const;
+  // Throws ConfigError for a name that is not in the table.
+  void set_trainable(const std::string& name, bool trainable);
+
   // `count` consecutive parameters from `index` on, seen as one tensor [rows, cols] (or [rows]).
   Tensor weight(int index, int count = 1) const;
   Tensor gradient(int index, int count = 1);
@@ -50,8 +56,12 @@ class ParamStore {
   // writers add, and finish_gradients() zeroes those nobody wrote.
   void begin_gradients();
   bool first_write(int index, int count = 1);
-  // The gradient, zeroed if it is still stale: for kernels that can only add.
+  // The gradient, zeroed if it is still stale: for kernels that can only add. Empty, and none to
+  // compute, where all of the parameters are frozen.
   Tensor accumulating_gradient(const Context& context, int index, int count = 1);
+  // gradient += dy^T x, of a matrix [out, in] that is not frozen whole.
+  void add_gradient(const Context& context, const Tensor& dy, const Tensor& x, int index,
+                    int count = 1);
   void finish_gradients(const Context& context);
 
  private:
@@ -61,6 +71,12 @@ class ParamStore {
   std::vector<char> stale_;
   int64_t size_ = 0;
   Buffer weights_, gradients_;
+};
+
+// Several named parts, such as q, k and v, share one matrix: their outputs lie side by side.
+struct LinearPart {
+  std::string name;
+  int64_t rows;
 };
 
 // A parameter, or consecutive ones used as one matrix, as a layer holds it.
@@ -74,6 +90,10 @@ struct Param {
   Tensor accumulating_gradient(const Context& context) const {
     return store == nullptr ? Tensor{} : store->accumulating_gradient(context, index, count);
   }
+  bool trainable() const { return store != nullptr && store->trainable(index, count); }
+  void add_gradient(const Context& context, const Tensor& dy, const Tensor& x) const {
+    store->add_gradient(context, dy, x, index, count);
+  }
 };
 
 class ParamBuilder {
@@ -82,7 +102,7 @@ class ParamBuilder {
       : store_(store), prefix_(std::move(prefix)) {}
   ParamBuilder scope(const std::string& name) const;
 
-  // A weight matrix or table drawn from N(0, std), a vector of ones, a vector of zeros.
+  // A weight matrix or table drawn from N(0, std) (0: zeros), a vector of ones, a vector of zeros.
   Param matrix(const std::string& name, int64_t rows, int64_t cols, float std) const;
   Param ones(const std::string& name, int64_t size) const;
   Param zeros(const std::string& name, int64_t size) const;

@@ -56,6 +56,7 @@ void RelativeBias::forward(const Context& context, Sequences& sequences, Saved& 
 
 void RelativeBias::begin_backward(const Context& context, Sequences& sequences,
                                   Saved& saved) const {
+  if (!table_.trainable()) return;
   const int64_t width = saved.buckets.numel();
   saved.gradient = context.arena->keep(DType::kFloat32, heads_, width);
   fill(context, {.value = 0.0f, .y = saved.gradient});
@@ -64,6 +65,7 @@ void RelativeBias::begin_backward(const Context& context, Sequences& sequences,
 }
 
 void RelativeBias::finish_backward(const Context& context, const Saved& saved) const {
+  if (!saved.gradient) return;
   ScratchScope scope(*context.arena);
   const Tensor rows = context.arena->scratch(DType::kFloat32, saved.buckets.numel(), heads_);
   transpose(context, {.x = saved.gradient, .y = rows});

@@ -69,11 +69,16 @@ struct Sequences {
 inline constexpr uint32_t kEmbeddingSite = 0xfffff;
 inline constexpr uint32_t kEncoderEmbeddingSite = 0xffffe;
 inline constexpr uint32_t kClassifierSite = 0xffffd;
+inline constexpr uint32_t kFirstAdapterSite = 0x80000;
 inline uint32_t sublayer_site(int64_t layer, int sublayer) {
   return static_cast<uint32_t>(layer * 8 + sublayer * 2);
 }
 inline uint32_t inner_site(uint32_t site) {
   return site + 1;
+}
+// Of the adapters beside linear layer `which`, below 4, of the sublayer.
+inline uint32_t adapter_site(uint32_t site, uint32_t which) {
+  return kFirstAdapterSite + 2 * site + which;
 }
 
 }  // namespace llmcore

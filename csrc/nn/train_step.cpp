@@ -32,6 +32,37 @@ LossSum accumulate(Transformer& model, Context context, const std::vector<Batch>
   return total;
 }
 
+// Parameters that lie side by side in the flat buffers.
+struct Run {
+  int64_t begin, end;
+  bool decay;
+};
+
+// The trainable parameters, in order; where weight decay changes a new run begins, if `split`.
+std::vector<Run> trainable_runs(const ParamStore& params, bool split) {
+  std::vector<Run> runs;
+  for (const ParamInfo& info : params.table()) {
+    if (!info.trainable) continue;
+    const int64_t end = info.offset + info.size;
+    if (runs.empty() || runs.back().end < info.offset || (split && runs.back().decay != info.decay))
+      runs.push_back({.begin = info.offset, .end = end, .decay = info.decay});
+    else
+      runs.back().end = end;
+  }
+  return runs;
+}
+
+Tensor slice(const Tensor& flat, const Run& run) {
+  return f32_view(flat.f32() + run.begin, run.end - run.begin);
+}
+
+double gradient_norm(const Context& context, ParamStore& params) {
+  double total = 0.0;
+  for (const Run& run : trainable_runs(params, false))
+    total += square_sum(context, slice(params.gradients(), run));
+  return std::sqrt(total);
+}
+
 }  // namespace
 
 TrainStep::TrainStep(Transformer& model, uint64_t dropout_seed)
@@ -42,6 +73,8 @@ TrainStep::TrainStep(Transformer& model, uint64_t dropout_seed)
       v_(size_ * static_cast<int64_t>(sizeof(float))) {}
 
 StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const AdamWOptions& options) {
+  CHECK(!trainable_runs(model_.params(), false).empty(), ConfigError,
+        "train step: every parameter is frozen; unfreeze those to be trained");
   Context context = model_.context();
   context.training = true;
   context.dropout_seed = dropout_seed;
@@ -49,7 +82,7 @@ StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const AdamWO
   const LossSum total = accumulate(model_, context, micro_batches);
 
   StepResult result{.loss = total.sum / total.weight, .targets = total.weight};
-  result.grad_norm = std::sqrt(square_sum(context, model_.params().gradients()));
+  result.grad_norm = gradient_norm(context, model_.params());
   result.skipped = !(std::isfinite(result.loss) && std::isfinite(result.grad_norm) &&
                      result.loss <= options.max_loss && result.grad_norm <= options.max_norm);
   if (result.skipped) return result;
@@ -60,29 +93,23 @@ StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const AdamWO
   return result;
 }
 
-// One call for each run of parameters that share their weight decay.
+// One call for each run of parameters that share their weight decay. Moments of frozen parameters
+// are not touched: they take no memory.
 void TrainStep::update(const Context& context, const AdamWOptions& options, float grad_scale) {
   ++updates;
-  const std::vector<ParamInfo>& table = model_.params().table();
-  const auto slice = [](const Tensor& flat, int64_t begin, int64_t end) {
-    return f32_view(flat.f32() + begin, end - begin);
-  };
-  for (size_t first = 0, last = 0; first < table.size(); first = last) {
-    while (last < table.size() && table[last].decay == table[first].decay) ++last;
-    const int64_t begin = table[first].offset;
-    const int64_t end = last < table.size() ? table[last].offset : size_;
+  ParamStore& params = model_.params();
+  for (const Run& run : trainable_runs(params, true))
     adamw(context, {.lr = options.lr,
                     .beta1 = options.beta1,
                     .beta2 = options.beta2,
                     .eps = options.eps,
-                    .weight_decay = table[first].decay ? options.weight_decay : 0.0,
+                    .weight_decay = run.decay ? options.weight_decay : 0.0,
                     .step = updates,
                     .grad_scale = grad_scale,
-                    .param = slice(model_.params().weights(), begin, end),
-                    .m = slice(first_moment(), begin, end),
-                    .v = slice(second_moment(), begin, end),
-                    .grad = slice(model_.params().gradients(), begin, end)});
-  }
+                    .param = slice(params.weights(), run),
+                    .m = slice(first_moment(), run),
+                    .v = slice(second_moment(), run),
+                    .grad = slice(params.gradients(), run)});
 }
 
 LossSum loss_and_gradients(Transformer& model, const Batch& batch) {

@@ -124,7 +124,7 @@ def save(
         CheckpointError: if parameters do not fit the config or the disk refuses.
 
     Example:
-        >>> from llmcore.config import parameter_shapes
+        >>> from llmcore.parameters import parameter_shapes
         >>> config = ModelConfig.preset("gpt-nano", num_decoder_layers=1)
         >>> parameters = {n: np.ones(s, np.float32) for n, s in parameter_shapes(config).items()}
         >>> with tempfile.TemporaryDirectory() as folder:

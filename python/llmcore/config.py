@@ -13,7 +13,6 @@ from llmcore.presets import PRESETS
 from llmcore.validation import Check, build
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
-Shape = tuple[int, ...]
 
 # The default of a field that is computed from other fields. Typed Any so that the field itself
 # keeps the type it has after construction: nobody who reads a config has to handle None.
@@ -428,6 +427,8 @@ class ModelConfig:
             >>> ModelConfig.preset("t5-small").num_parameters()
             60506624
         """
+        from llmcore.parameters import parameter_shapes
+
         return sum(math.prod(shape) for shape in parameter_shapes(self).values())
 
     def flops_per_token(self, sequence_length: int) -> float:
@@ -449,6 +450,8 @@ class ModelConfig:
             >>> round(ModelConfig.preset("gpt2").flops_per_token(1024) / 1e6)
             854
         """
+        from llmcore.parameters import parameter_shapes
+
         tables = ("embed.tokens.weight", "positions.weight", "types.weight", "relative_bias.weight")
         matrices = sum(
             math.prod(shape)
@@ -487,99 +490,3 @@ _COMPUTED: dict[str, tuple[tuple[str, ...], Callable[[ModelConfig], Any]]] = {
     "attention_scale": (("head_dim",), lambda c: 1.0 / math.sqrt(c.head_dim)),
     "norm_bias": (("norm",), lambda c: c.norm == "layer"),
 }
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """List every parameter with its shape, in the order in which the model lays them out.
-
-    q, k and v (weights, then biases) are consecutive, so that they are one matrix
-    [(H + 2 Hkv) D, C] to the GEMM; in cross-attention k and v are, which read the encoder's output;
-    so are gate and up. Weights are [out, in], tables [rows, C].
-
-    Example:
-        >>> shapes = parameter_shapes(ModelConfig.preset("gpt2"))
-        >>> shapes["decoder.layers.0.self_attention.q.weight"]
-        (768, 768)
-    """
-    c = config
-    C, F = c.hidden_size, c.ffn_size
-    query, key = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    both = c.kind == "encoder-decoder"
-    shapes: dict[str, Shape] = {}
-
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"] = (C,)
-        if c.norm_bias:
-            shapes[f"{name}.bias"] = (C,)
-
-    def linears(prefix: str, widths: Mapping[str, Shape], bias: bool) -> None:
-        for name, shape in widths.items():
-            shapes[f"{prefix}.{name}.weight"] = shape
-        for name, shape in widths.items():
-            if bias:
-                shapes[f"{prefix}.{name}.bias"] = shape[:1]
-        if c.lora is None or prefix.startswith("head"):
-            return
-        adapted = {name: shape for name, shape in widths.items() if name in c.lora.targets}
-        for name, shape in adapted.items():
-            shapes[f"{prefix}.{name}.lora_a"] = (c.lora.rank, shape[1])
-        for name, shape in adapted.items():
-            shapes[f"{prefix}.{name}.lora_b"] = (shape[0], c.lora.rank)
-
-    def attention(prefix: str) -> None:
-        norm(f"{prefix}.norm")
-        projections = {"q": (query, C), "k": (key, C), "v": (key, C)}
-        if prefix.endswith("cross_attention"):
-            linears(prefix, {"q": projections.pop("q")}, c.attention_bias)
-        linears(prefix, projections, c.attention_bias)
-        if c.qk_norm:
-            shapes[f"{prefix}.q_norm.weight"] = shapes[f"{prefix}.k_norm.weight"] = (c.head_dim,)
-        linears(prefix, {"out": (C, query)}, c.attention_out_bias)
-
-    def feed_forward(prefix: str) -> None:
-        norm(f"{prefix}.norm")
-        inner = {"gate": (F, C), "up": (F, C)} if c.gated_ffn else {"up": (F, C)}
-        linears(prefix, inner, c.ffn_bias)
-        linears(prefix, {"down": (C, F)}, c.ffn_bias)
-
-    def embedding_extras(prefix: str, norm_name: str) -> None:
-        """The tables that encoder and decoder do not share."""
-        if c.positions == "learned":
-            shapes[f"{prefix}.positions.weight"] = (c.max_positions + c.position_offset, C)
-        if c.type_vocab_size and prefix != "decoder":
-            shapes[f"{prefix}.types.weight"] = (c.type_vocab_size, C)
-        if c.embedding_norm:
-            norm(f"{prefix}.{norm_name}")
-
-    def stack(name: str, num_layers: int, cross: bool) -> None:
-        if num_layers == 0:
-            return
-        if both:
-            embedding_extras(name, "embedding_norm")
-        if c.positions == "relative":
-            shapes[f"{name}.relative_bias.weight"] = (c.relative_buckets, c.num_heads)
-        for i in range(num_layers):
-            attention(f"{name}.layers.{i}.self_attention")
-            if cross:
-                attention(f"{name}.layers.{i}.cross_attention")
-            feed_forward(f"{name}.layers.{i}.feed_forward")
-        if c.final_norm:
-            norm(f"{name}.norm")
-
-    shapes["embed.tokens.weight"] = (c.vocab_size, C)
-    if not both:
-        embedding_extras("embed", "norm")
-    stack("encoder", c.num_encoder_layers, cross=False)
-    stack("decoder", c.num_decoder_layers, cross=both)
-    if not c.tie_embeddings:
-        shapes["head.weight"] = (c.vocab_size, C)
-    if c.head_bias:
-        shapes["head.bias"] = (c.vocab_size,)
-    if c.head_transform:
-        linears("head", {"transform": (C, C)}, bias=True)
-        norm("head.transform.norm")
-    if c.pooler:
-        shapes["pooler.weight"], shapes["pooler.bias"] = (C, C), (C,)
-    if c.num_labels:
-        shapes["classifier.weight"], shapes["classifier.bias"] = (c.num_labels, C), (c.num_labels,)
-    return shapes

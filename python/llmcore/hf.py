@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from llmcore.atomic import ChecksumWriter, FileContent, write_files
-from llmcore.config import TOKEN_ID_FIELDS, ModelConfig, parameter_shapes
+from llmcore.config import TOKEN_ID_FIELDS, ModelConfig
 from llmcore.errors import CheckpointError, ConfigError
 from llmcore.families import FAMILIES, Family, Float32, encode_ids
 from llmcore.hf_weights import read_state, some_of, weight_files
+from llmcore.parameters import parameter_shapes
 from llmcore.safetensors_io import Source, read_json, write_tensors
 
 
@@ -74,7 +75,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         >>> values["architectures"], values["n_embd"]
         (['GPT2LMHeadModel'], 768)
     """
-    return {**(_family_for(config).encode(config) or {}), "llmcore": config.to_dict()}
+    return {**(family_for(config).encode(config) or {}), "llmcore": config.to_dict()}
 
 
 def generation_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _family_of(values: Mapping[str, Any]) -> Family:
     raise ConfigError(f"architecture {wanted!r} is not supported; supported: {', '.join(known)}")
 
 
-def _family_for(config: ModelConfig) -> Family:
+def family_for(config: ModelConfig) -> Family:
     """Find the family to write a config as."""
     return next(family for family in FAMILIES if family.encode(config) is not None)
 
@@ -175,7 +176,7 @@ def load_state(
     """
     path = Path(path)
     exists = (path / "config.json").exists()
-    family = read_config(path / "config.json")[1] if exists else _family_for(config)
+    family = read_config(path / "config.json")[1] if exists else family_for(config)
     return read_state(path, weight_files(path), config, family, fresh=fresh, drop=drop)
 
 
@@ -206,7 +207,7 @@ def save_state(
 
 def model_files(config: ModelConfig, parameters: Mapping[str, Any]) -> dict[str, FileContent]:
     """Return the files that hold a model, ready to be written."""
-    family = _family_for(config)
+    family = family_for(config)
     shapes, kept = parameter_shapes(family.widen(config)), parameter_shapes(config)
     problems = [f"{name} is missing" for name in kept if name not in parameters]
     problems += [f"{name} is unexpected" for name in parameters if name not in kept]

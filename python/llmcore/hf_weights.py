@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from llmcore.atomic import is_file_name
-from llmcore.config import ModelConfig, parameter_shapes
+from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError
 from llmcore.families import Family, Float32, Row
+from llmcore.parameters import parameter_shapes
 from llmcore.safetensors_io import SafetensorsFile, Shape, read_json
 
 # Where a tensor is stored: the file, and its name there.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmcore import _core
+from llmcore import _core, lora
 from llmcore._core import Tensor
-from llmcore.config import ModelConfig
+from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import (
     CheckpointError,
     ConfigError,
@@ -80,6 +81,8 @@ class Transformer:
         self.dtype = dtype
         self.tokenizer: Tokenizer | None = None
         self._core = _core.Transformer(config.to_dict(), device, seed)
+        if config.lora is not None:
+            lora.freeze_base(self)
 
     @classmethod
     def from_pretrained(
@@ -457,6 +460,116 @@ class Transformer:
             encoder_only=kind == "encoder",
         )
         return attention_maps(self, inputs, layers, heads, kind, queries)
+
+    def add_lora(self, config: LoraConfig, *, seed: int = 0) -> None:
+        """Add low-rank adapters (Hu et al. 2021) and freeze all else but classifier and pooler.
+
+        B starts at zero, so outputs stay what they are, bit for bit; A is drawn from a normal
+        distribution of variance 1 / (3 in). Weight decay applies to both as to any matrix. The
+        weights move: views of `parameters()` and a `TrainStep` made before belong to the old ones.
+
+        Args:
+            config: rank, scale, dropout and targets of the adapters.
+            seed: of A.
+
+        Raises:
+            ConfigError: the model has adapters already, or none of the targets.
+
+        Example:
+            >>> from llmcore.config import LoraConfig
+            >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+            >>> model.add_lora(LoraConfig(rank=4, targets=["q", "v"]))
+            >>> [(name, tensor.shape) for name, tensor in model.trainable_parameters().items()][0]
+            ('decoder.layers.0.self_attention.q.lora_a', (4, 128))
+        """
+        lora.add_lora(self, config, seed=seed)
+
+    def merge_lora(self) -> None:
+        """Add the adapters to the weights beside them, W += (alpha / rank) B A, and drop them.
+
+        The model computes what it did, within rounding; all of it is trainable again.
+
+        Raises:
+            ConfigError: the model has no adapters.
+
+        Example:
+            >>> from llmcore.config import LoraConfig
+            >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+            >>> model.add_lora(LoraConfig(rank=4))
+            >>> model.merge_lora()
+            >>> model.config.lora is None
+            True
+        """
+        lora.merge_lora(self)
+
+    def save_adapter(self, path: str | os.PathLike[str], *, base_model: str | None = None) -> None:
+        """Write the adapters as the library `peft` does, and with them what else is trainable.
+
+        The files are adapter_config.json and adapter_model.safetensors, and llmcore_adapter.json
+        for us. Where a family holds several of our matrices in one, as GPT-2 does q, k and v, its
+        one adapter has a rank as many times as high.
+
+        Args:
+            path: a directory of the adapter's own; made if absent.
+            base_model: name or path of the model it belongs to, written down for readers.
+
+        Raises:
+            ConfigError: the model has no adapters.
+            CheckpointError: it could not be written, or the directory holds a model.
+
+        Example:
+            >>> import tempfile
+            >>> from llmcore.config import LoraConfig
+            >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+            >>> other = Transformer(model.config)
+            >>> model.add_lora(LoraConfig(rank=4))
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     model.save_adapter(directory)
+            ...     other.load_adapter(directory)
+            >>> other.config.lora == model.config.lora
+            True
+        """
+        lora.save_adapter(self, path, base_model=base_model)
+
+    def load_adapter(self, path: str | os.PathLike[str]) -> None:
+        """Read adapters from files of this package or of `peft`, and freeze all else.
+
+        Args:
+            path: a directory with adapter_config.json and adapter_model.safetensors. What it holds
+                beside adapters, such as a classifier, replaces the model's own.
+
+        Raises:
+            ConfigError: the model has adapters that differ in rank, scale or targets.
+            CheckpointError: a file is missing or damaged, does not fit the model, or asks for what
+                is not supported, such as DoRA.
+        """
+        lora.load_adapter(self, path)
+
+    def freeze(self, patterns: str | Sequence[str]) -> None:
+        """Keep parameters as they are from now on: no gradient, no update, no optimizer memory.
+
+        Args:
+            patterns: names, in which `*` stands for anything, as in a shell.
+
+        Raises:
+            ConfigError: a pattern that fits no name.
+
+        Example:
+            >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+            >>> model.freeze(["*"])
+            >>> model.unfreeze(["decoder.norm.*"])
+            >>> list(model.trainable_parameters())
+            ['decoder.norm.weight']
+        """
+        lora.set_trainable(self, patterns, False, "freeze")
+
+    def unfreeze(self, patterns: str | Sequence[str]) -> None:
+        """Train parameters that were frozen; the opposite of `freeze`."""
+        lora.set_trainable(self, patterns, True, "unfreeze")
+
+    def trainable_parameters(self) -> dict[str, Tensor]:
+        """The part of `parameters()` that is not frozen."""
+        return lora.trainable_parameters(self)
 
     @property
     def recompute(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from llmcore.config import ModelConfig
 from llmcore.errors import OutOfMemory
 from llmcore.log import format_bytes, format_count, format_duration
+from llmcore.parameters import is_trained, parameter_shapes
 from llmcore.train_config import TrainConfig
 
 #: Share of the GEMM peak a training step reaches before one has been timed. Small models, whose
@@ -27,7 +29,7 @@ class Plan:
     Attributes:
         parameters: trainable parameters, tied ones once.
         weight_bytes: the weights.
-        optimizer_bytes: gradients and AdamW's two moments.
+        optimizer_bytes: gradients and AdamW's two moments, of what is trained.
         activation_bytes: what one micro-batch keeps for backward, plus working space.
         checkpoint_bytes: one checkpoint with everything a resume needs.
         tokens_per_step: tokens in one update, over all its micro-batches.
@@ -92,11 +94,13 @@ def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | Non
         (124439808, 768)
     """
     parameters = model.num_parameters()
+    shapes = parameter_shapes(model)
+    trained = sum(math.prod(shapes[name]) for name in shapes if is_trained(model, name))
     micro_batch = train.batch_size * train.block_size
     return Plan(
         parameters=parameters,
         weight_bytes=_FLOAT * parameters,
-        optimizer_bytes=3 * _FLOAT * parameters,
+        optimizer_bytes=3 * _FLOAT * trained,
         activation_bytes=_FLOAT * _activation_floats(model, micro_batch, train.recompute),
         checkpoint_bytes=3 * _FLOAT * parameters,
         tokens_per_step=micro_batch * train.accumulation,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,10 @@ class StepResult:
 class TrainStep:
     """Forward, backward, clip and AdamW (Loshchilov and Hutter 2019), all in the core.
 
-    Weight decay applies to matrices and tables, not to biases and norms. With several
-    micro-batches the loss is the sum over all of them divided by the weight of all targets, so any
-    split of a batch gives the same mean.
+    Weight decay applies to matrices and tables, those of adapters included, not to biases and
+    norms. Frozen parameters (`Transformer.freeze`) are not updated and do not count in the norm.
+    With several micro-batches the loss is the sum over all of them divided by the weight of all
+    targets, so any split of a batch gives the same mean.
 
     Args:
         model: the model; its parameters are updated in place.
@@ -166,10 +167,21 @@ class TrainStep:
                     f"TrainStep.load_state_dict: {name} must have shape {list(target.shape)}, "
                     f"got {list(moment.shape)}: it belongs to another model"
                 )
-            target[...] = moment
+            for part in self._places():
+                # Zeros on zeros are not written: what is frozen takes no memory.
+                if moment[part].any() or target[part].any():
+                    target[part] = moment[part]
         self._core.updates = int(state["step"])
         self._core.calls = int(state["calls"])
         self._core.dropout_seed = int(state["dropout_seed"])
+
+    def _places(self) -> Iterator[slice]:
+        """Where each parameter's moments are."""
+        start = 0
+        for tensor in self.model.parameters().values():
+            end = start + math.prod(tensor.shape)
+            yield slice(start, end)
+            start = end
 
 
 def _check_model(model: Any) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmcore.config import ModelConfig, parameter_shapes
+from llmcore.config import ModelConfig
 from llmcore.errors import ConfigError
 from llmcore.families.special_ids import decode_ids, encode_ids
+from llmcore.parameters import parameter_shapes
 from llmcore.safetensors_io import Array, Shape
 
 Float32 = NDArray[np.float32]
