@@ -10,11 +10,12 @@ import time
 import pytest
 
 from command import SMALL, TEXT, child, fails, run
-from llmcore import cli
-from llmcore.cli_options import option_name
+from llmcore.cli import train
+from llmcore.cli.options import option_name
 from llmcore.train_config import DataConfig, TrainConfig
 
-COMMANDS = ("train", "eval", "generate", "tokenize", "plan", "doctor")
+COMMANDS = ("train", "eval", "generate", "translate", "fill-mask", "classify", "embed", "score",
+            "attend", "tokenize", "convert", "plan", "doctor")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------- help
@@ -96,7 +97,7 @@ def test_unforeseen_errors_are_one_line_too(capsys, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("a\nb")
 
-    monkeypatch.setattr(cli, "_run_config", broken)
+    monkeypatch.setattr(train, "run_config", broken)
     status, _, err = run(capsys, "train")
     assert status == 1
     assert err == "llmcore: unexpected ZeroDivisionError: a b (--debug shows where)\n"
@@ -105,7 +106,7 @@ def test_unforeseen_errors_are_one_line_too(capsys, monkeypatch):
         (MemoryError(), "out of memory"),
     ):
         monkeypatch.setattr(
-            cli, "_run_config", lambda *_, error=error: (_ for _ in ()).throw(error)
+            train, "run_config", lambda *_, error=error: (_ for _ in ()).throw(error)
         )
         assert words in fails(capsys, 1, "train")
 
@@ -123,13 +124,13 @@ def test_flags_win_over_file_and_file_over_the_stored_run(tmp_path):
     file = tmp_path / "a.toml"
     file.write_text('[train]\nlr = 2.0\nbatch_size = 6\n[model]\nname = "gpt-nano"\n')
     options = {"batch_size": 7, "resume": True, "out_dir": str(tmp_path), "path": None}
-    merged = cli._run_config(None, file, ["model.num_heads=2"], options)
+    merged = train.run_config(None, file, ["model.num_heads=2"], options)
     assert (merged.train.steps, merged.train.lr, merged.train.batch_size) == (70, 2.0, 7)
     assert merged.train.resume
     assert not merged.train.overwrite
     assert merged.data.path == "stored.txt"
     assert merged.model == {"name": "gpt-nano", "num_decoder_layers": 2, "num_heads": 2}
-    fresh = cli._run_config(None, file, None, {**options, "resume": None})
+    fresh = train.run_config(None, file, None, {**options, "resume": None})
     assert fresh.train.steps == 2000
     assert fresh.data.path is None
 

@@ -10,6 +10,7 @@ from llmcore.generation_config import GenerationConfig
 from llmcore.uses.texts import as_list
 
 if TYPE_CHECKING:
+    from llmcore.generate import GenerationResult
     from llmcore.model import Transformer
 
 #: Beams of a translation, where nothing else is asked for.
@@ -24,6 +25,18 @@ def translate(
     target_language: str | None,
 ) -> list[str]:
     """Translate texts; see `Transformer.translate`."""
+    results = translations(model, texts, config, source_prefix, target_language)
+    return [result.text.strip() for result in results]
+
+
+def translations(
+    model: Transformer,
+    texts: Any,
+    config: GenerationConfig | None = None,
+    source_prefix: str = "",
+    target_language: str | None = None,
+) -> list[GenerationResult]:
+    """Do the same, with the ids, the score and the alternatives of each translation."""
     if model.config.kind != "encoder-decoder":
         raise ConfigError(
             f"translate: needs an encoder-decoder model, this one is an {model.config.kind}"
@@ -43,4 +56,5 @@ def translate(
             )
         settings = dataclasses.replace(settings, forced_prefix=(tag,))
     sources = [source_prefix + text for text in as_list(texts, "texts")]
-    return [result.text.strip() for result in model.generate(sources, settings)]
+    results: list[GenerationResult] = model.generate(sources, settings)
+    return results
