@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmcore import ConfigError, DataError, GenerationConfig, ShapeError
+from llmcore import ConfigError, DataError, GenerationConfig, ShapeError, _core
 from llmcore.tokenizer import Tokenizer
 from test_model import make as make_model
 
@@ -68,6 +68,20 @@ def test_a_prompt_given_twice_gets_two_texts():
     config = GenerationConfig(max_new_tokens=15, stop_ids=(), temperature=1.0)
     first, second = make().generate([PROMPTS[0]] * 2, config)
     assert first.ids != second.ids
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cached_equals_uncached_bit_for_bit(variant):
+    """The log-probability of each token is that of the whole text read at once, to the last bit."""
+    model = make(variant)
+    [result] = model.generate([PROMPTS[0]], GenerationConfig(max_new_tokens=12, stop_ids=()))
+    for place, (token, logprob) in enumerate(zip(result.ids, result.logprobs, strict=True)):
+        logits = logits_after(model, PROMPTS[0], result.ids[:place])[None].copy()
+        chosen, logprobs = _core.choose_tokens(
+            options=_core.GenerationOptions(), logits=_core.as_tensor(logits), ids=[[1]],
+            prompt_lengths=[1], sequences=[0],
+        )  # fmt: skip
+        assert (chosen, logprobs) == ([token], [logprob])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
