@@ -13,6 +13,7 @@ from llmcore.objectives import Batch
 from tolerance import EPS, FLOOR_ULPS
 
 torch = pytest.importorskip("torch")
+torch.set_num_threads(1)  # tiny models; threads that spin are slow beside other work
 transformers = pytest.importorskip("transformers")
 
 B, T, S, V = 3, 17, 11, 61

@@ -111,9 +111,9 @@ def test_beams_as_wide_as_the_tree_find_every_sequence(penalty, early_stopping, 
     )[0]  # fmt: skip
     assert [each.ids for each in got] == [ids for _, ids in want]
     np.testing.assert_allclose([each.score for each in got], [s for s, _ in want], rtol=1e-6)
-    assert {each.finish_reason for each in got} == {"stop", "length"}
+    assert {each.stopped for each in got} == {True, False}
     for each in got:
-        assert each.finish_reason == ("stop" if each.ids[-1] == tokens[1] else "length")
+        assert each.stopped == (each.ids[-1] == tokens[1])
 
 
 # ---------------------------------------------------------------------------- plain NumPy

@@ -37,15 +37,15 @@ def _base_rows(prefix: str) -> tuple[Row, ...]:
 def _decode_labels(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Count the names of the labels; transformers leaves them out where they are the usual two.
 
-    Names that say no more than the number are none.
+    Names that say no more than the number, or the same of several, are none.
     """
     names = values.get("id2label")
     if not isinstance(names, dict):
         return {"num_labels": values.get("num_labels", 2)}
     numbers = range(len(names))
     called = [str(names.get(str(i), names.get(i, f"LABEL_{i}"))) for i in numbers]
-    plain = called == [f"LABEL_{i}" for i in numbers]
-    return {"num_labels": len(names), "label_names": () if plain else called}
+    telling = len({*called}) == len(called) and called != [f"LABEL_{i}" for i in numbers]
+    return {"num_labels": len(names), "label_names": called if telling else ()}
 
 
 def _encode_labels(config: ModelConfig) -> dict[str, Any]:
