@@ -36,7 +36,7 @@ def example(draw: random.Random) -> dict[str, str]:
 def main() -> None:
     """Train on instructions, and follow new ones."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--out", type=Path, default=Path("out/instructions"))
     args = parser.parse_args()
 
@@ -44,10 +44,11 @@ def main() -> None:
     file, draw = args.out / "instructions.jsonl", random.Random(1)
     file.write_text("\n".join(json.dumps(example(draw)) for _ in range(10000)), encoding="utf-8")
     run = {
-        "model": {"name": "gpt-nano", "max_positions": 96},
+        "model": {"name": "gpt-nano", "max_positions": 96, "positions": "rope", "init_std": 0.05},
         "data": {"path": str(file), "tokenizer": "bpe", "vocab_size": 400, "max_length": 96},
         "train": {
-            "steps": args.steps, "batch_size": 32, "out_dir": str(args.out), "overwrite": True,
+            "steps": args.steps, "batch_size": 32, "lr": 1e-3,
+            "out_dir": str(args.out), "overwrite": True,
         },
     }  # fmt: skip
     build_trainer(RunConfig.from_dict(run)).fit()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from command import child, fails, run
-from llmcore import GenerationConfig, ModelConfig, Tokenizer, Transformer
+from llmcore import GenerationConfig, LoraConfig, ModelConfig, Tokenizer, Transformer
 from llmcore.uses.explain import explain, token_texts
 from llmcore.uses.translate import translations
 
@@ -263,6 +263,38 @@ def test_convert_reads_what_others_split_and_writes_it_whole(capsys, models, tmp
         assert np.array_equal(tensor.numpy(), second.parameters()[name].numpy()), name
     assert "--overwrite" in fails(capsys, 1, "convert", split, target)
     printed(capsys, "convert", split, target, "--overwrite")
+
+
+def test_convert_merges_adapters(capsys, models, tmp_path):
+    model = Transformer.from_pretrained(models / "decoder")
+    model.add_lora(LoraConfig(rank=2))
+    for name, tensor in model.parameters().items():
+        if name.endswith("lora_b"):
+            tensor.numpy()[...] = 0.1
+    model.save_pretrained(tmp_path / "with")
+    model.save_adapter(tmp_path / "adapter", base_model=str(models / "decoder"))
+    model.save_adapter(tmp_path / "nameless")
+    model.merge_lora()
+    for source, words in (
+        ("with", []),
+        ("adapter", []),
+        ("nameless", ["--base", models / "decoder"]),
+    ):
+        target = tmp_path / f"{source}-merged"
+        printed(capsys, "convert", tmp_path / source, target, "--merge-lora", *words)
+        found = Transformer.from_pretrained(target)
+        assert found.config == model.config
+        assert found.tokenizer is not None
+        for name, tensor in model.parameters().items():
+            assert np.array_equal(tensor.numpy(), found.parameters()[name].numpy()), name
+    printed(capsys, "convert", tmp_path / "adapter", tmp_path / "kept")
+    assert Transformer.from_pretrained(tmp_path / "kept").config.lora.rank == 2
+    words = ["convert", tmp_path / "nameless", tmp_path / "none"]
+    assert "give --base" in fails(capsys, 1, *words)
+    words[1] = models / "decoder"
+    assert "has no adapters" in fails(capsys, 1, *words, "--merge-lora")
+    assert "--base is for an adapter" in fails(capsys, 1, *words, "--base", models / "both")
+    assert not (tmp_path / "none").exists()
 
 
 # ---------------------------------------------------------------------------- mistakes

@@ -22,6 +22,7 @@ RECIPES = {
     "bert": (["--data", "DATA"], ["masked/best", "language/best"]),
     "translation": (["--data", "DATA", "--sentences", 2], ["best"]),
     "joint": ([], ["best"]),
+    "lora": ([], ["base/best", "merged"]),
     "attention_pictures": ([], ["best"]),
     "questions": ([], ["best"]),
     "instructions": ([], ["best"]),
