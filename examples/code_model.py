@@ -1,7 +1,7 @@
 """A model of Python code, trained on Python's own standard library, with a loop of one's own.
 
-TIME on two cores. The validation loss, per token of 2048, falls from 7.6 to LOSS; what it writes
-is indented and has the shape of code.
+Ninety seconds on two cores. The validation loss, per token of 2048, falls from 7.6 to 4.5; what it
+writes is indented and has the shape of code.
 
     python examples/code_model.py
 """
