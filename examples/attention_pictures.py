@@ -42,7 +42,7 @@ def main() -> None:
 
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=64, num_heads=2, max_positions=16,
-        num_encoder_layers=1, num_decoder_layers=1,
+        num_encoder_layers=1, num_decoder_layers=1, init_std=0.1,
         decoder_start_id=tokenizer.pad_id, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id,
     )  # fmt: skip
     train = TrainConfig(steps=args.steps, batch_size=64, out_dir=str(args.out), overwrite=True)
