@@ -26,37 +26,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/de-en"))
     args = parser.parse_args()
 
-    run = RunConfig.from_dict(
-        {
-            "model": {
-                "name": "transformer-base",
-                "hidden_size": 128,
-                "num_encoder_layers": 2,
-                "num_decoder_layers": 2,
-                "num_heads": 4,
-                "embedding_scale": 128**0.5,
-                "norm_placement": "pre",
-                "final_norm": True,
-            },
-            "data": {
-                "path": str(args.data / "train.de.gz"),
-                "target": str(args.data / "train.en.gz"),
-                "validation": str(args.data / "val.de.gz"),
-                "validation_target": str(args.data / "val.en.gz"),
-                "vocab_size": 4096,
-                "max_length": 64,
-            },
-            "train": {
-                "steps": args.steps,
-                "batch_size": 48,
-                "lr": 1.5e-3,
-                "label_smoothing": 0.1,
-                "out_dir": str(args.out),
-                "overwrite": True,
-            },
-        }
-    )
-    build_trainer(run).fit()
+    run = {
+        "model": {
+            "name": "transformer-base", "hidden_size": 128, "embedding_scale": 128**0.5,
+            "num_heads": 4, "num_encoder_layers": 2, "num_decoder_layers": 2,
+            "norm_placement": "pre", "final_norm": True,
+        },
+        "data": {
+            "path": str(args.data / "train.de.gz"), "target": str(args.data / "train.en.gz"),
+            "validation": str(args.data / "val.de.gz"), "vocab_size": 4096, "max_length": 64,
+            "validation_target": str(args.data / "val.en.gz"),
+        },
+        "train": {
+            "steps": args.steps, "batch_size": 48, "lr": 1.5e-3, "label_smoothing": 0.1,
+            "out_dir": str(args.out), "overwrite": True,
+        },
+    }  # fmt: skip
+    build_trainer(RunConfig.from_dict(run)).fit()
 
     model = Transformer.from_pretrained(args.out / "best")
     german, english = (
