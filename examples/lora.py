@@ -1,6 +1,6 @@
 """Low-rank adapters: a model of Shakespeare is adapted to Python code by training 2 % more weights.
 
-Two minutes on two cores. On code the loss falls from 7.3 to 2.7 while the model's own weights
+Two minutes on two cores. On code the loss falls from 7.6 step by step while the model's own weights
 stay as they are; the adapter, a file of 400 kB, is then merged into them.
 
     python examples/lora.py
