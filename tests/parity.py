@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -296,9 +295,3 @@ def assert_within(name, got, exact, *singles, scale=None):
     allowed = 2 * theirs + FLOOR_ULPS * EPS["float32"] * largest
     error = np.abs(got - exact).max()
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
-
-
-def without_dropout(config):
-    """The same config, whatever its dropouts."""
-    names = [field.name for field in dataclasses.fields(config) if field.name.endswith("_dropout")]
-    return config.replace(**dict.fromkeys(names, 0.0))
