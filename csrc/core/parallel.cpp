@@ -3,6 +3,9 @@
 // One word of state holds whether a loop is open and how many workers are inside it. Workers join
 // an open loop by compare-and-swap, so the caller waits only for those that did join: a worker that
 // the operating system has put aside costs nothing. Workers spin briefly, then park.
+//
+// Each thread has a range of the tasks to begin with, the same in every loop of as many: what it wrote
+// in one loop it finds in its own caches in the next. Who is done helps the others.
 #include "core/parallel.h"
 
 #include <pthread.h>
@@ -39,7 +42,7 @@ void relax() {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads) {
+  explicit ThreadPool(int threads) : ranges_(threads) {
     workers_.reserve(threads);
     try {
       for (int worker = 1; worker < threads; ++worker)
@@ -53,13 +56,15 @@ class ThreadPool {
 
   ~ThreadPool() { stop(); }
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const { return static_cast<int>(ranges_.size()); }
 
   void run(int64_t count, Task task, void* context) {
     task_ = task;
     context_ = context;
-    count_ = count;
-    next_.store(0, std::memory_order_relaxed);
+    for (int worker = 0; worker < threads(); ++worker) {
+      ranges_[worker].next.store(worker * count / threads(), std::memory_order_relaxed);
+      ranges_[worker].end = (worker + 1) * count / threads();
+    }
     state_.store(kOpen);  // publishes the loop
     epoch_.fetch_add(1);
     if (parked_.load() > 0) wake();
@@ -74,9 +79,20 @@ class ThreadPool {
  private:
   static constexpr uint32_t kOpen = 1u << 31;  // the bits below it count the workers inside
 
+  // Tasks of one thread, claimed from the first on.
+  struct alignas(64) Range {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   void claim_tasks(int worker) {
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;)
-      task_(context_, i, worker);
+    for (int turn = 0; turn < threads(); ++turn) {
+      Range& range = ranges_[(worker + turn) % threads()];
+      while (range.next.load(std::memory_order_relaxed) < range.end) {
+        const int64_t i = range.next.fetch_add(1, std::memory_order_relaxed);
+        if (i < range.end) task_(context_, i, worker);
+      }
+    }
   }
 
   bool join_open_loop() {
@@ -101,8 +117,7 @@ class ThreadPool {
 
   Task task_ = nullptr;
   void* context_ = nullptr;
-  int64_t count_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
+  std::vector<Range> ranges_;
   alignas(64) std::atomic<uint32_t> state_{0};
   std::atomic<uint32_t> epoch_{0};  // loops started so far
   std::atomic<int> parked_{0};

@@ -1,7 +1,8 @@
 // The thread pool: one per process, fixed size, no OpenMP.
 //
-// A parallel loop is `count` independent tasks. Threads claim tasks one at a time, in order; each
-// task is computed whole by one thread, so results never depend on how many threads there are.
+// A parallel loop is `count` independent tasks. Each thread begins with its own share of them, the
+// first thread with the first, then takes over what others have not begun. Each task is computed
+// whole by one thread, so results never depend on how many threads there are.
 // A loop started inside another, or while another Python thread holds the pool, runs on the calling
 // thread alone, with the same result; a single task is no loop, and may start one.
 // Tasks do not throw: checks come before the loop.

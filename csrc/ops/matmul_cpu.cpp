@@ -1,134 +1,23 @@
-// Matrix products on the CPU: which operand is cut into panels, who computes which tiles.
-//
-// One kernel serves all forms (matmul_tile.h). The operand with the fewer elements, or the one that
-// is contiguous along its columns anyway, is copied into panels; of a linear layer that is the
-// activations in the forward pass, so the weights are read once, as they are stored.
+// Matrix products on the CPU: one kernel serves all forms (matmul_tile.h), cut into tasks by
+// matmul_plan.h; a few rows, as when text is generated, have one of their own (matmul_few_rows.h).
 #include <time.h>
 
 #include "core/parallel.h"
 #include "ops/matmul.h"
 #include "ops/matmul_few_rows.h"
+#include "ops/matmul_plan.h"
 #include "ops/matmul_tile.h"
 #include "simd/vec.h"
 
 namespace llmcore::LLMCORE_ISA {
 namespace {
 
-// Floats of one block of k that are to stay in the second-level cache (1 MB) together: panels, of
-// them those that a task made for itself alone, and the rows of a task.
-constexpr int64_t kPanelFloats = 90 << 10, kOwnPanelFloats = 72 << 10, kRowFloats = 72 << 10;
-// Rows of a task that makes its own panels: fewer would not be worth it.
-constexpr int64_t kOwnTaskRows = 256;
-// Panels shared by all tasks: at most this many bytes at a time, so that the last-level cache keeps
-// them until the last task.
-constexpr int64_t kSharedBytes = 4 << 20;
-// Multiply-adds worth a task of their own: some 20 microseconds.
-constexpr int64_t kTaskWork = 1 << 21;
-constexpr int64_t kTasksPerThread = 8;
+// Fewer multiply-adds than this are not worth waking other threads: some 20 microseconds.
+constexpr int64_t kAloneWork = 1 << 21;
 // Weights that one task streams: some 20 microseconds.
 constexpr int64_t kStreamedFloats = 128 << 10;
 // Up to so many rows, panels are not worth their copy.
 constexpr int64_t kInPlaceRows = 16;
-constexpr int64_t kLanes64 = kLanes;
-constexpr int64_t min(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-constexpr int64_t max(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-constexpr int64_t round_up(int64_t a, int64_t b) {
-  return ceil_div(a, b) * b;
-}
-
-// Distance between copied rows: a little more than they need, for a power of two would put all of
-// them into a few sets of the cache.
-constexpr int64_t copy_stride(int64_t depth) {
-  return round_up(min(depth, kMatmulBlock), kLanes) + kCacheLine;
-}
-
-// One side of the product. Its items (rows or columns of the problem) are contiguous along k, or
-// lie beside each other.
-struct Operand {
-  const float* data;
-  int64_t stride;
-  bool along_k;
-
-  const float* at(int64_t item, int64_t k) const {
-    return along_k ? data + item * stride + k : data + k * stride + item;
-  }
-};
-
-// The product as the kernel sees it: `rows` give scalars, `cols` give vectors. C may lie
-// transposed.
-struct Problem {
-  Operand row_side, col_side;
-  int64_t rows, cols, depth;
-  bool transposed;
-  bool shared_panels;  // made once, before the tasks; otherwise each task makes its own
-};
-
-Problem make_problem(const MatmulArgs& args) {
-  const int64_t m = args.c.dim(0), n = args.c.dim(1);
-  const Operand a{args.a.f32(), args.a.dim(1), !args.transpose_a};
-  const Operand b{args.b.f32(), args.b.dim(1), args.transpose_b};
-  const int64_t depth = a.along_k ? args.a.dim(1) : args.a.dim(0);
-  const bool swap = b.along_k && (args.transpose_a || m <= n);
-  const bool shared = swap || args.transpose_a || args.transpose_b;
-  if (swap) return {b, a, n, m, depth, true, shared};
-  return {a, b, m, n, depth, false, shared};
-}
-
-// Columns [begin, begin + count) cut into panels of nearly equal width, at most kTileVectors
-// vectors.
-struct Panels {
-  int64_t begin, cols;
-
-  int64_t vectors() const { return ceil_div(cols, kLanes64); }
-  int64_t count() const { return ceil_div(vectors(), kTileVectors); }
-  // First vector of a panel; the panel's floats start at that times kLanes times the depth.
-  int64_t start(int64_t panel) const { return vectors() * panel / count(); }
-  int64_t width(int64_t panel) const { return start(panel + 1) - start(panel); }
-  int64_t first_col(int64_t panel) const { return begin + start(panel) * kLanes; }
-  int64_t valid_cols(int64_t panel) const {
-    return min(width(panel) * kLanes, cols - start(panel) * kLanes);
-  }
-};
-
-// Sizes of the scratch's parts, in floats, and of the tasks.
-struct Plan {
-  int64_t pass_cols;             // columns whose panels exist at one time
-  int64_t task_rows, task_cols;  // of one task
-  int64_t shared, panels, rows;  // shared panels; of each worker: own panels, copied rows
-  int64_t worker() const { return panels + rows; }
-};
-
-Plan make_plan(const Problem& p, int64_t threads) {
-  Plan plan{};
-  const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
-  const int64_t depth = max(min(p.depth, kMatmulBlock), 1);
-  const int64_t most = kRowFloats / copy_stride(depth) / kTileRows * kTileRows;
-  if (p.shared_panels) {
-    const int64_t fit = max(kSharedBytes / 4 / max(p.depth, 1) / kTileCols, 1) * kTileCols;
-    plan.pass_cols = plan.task_cols = min(p.cols, fit);
-    plan.shared = round_up(plan.pass_cols, kLanes) * p.depth;
-    const int64_t fair =
-        max(ceil_div(p.rows, tasks), kTaskWork / max(plan.pass_cols * max(p.depth, 1), 1));
-    plan.task_rows = min(round_up(fair, kTileRows), most);
-  } else {
-    plan.pass_cols = p.cols;
-    plan.task_cols = round_up(ceil_div(p.cols, ceil_div(p.cols, kOwnPanelFloats / depth)), kLanes);
-    plan.panels = plan.task_cols * depth;
-    const int64_t col_tasks = ceil_div(p.cols, plan.task_cols);
-    plan.task_rows =
-        max(round_up(ceil_div(p.rows, ceil_div(tasks, col_tasks)), kTileRows), kOwnTaskRows);
-  }
-  const int64_t copied = p.row_side.along_k ? kStripRows : round_up(plan.task_rows, kLanes);
-  plan.rows = copied * copy_stride(depth);
-  return plan;
-}
 
 // to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < cols; the elements up to the
 // next whole vector of i are zero.
@@ -155,38 +44,58 @@ void copy_transposed(const float* from, int64_t from_stride, int64_t rows, int64
   }
 }
 
-// Columns [col, col + valid) of the blocks of k from `k` on, as a panel of `vectors` vectors.
-void make_panel(const Operand& side, int64_t col, int64_t valid, int64_t vectors, int64_t k,
-                int64_t depth, float* panel) {
-  const int64_t stride = vectors * kLanes;
-  if (side.along_k)
-    return copy_transposed(side.at(col, k), side.stride, valid, depth, panel, stride);
-  constexpr int64_t kRowsAhead = 16;
-  for (int64_t i = 0; i < depth; ++i) {
-    const float* from = side.at(col, k + i);
-    for (int64_t c = 0; c < valid; c += kCacheLine)
-      __builtin_prefetch(from + kRowsAhead * side.stride + c, 0, 2);
-    for (int64_t c = 0; c < valid; c += kLanes)
-      store(panel + i * stride + c, load_up_to(from + c, valid - c));
+// to[i * to_stride + c] = from[i * from_stride + c] for i < steps, c < cols, up to a whole vector
+// of c.
+void copy_steps(const float* from, int64_t from_stride, int64_t steps, int64_t cols, float* to,
+                int64_t to_stride) {
+  for (int64_t i = 0; i < steps; ++i, from += from_stride, to += to_stride) {
+    for (int64_t c = 0; c < cols; c += kCacheLine)
+      __builtin_prefetch(from + steps * from_stride + c, 0, 2);
+    for (int64_t c = 0; c < cols; c += kLanes) store(to + c, load_up_to(from + c, cols - c));
   }
 }
 
-// The rows [begin, end) and columns of C that one task computes, block of k after block of k.
-struct Block {
-  const Problem& p;
-  const Output& out;
-  const Panels panels;
-  const int64_t row_begin, row_end;
-  const float* shared;         // panels of all k, or null
-  float *own_panels, *copied;  // the worker's scratch
-  int64_t stride;              // between copied rows
+// Panels [first, end) of the steps of k [k, k + depth). Where columns lie beside each other, a few
+// steps of all panels are copied at a time, so that memory is read along its rows.
+void copy_panels(const Operand& side, const Panels& panels, int64_t first, int64_t end, int64_t k,
+                 int64_t depth, float* to) {
+  constexpr int64_t kSteps = 16;
+  const int64_t steps = side.along_k ? max(depth, 1) : kSteps;
+  for (int64_t i = 0; i < depth; i += steps) {
+    const int64_t count = min(steps, depth - i);
+    for (int64_t j = first; j < end; ++j) {
+      const int64_t width = panels.width(j) * kLanes, valid = panels.valid_cols(j);
+      const float* from = side.at(panels.first_col(j), k + i);
+      float* panel = to + panels.start(j) * kLanes * depth + i * width;
+      if (side.along_k)
+        copy_transposed(from, side.stride, valid, count, panel, width);
+      else
+        copy_steps(from, side.stride, count, valid, panel, width);
+    }
+  }
+}
 
+// The rows and columns of C that one task computes, block of k after block of k.
+struct Block {
   struct Rows {
     const float* data;
     int64_t stride;
   };
 
+  const Problem& p;
+  const Output& out;
+  const Panels panels;
+  const int64_t row_begin, row_end;
+  // The worker's scratch: the first of the columns whose panels it holds, panels, copied rows.
+  int64_t* held;
+  float *panel_data, *copied;
+
   void run() const {
+    if (p.whole_panels() && *held != panels.begin) {
+      for (int64_t k = 0; k < p.depth; k += kMatmulBlock)
+        make_panels(k, min(kMatmulBlock, p.depth - k));
+      *held = panels.begin;
+    }
     int64_t k = 0;
     do {
       run_slab(k, min(kMatmulBlock, p.depth - k));
@@ -195,19 +104,19 @@ struct Block {
   }
 
   void run_slab(int64_t k, int64_t depth) const {
-    const bool in_place = !p.shared_panels && row_end - row_begin <= kInPlaceRows;
-    if (!p.row_side.along_k)
+    const bool in_place = p.row_side.along_k && !p.col_side.along_k && p.rows <= kInPlaceRows;
+    if (!p.row_side.along_k) {
       copy_transposed(p.row_side.at(row_begin, k), p.row_side.stride, depth, row_end - row_begin,
-                      copied, stride);
-    if (!p.shared_panels && !in_place)
-      for (int64_t j = 0; j < panels.count(); ++j)
-        make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), k, depth,
-                   own_panels + panels.start(j) * kLanes * depth);
-    const int64_t groups = max(ceil_div(panels.cols * depth, kPanelFloats), 1);
+                      copied, copy_stride(depth));
+    } else if (!in_place && !(p.panels_stay() && *held == panels.begin)) {
+      make_panels(k, depth);
+      *held = panels.begin;
+    }
+    const int64_t groups = max(ceil_div(panels.cols * depth, kGroupFloats), 1);
     for (int64_t group = 0; group < groups; ++group)
       for (int64_t row = row_begin; row < row_end; row += kTileRows)
-        run_tiles(k, depth, row, group * panels.count() / groups,
-                  (group + 1) * panels.count() / groups, in_place);
+        run_tiles(k, depth, row, group * panels.count / groups, (group + 1) * panels.count / groups,
+                  in_place);
   }
 
   // The tiles of kTileRows rows in panels [first, end).
@@ -215,22 +124,23 @@ struct Block {
                  bool in_place) const {
     const int64_t valid_rows = min(kTileRows, row_end - row);
     const int64_t strips = ceil_div(valid_rows, kStripRows);
-    Rows strip[kTileRows / kStripRows] = {};
-    for (int64_t s = 0; s < strips; ++s) strip[s] = strip_at(row + s * kStripRows, k, depth);
-    const bool cols_next = !p.shared_panels && !in_place;  // the first panel's turn to fetch them
-    Ahead rows_ahead = rows_after(row, k);
-    rows_ahead.count = ceil_div(rows_ahead.count, max(end - first - cols_next, 1) * strips);
+    Rows strip[kTileStrips] = {};
+    for (int64_t s = 0; s < strips; ++s)
+      strip[s] = strip_at(row, s, valid_rows - s * kStripRows, k, depth);
+    // The first panel's turn is to bring the next panels near, the others' to bring the next rows.
+    const bool cols_next = !p.col_side.along_k && p.depth > kMatmulBlock && !in_place;
+    Ahead rows_ahead = rows_after(row, k, max(end - first - cols_next, 1) * strips);
 
     for (int64_t j = first; j < end; ++j) {
       alignas(64) float tile[kTileRows * kTileCols];
-      const Rows panel = panel_at(j, k, depth, in_place);
       const int64_t col = panels.first_col(j), valid_cols = panels.valid_cols(j);
       const Place place{.m = p.transposed ? col : row,
                         .n = p.transposed ? row : col,
                         .rows = p.transposed ? valid_cols : valid_rows,
                         .cols = p.transposed ? valid_rows : valid_cols,
-                        .add = k > 0 || out.args.accumulate,
+                        .add = k > 0 || out.accumulate,
                         .last = k + depth >= p.depth};
+      const Rows panel = panel_at(j, k, depth, in_place);
       prefetch(out, place);
       for (int64_t s = 0; s < strips; ++s) {
         const bool cols_turn = cols_next && j == first;
@@ -240,9 +150,9 @@ struct Block {
         if (!cols_turn) rows_ahead.data += rows_ahead.count * rows_ahead.stride;
       }
       if (p.transposed)
-        store_transposed_tile(out, place, tile);
+        store_tile<true>(out, place, tile);
       else
-        store_tile(out, place, tile);
+        store_tile<false>(out, place, tile);
     }
   }
 
@@ -257,11 +167,13 @@ struct Block {
   }
 
   // A strip in place where it can be; the last rows are copied if they are fewer.
-  Rows strip_at(int64_t row, int64_t k, int64_t depth) const {
+  Rows strip_at(int64_t row, int64_t s, int64_t valid, int64_t k, int64_t depth) const {
+    row += s * kStripRows;
+    const int64_t stride = copy_stride(depth);
     if (!p.row_side.along_k) return {copied + (row - row_begin) * stride, stride};
-    if (row_end - row >= kStripRows) return {p.row_side.at(row, k), p.row_side.stride};
+    if (valid >= kStripRows) return {p.row_side.at(row, k), p.row_side.stride};
     for (int64_t r = 0; r < kStripRows; ++r) {
-      if (r < row_end - row)
+      if (r < valid)
         __builtin_memcpy(copied + r * stride, p.row_side.at(row + r, k), depth * sizeof(float));
       else
         __builtin_memset(copied + r * stride, 0, depth * sizeof(float));
@@ -269,38 +181,40 @@ struct Block {
     return {copied, stride};
   }
 
-  Rows panel_at(int64_t j, int64_t k, int64_t depth, bool in_place) const {
-    const int64_t width = panels.width(j) * kLanes;
-    if (p.shared_panels) return {shared + panels.start(j) * kLanes * p.depth + k * width, width};
-    float* own = own_panels + panels.start(j) * kLanes * depth;
-    if (!in_place) return {own, width};
-    if (panels.valid_cols(j) == width)
-      return {p.col_side.at(panels.first_col(j), k), p.col_side.stride};
-    make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), k, depth,
-               own);
-    return {own, width};
+  float* panels_of(int64_t k) const {
+    return panel_data + (p.whole_panels() ? k * panels.vectors() * kLanes : 0);
   }
 
-  // What is read after the rows from `row` on: the next rows, or the next block of k of the first.
-  Ahead rows_after(int64_t row, int64_t k) const {
+  void make_panels(int64_t k, int64_t depth) const {
+    copy_panels(p.col_side, panels, 0, panels.count, k, depth, panels_of(k));
+  }
+
+  Rows panel_at(int64_t j, int64_t k, int64_t depth, bool in_place) const {
+    const int64_t width = panels.width(j) * kLanes;
+    if (in_place && panels.valid_cols(j) == width)
+      return {p.col_side.at(panels.first_col(j), k), p.col_side.stride};
+    if (in_place) copy_panels(p.col_side, panels, j, j + 1, k, depth, panels_of(k));
+    return {panels_of(k) + panels.start(j) * kLanes * depth, width};
+  }
+
+  // What is read after the rows from `row` on, in so many parts: the next rows, or the next block
+  // of k of the first.
+  Ahead rows_after(int64_t row, int64_t k, int64_t parts) const {
     if (!p.row_side.along_k) return {};
     row += kTileRows;
-    if (row >= row_end && k + kMatmulBlock < p.depth) {
+    if (row >= row_end) {
       row = row_begin;
       k += kMatmulBlock;
-    } else if (row >= row_end) {
-      k = 0;
     }
-    const int64_t rows = min(kTileRows, p.rows - row);
-    if (rows <= 0) return {};
+    if (k >= p.depth) return {};
     return {.data = p.row_side.at(row, k),
             .stride = p.row_side.stride,
             .step = kCacheLine,
-            .count = rows};
+            .count = ceil_div(min(kTileRows, p.rows - row), parts)};
   }
 
-  // What own panels are made of next: the next block of k, or the next task's columns. Each strip
-  // of rows brings as many steps of k near as a product over `depth` has cache lines.
+  // What panels are made of next: the next block of k, or the next task's columns. Each strip of
+  // rows brings as many steps of k near as a product over `depth` has cache lines.
   Ahead cols_after(int64_t row, int64_t k, int64_t depth) const {
     int64_t col = panels.begin;
     k += kMatmulBlock;
@@ -319,10 +233,9 @@ struct Block {
 };
 
 int64_t scratch_bytes(const MatmulArgs& args) {
-  const Problem p = make_problem(args);
-  const Plan plan = make_plan(p, args.workers);
+  const auto [p, plan] = plan_product(args);
   const int64_t sums = needs_own_sums(args, p.depth) ? args.c.numel() : 0;
-  return (plan.shared + args.workers * plan.worker() + sums) * static_cast<int64_t>(sizeof(float));
+  return (args.workers * plan.worker_floats() + sums) * static_cast<int64_t>(sizeof(float));
 }
 
 // As parallel_for, on the calling thread alone where the work is not worth waking others.
@@ -335,47 +248,37 @@ LLMCORE_INLINE void for_each_task(bool alone, int64_t count, Body body) {
 }
 
 void matmul(const Context&, const MatmulArgs& args) {
-  const Problem p = make_problem(args);
-  const Plan plan = make_plan(p, args.workers);
-  float* shared = args.scratch.f32();
-  float* own_sums = shared + plan.shared + args.workers * plan.worker();
+  const auto planned = plan_product(args);
+  const Problem& p = planned.problem;
+  const Plan& plan = planned.plan;
+  float* scratch = args.scratch.f32();
+  float* own_sums = scratch + args.workers * plan.worker_floats();
   const Output out = make_output(args, needs_own_sums(args, p.depth) ? own_sums : args.c.f32());
-  if (p.transposed && p.row_side.along_k && p.col_side.along_k && p.cols <= kFewRows) {
-    const FewRows few{p.col_side.data, p.row_side.data, p.cols, p.rows, p.depth, out};
+  if (!args.transpose_a && args.transpose_b && args.c.dim(0) <= kFewRows) {
+    const FewRows few{args.a.f32(), args.b.f32(), args.c.dim(0), args.c.dim(1), p.depth, out};
     const int64_t grain = max(round_up(kStreamedFloats / max(p.depth, 1), kLanes), kLanes);
     for_each_task(
-        args.workers == 1 || p.rows <= grain, ceil_div(p.rows, grain),
-        [&](int64_t task, int) { few_rows(few, task * grain, min((task + 1) * grain, p.rows)); });
+        args.workers == 1 || few.n <= grain, ceil_div(few.n, grain),
+        [&](int64_t task, int) { few_rows(few, task * grain, min((task + 1) * grain, few.n)); });
     return;
   }
-  const bool alone = args.workers == 1 || p.rows * p.cols * max(p.depth, 1) < kTaskWork;
-  for (int64_t pass = 0; pass < p.cols; pass += plan.pass_cols) {
-    const int64_t pass_cols = min(plan.pass_cols, p.cols - pass);
-    if (p.shared_panels) {
-      const Panels panels{pass, pass_cols};
-      for_each_task(alone, panels.count(), [&](int64_t j, int) {
-        make_panel(p.col_side, panels.first_col(j), panels.valid_cols(j), panels.width(j), 0,
-                   p.depth, shared + panels.start(j) * kLanes * p.depth);
-      });
-    }
-    const int64_t row_tasks = ceil_div(p.rows, plan.task_rows);
-    const int64_t col_tasks = ceil_div(pass_cols, plan.task_cols);
-    for_each_task(alone, row_tasks * col_tasks, [&](int64_t task, int worker) {
-      const int64_t row = task % row_tasks * plan.task_rows;
-      const int64_t col = task / row_tasks * plan.task_cols;
-      float* own = shared + plan.shared + worker * plan.worker();
-      const Block block{.p = p,
-                        .out = out,
-                        .panels = {pass + col, min(plan.task_cols, pass_cols - col)},
-                        .row_begin = row,
-                        .row_end = min(row + plan.task_rows, p.rows),
-                        .shared = shared,
-                        .own_panels = own,
-                        .copied = own + plan.panels,
-                        .stride = copy_stride(p.depth)};
-      block.run();
-    });
-  }
+  for (int worker = 0; worker < args.workers; ++worker)
+    *reinterpret_cast<int64_t*>(scratch + worker * plan.worker_floats()) = -1;
+  const bool alone = args.workers == 1 || p.rows * p.cols * max(p.depth, 1) < kAloneWork;
+  for_each_task(alone, plan.tasks(), [&](int64_t task, int worker) {
+    const int64_t row = task % plan.row_tasks * plan.task_rows;
+    const int64_t col = task / plan.row_tasks * plan.task_cols;
+    float* own = scratch + worker * plan.worker_floats();
+    const Block block{.p = p,
+                      .out = out,
+                      .panels = Panels(col, min(plan.task_cols, p.cols - col)),
+                      .row_begin = row,
+                      .row_end = min(row + plan.task_rows, p.rows),
+                      .held = reinterpret_cast<int64_t*>(own),
+                      .panel_data = own + kCacheLine,
+                      .copied = own + kCacheLine + plan.panel_floats};
+    block.run();
+  });
 }
 
 void column_sum(const Context&, const ColumnSumArgs& args) {

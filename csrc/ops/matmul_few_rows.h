@@ -25,7 +25,7 @@ __attribute__((noinline)) static void few_rows_strip(const FewRows& p, int64_t r
   const float* w = p.w + row * p.k;
   const float* next = w + kLanes * p.k;  // the rows after these, one line after the other
 
-  const bool accumulate = p.out.args.accumulate;
+  const bool accumulate = p.out.accumulate;
   Vec total[kRows] = {}, block[kRows] = {}, sum[kRows];
   if (accumulate)
     for (int m = 0; m < kRows && m < p.m; ++m)
@@ -67,14 +67,8 @@ __attribute__((noinline)) static void few_rows_strip(const FewRows& p, int64_t r
       total[m] = begin == 0 && !accumulate ? block[m] : total[m] + block[m];
   }
   for (int m = 0; m < kRows && m < p.m; ++m) {
-    const Place place{.m = m,
-                      .n = row,
-                      .rows = 1,
-                      .cols = valid,
-
-                      .add = false,
-                      .last = true};
-    store_sums(p.out, place, [&](int64_t, int64_t) { return total[m]; });
+    const Place place{.m = m, .n = row, .rows = 1, .cols = valid, .add = false, .last = true};
+    store_rows<false>(p.out, place, &total[m]);
   }
 }
 

@@ -15,18 +15,22 @@ namespace llmcore::LLMCORE_ISA {
 
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
 inline constexpr int kStripRows = 8, kTileVectors = 3;
-#elif defined(__AVX2__)  // 16, all in use: 12 sums, 3 columns, 1 row
-inline constexpr int kStripRows = 4, kTileVectors = 3;
+#elif defined(__AVX2__)  // 16, all in use: 12 sums, 2 columns, 1 row
+inline constexpr int kStripRows = 6, kTileVectors = 2;
 #else                    // 16, and products need one before they are added
 inline constexpr int kStripRows = 4, kTileVectors = 2;
 #endif
 
-// Whole vectors of C's rows, whichever way the tile lies in C.
-inline constexpr int kTileRows = kStripRows > kLanes ? kStripRows : kLanes;
-inline constexpr int kTileCols = kTileVectors * kLanes;
-static_assert(kTileRows % kStripRows == 0 && kTileRows % kLanes == 0);
+// Whole strips, and whole vectors of C's rows whichever way the tile lies in C.
+constexpr int least_common_multiple(int a, int b) {
+  int multiple = a;
+  while (multiple % b != 0) multiple += a;
+  return multiple;
+}
+inline constexpr int kTileRows = least_common_multiple(kStripRows, kLanes);
+inline constexpr int kTileStrips = kTileRows / kStripRows, kTileCols = kTileVectors * kLanes;
 
-// Memory that will be wanted next, brought near while a tile is computed: every 16 steps of k
+// Memory that will be wanted next, brought near while a strip is multiplied: every 16 steps of k
 // `count` cache lines `stride` apart, then all of them move on by `step`.
 struct Ahead {
   const float* data = nullptr;
@@ -73,11 +77,19 @@ __attribute__((noinline)) static void multiply(const float* rows, int64_t row_st
 
 // Where sums go: C, and what is done to them on the way when they are complete.
 struct Output {
-  const MatmulArgs& args;
   float *c,
-      *sums;      // sums that are not complete wait in C, or in scratch where C is read at the end
-  int64_t n;      // distance between rows of both
-  bool epilogue;  // there is something to do
+      *sums;  // sums that are not complete wait in C, or in scratch where C is read at the end
+  int64_t n;  // distance between rows of both
+  const float *bias, *gate_input, *residual;
+  float* pre_activation;
+  Activation activation, gate_activation;
+  Dropout dropout;
+  bool accumulate;
+
+  bool epilogue() const {  // there is something to do
+    return bias != nullptr || pre_activation != nullptr || activation != Activation::kNone ||
+           gate_input != nullptr || dropout.p > 0.0f || residual != nullptr;
+  }
 };
 
 // C is the residual too, and its sums take more than one block of k.
@@ -86,23 +98,17 @@ LLMCORE_INLINE bool needs_own_sums(const MatmulArgs& args, int64_t depth) {
 }
 
 LLMCORE_INLINE Output make_output(const MatmulArgs& args, float* sums) {
-  return {args, args.c.f32(), sums, args.c.dim(1),
-          args.bias || args.pre_activation || args.activation != Activation::kNone ||
-              args.gate_input || args.dropout.p > 0.0f || args.residual};
-}
-
-// What becomes of elements [n, n + count) of row m of C when their sum is complete.
-LLMCORE_INLINE Vec finished(const Output& out, int64_t m, int64_t n, int64_t count, Vec v) {
-  const MatmulArgs& args = out.args;
-  const int64_t i = m * out.n + n;
-  if (args.bias) v += load_up_to(args.bias.f32() + n, count);
-  if (args.pre_activation) store_up_to(args.pre_activation.f32() + i, v, count);
-  v = activate(args.activation, v);
-  if (args.gate_input)
-    v *= activate_derivative(args.gate_activation, load_up_to(args.gate_input.f32() + i, count));
-  if (args.dropout.p > 0.0f) v *= dropout_factor(args.dropout, static_cast<uint64_t>(i));
-  if (args.residual) v += load_up_to(args.residual.f32() + i, count);
-  return v;
+  return {.c = args.c.f32(),
+          .sums = sums,
+          .n = args.c.dim(1),
+          .bias = args.bias.f32(),
+          .gate_input = args.gate_input.f32(),
+          .residual = args.residual.f32(),
+          .pre_activation = args.pre_activation.f32(),
+          .activation = args.activation,
+          .gate_activation = args.gate_activation,
+          .dropout = args.dropout,
+          .accumulate = args.accumulate};
 }
 
 // A part of C and which part of its sum over K is to be stored there.
@@ -121,54 +127,76 @@ LLMCORE_INLINE void prefetch(const Output& out, const Place& place) {
                          3);
 }
 
-// Stores vectors of sums, each a part of one of C's rows: row(r, c) has those of row r from column
-// c.
-template <class Row>
-LLMCORE_INLINE void store_sums(const Output& out, const Place& place, Row row) {
+// Stores a vector of sums in each row of a place that is one vector wide: kWhole says that it has
+// kLanes rows of kLanes elements. One thing after the other is done to all rows, so that what there
+// is to do is asked once a block.
+template <bool kWhole>
+LLMCORE_INLINE void store_rows(const Output& shared, const Place& place, Vec* rows) {
+  const Output out = shared;  // a copy of its own: nothing stored below can change it
+  const int64_t count = kWhole ? kLanes : place.rows, cols = kWhole ? kLanes : place.cols;
   const int64_t first = place.m * out.n + place.n;
-  const float* sums = out.sums + first;
-  float* c = (place.last ? out.c : out.sums) + first;
-  if (place.cols % kLanes != 0 || (place.last && out.epilogue)) {
-    for (int64_t r = 0; r < place.rows; ++r, c += out.n, sums += out.n) {
-      for (int64_t i = 0; i < place.cols; i += kLanes) {
-        const int64_t count = place.cols - i;
-        Vec v = row(r, i);
-        if (place.add) v += load_up_to(sums + i, count);
-        if (place.last && out.epilogue) v = finished(out, place.m + r, place.n + i, count, v);
-        store_up_to(c + i, v, count);
-      }
+  const auto add = [&](const float* from) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < count; ++r) rows[r] += load_up_to(from + first + r * out.n, cols);
+  };
+  const auto save = [&](float* to) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < count; ++r) store_up_to(to + first + r * out.n, rows[r], cols);
+  };
+  // Functions of many instructions stand in a loop, for which the rows have to be in memory.
+  const auto change = [&](auto function) {
+    Vec copies[kLanes];
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < count; ++r) copies[r] = rows[r];
+#pragma GCC unroll 1
+    for (int64_t r = 0; r < count; ++r) copies[r] = function(copies[r], first + r * out.n);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < count; ++r) rows[r] = copies[r];
+  };
+
+  if (place.add) add(out.sums);
+  if (!place.last) return save(out.sums);
+  if (out.epilogue()) {
+    if (out.bias != nullptr) {
+      const Vec bias = load_up_to(out.bias + place.n, cols);
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < count; ++r) rows[r] += bias;
     }
-  } else if (place.add) {
-    for (int64_t r = 0; r < place.rows; ++r, c += out.n, sums += out.n) {
-      for (int64_t i = 0; i < place.cols; i += kLanes) store(c + i, load(sums + i) + row(r, i));
-    }
-  } else {
-    for (int64_t r = 0; r < place.rows; ++r, c += out.n, sums += out.n) {
-      for (int64_t i = 0; i < place.cols; i += kLanes) store(c + i, row(r, i));
-    }
+    if (out.pre_activation != nullptr) save(out.pre_activation);
+    if (out.activation != Activation::kNone)
+      change([&](Vec v, int64_t) { return activate(out.activation, v); });
+    if (out.gate_input != nullptr)
+      change([&](Vec v, int64_t i) {
+        return v * activate_derivative(out.gate_activation, load_up_to(out.gate_input + i, cols));
+      });
+    if (out.dropout.p > 0.0f)
+      change([&](Vec v, int64_t i) {
+        return v * dropout_factor(out.dropout, static_cast<uint64_t>(i));
+      });
+    if (out.residual != nullptr) add(out.residual);
   }
+  save(out.c);
 }
 
-// The tile's rows are C's.
+// The tile's rows are C's, or its columns if kTransposed.
+template <bool kTransposed>
 static void store_tile(const Output& out, const Place& place, const float* tile) {
-  store_sums(out, place, [&](int64_t r, int64_t c) { return load(tile + r * kTileCols + c); });
-}
-
-// The tile's rows are C's columns.
-static void store_transposed_tile(const Output& out, const Place& place, const float* tile) {
-  for (int64_t i = 0; i < place.cols; i += kLanes) {
-    for (int64_t j = 0; j < place.rows; j += kLanes) {
+  for (int64_t i = 0; i < (kTransposed ? place.cols : place.rows); i += kLanes) {
+    for (int64_t j = 0; j < (kTransposed ? place.rows : place.cols); j += kLanes) {
       Vec block[kLanes];
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) block[r] = load(tile + (i + r) * kTileCols + j);
-      transpose(block);
-      const Place part{.m = place.m + j,
-                       .n = place.n + i,
-                       .rows = place.rows - j < kLanes ? place.rows - j : kLanes,
-                       .cols = place.cols - i < kLanes ? place.cols - i : kLanes,
-                       .add = place.add,
-                       .last = place.last};
-      store_sums(out, part, [&](int64_t r, int64_t) { return block[r]; });
+      if constexpr (kTransposed) transpose(block);
+      const int64_t row = kTransposed ? j : i, col = kTransposed ? i : j;
+      Place part = place;
+      part.m += row;
+      part.n += col;
+      part.rows = place.rows - row < kLanes ? place.rows - row : kLanes;
+      part.cols = place.cols - col < kLanes ? place.cols - col : kLanes;
+      if (part.rows == kLanes && part.cols == kLanes)
+        store_rows<true>(out, part, block);
+      else
+        store_rows<false>(out, part, block);
     }
   }
 }
