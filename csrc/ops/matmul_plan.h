@@ -10,16 +10,16 @@
 
 namespace llmcore::LLMCORE_ISA {
 
-constexpr int64_t min(int64_t a, int64_t b) {
+static constexpr int64_t min(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
-constexpr int64_t max(int64_t a, int64_t b) {
+static constexpr int64_t max(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
+static constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
-constexpr int64_t round_up(int64_t a, int64_t b) {
+static constexpr int64_t round_up(int64_t a, int64_t b) {
   return ceil_div(a, b) * b;
 }
 
@@ -91,12 +91,12 @@ inline constexpr int64_t kMostTasksPerThread = 16;
 
 // Distance between copied rows: a little more than they need, for a power of two would put all of
 // them into a few sets of the cache.
-constexpr int64_t copy_stride(int64_t depth) {
+static constexpr int64_t copy_stride(int64_t depth) {
   return round_up(min(depth, kMatmulBlock), kLanes) + kCacheLine;
 }
 
 // What the product takes if `threads` share the tasks and, in the end, wait for half of one.
-inline int64_t cost(const Problem& p, const Plan& plan, int64_t threads) {
+static int64_t cost(const Problem& p, const Plan& plan, int64_t threads) {
   const int64_t makers =
       p.panels_stay() ? min(plan.row_tasks, 1 + (threads - 1) / plan.col_tasks) : plan.row_tasks;
   const int64_t step = p.rows * p.cols + makers * p.cols * kCopyWork +
@@ -106,7 +106,7 @@ inline int64_t cost(const Problem& p, const Plan& plan, int64_t threads) {
 }
 
 // The cheapest of all ways to halve rows and columns again and again.
-inline Plan make_plan(const Problem& p, int64_t threads) {
+static Plan make_plan(const Problem& p, int64_t threads) {
   const int64_t depth = max(min(p.depth, kMatmulBlock), 1);
   const int64_t panel_depth = p.whole_panels() ? max(p.depth, 1) : depth;
   const int64_t panel_floats = p.whole_panels() ? kKeptFloats : kPanelFloats;
@@ -139,7 +139,7 @@ struct PlannedProblem {
   Plan plan;
 };
 
-inline PlannedProblem plan_product(const MatmulArgs& args) {
+static PlannedProblem plan_product(const MatmulArgs& args) {
   const int64_t m = args.c.dim(0), n = args.c.dim(1);
   const Operand a{args.a.f32(), args.a.dim(1), !args.transpose_a};
   const Operand b{args.b.f32(), args.b.dim(1), args.transpose_b};

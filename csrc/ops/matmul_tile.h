@@ -22,7 +22,7 @@ inline constexpr int kStripRows = 4, kTileVectors = 2;
 #endif
 
 // Whole strips, and whole vectors of C's rows whichever way the tile lies in C.
-constexpr int least_common_multiple(int a, int b) {
+static constexpr int least_common_multiple(int a, int b) {
   int multiple = a;
   while (multiple % b != 0) multiple += a;
   return multiple;
@@ -86,9 +86,12 @@ struct Output {
   Dropout dropout;
   bool accumulate;
 
-  bool epilogue() const {  // there is something to do
-    return bias != nullptr || pre_activation != nullptr || activation != Activation::kNone ||
-           gate_input != nullptr || dropout.p > 0.0f || residual != nullptr;
+  // There is something to do between bias and residual, or at all.
+  bool changes() const {
+    return activation != Activation::kNone || gate_input != nullptr || dropout.p > 0.0f;
+  }
+  bool epilogue() const {
+    return bias != nullptr || pre_activation != nullptr || changes() || residual != nullptr;
   }
 };
 
@@ -127,6 +130,15 @@ LLMCORE_INLINE void prefetch(const Output& out, const Place& place) {
                          3);
 }
 
+// What becomes of the elements of C from i on between bias and residual.
+LLMCORE_INLINE Vec activated(const Output& out, int64_t i, int64_t count, Vec v) {
+  v = activate(out.activation, v);
+  if (out.gate_input != nullptr)
+    v *= activate_derivative(out.gate_activation, load_up_to(out.gate_input + i, count));
+  if (out.dropout.p > 0.0f) v *= dropout_factor(out.dropout, static_cast<uint64_t>(i));
+  return v;
+}
+
 // Stores a vector of sums in each row of a place that is one vector wide: kWhole says that it has
 // kLanes rows of kLanes elements. One thing after the other is done to all rows, so that what there
 // is to do is asked once a block.
@@ -143,16 +155,6 @@ LLMCORE_INLINE void store_rows(const Output& shared, const Place& place, Vec* ro
 #pragma GCC unroll 16
     for (int64_t r = 0; r < count; ++r) store_up_to(to + first + r * out.n, rows[r], cols);
   };
-  // Functions of many instructions stand in a loop, for which the rows have to be in memory.
-  const auto change = [&](auto function) {
-    Vec copies[kLanes];
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < count; ++r) copies[r] = rows[r];
-#pragma GCC unroll 1
-    for (int64_t r = 0; r < count; ++r) copies[r] = function(copies[r], first + r * out.n);
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < count; ++r) rows[r] = copies[r];
-  };
 
   if (place.add) add(out.sums);
   if (!place.last) return save(out.sums);
@@ -163,16 +165,16 @@ LLMCORE_INLINE void store_rows(const Output& shared, const Place& place, Vec* ro
       for (int64_t r = 0; r < count; ++r) rows[r] += bias;
     }
     if (out.pre_activation != nullptr) save(out.pre_activation);
-    if (out.activation != Activation::kNone)
-      change([&](Vec v, int64_t) { return activate(out.activation, v); });
-    if (out.gate_input != nullptr)
-      change([&](Vec v, int64_t i) {
-        return v * activate_derivative(out.gate_activation, load_up_to(out.gate_input + i, cols));
-      });
-    if (out.dropout.p > 0.0f)
-      change([&](Vec v, int64_t i) {
-        return v * dropout_factor(out.dropout, static_cast<uint64_t>(i));
-      });
+    if (out.changes()) {  // many instructions: once, in a loop, for which the rows go to memory
+      Vec copies[kLanes];
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < count; ++r) copies[r] = rows[r];
+#pragma GCC unroll 1
+      for (int64_t r = 0; r < count; ++r)
+        copies[r] = activated(out, first + r * out.n, cols, copies[r]);
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < count; ++r) rows[r] = copies[r];
+    }
     if (out.residual != nullptr) add(out.residual);
   }
   save(out.c);
