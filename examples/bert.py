@@ -1,8 +1,9 @@
 """BERT from nothing: a masked language model, and a classifier fine-tuned from it.
 
 It reads captions in German and English with words hidden, then learns from 100 labelled sentences
-to tell the languages apart. Two minutes on two cores; the masked loss falls from 8.3 to 6.3,
-and 98 % of 1000 sentences that it has not seen are told right.
+to tell the languages apart. A minute and a half on two cores; the masked loss falls from 7.8 to
+3.8, and all of 1000 sentences that it has not seen are told right. Norms before the layers and
+rotary positions make it learn much sooner than the BERT of 2018 did.
 
     python examples/bert.py
 """
@@ -40,20 +41,24 @@ def main() -> None:
 
     def train(model: dict[str, Any], data: dict[str, Any], **settings: Any) -> Transformer:
         settings |= {"dropout": 0.0, "overwrite": True, "sample_tokens": 0, "eval_interval": 100}
-        run = {"model": model, "data": {key: str(value) for key, value in data.items()}}
+        run = {"model": model, "data": data}
         build_trainer(RunConfig.from_dict({**run, "train": settings})).fit()
         return Transformer.from_pretrained(Path(settings["out_dir"]) / "best")
 
-    size = {"hidden_size": 128, "num_encoder_layers": 3, "num_heads": 4}
+    size = {
+        "hidden_size": 128, "num_encoder_layers": 3, "num_heads": 4, "positions": "rope",
+        "norm_placement": "pre", "final_norm": True, "init_std": 0.05,
+    }  # fmt: skip
     model = train(
-        {"name": "bert-base", "max_positions": 64, **size}, {"path": captions},
+        {"name": "bert-base", "max_positions": 64, **size},
+        {"path": str(captions), "vocab_size": 2048},
         steps=args.steps, batch_size=32, lr=2e-3, out_dir=str(args.out / "masked"),
     )  # fmt: skip
     for text in ("A dog [MASK] in the snow.", "Ein Hund [MASK] im Schnee."):
         print(text, [fill.token for fill in model.fill_mask(text, top_k=4)])
 
     model = train(
-        {"name": str(args.out / "masked")}, {"path": labelled},
+        {"name": str(args.out / "masked")}, {"path": str(labelled)},
         objective="classification", steps=min(args.steps, 60), batch_size=16, lr=3e-4,
         out_dir=str(args.out / "language"),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from llmcore.cli.options import option_name
 from llmcore.train_config import DataConfig, TrainConfig
 
 COMMANDS = ("train", "eval", "generate", "translate", "fill-mask", "classify", "embed", "score",
-            "attend", "tokenize", "convert", "plan", "doctor")  # fmt: skip
+            "attend", "tokenize", "convert", "plan", "bench", "doctor")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------- help

@@ -37,7 +37,7 @@ def test_recipe(name, tmp_path, request):
         words = [data if word == "DATA" else word for word in words]
     command = [sys.executable, EXAMPLES / f"{name}.py", "--steps", 8, "--out", tmp_path, *words]
     done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120
+        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     for model in models:

@@ -5,7 +5,7 @@
 #include "core/parallel.h"
 #include "core/settings.h"
 #include "ops/backend.h"
-#include "ops/matmul.h"
+#include "ops/ceiling.h"
 
 namespace llmcore::bindings {
 namespace {
@@ -38,6 +38,16 @@ py::dict device_info() {
   return info;
 }
 
+double peak(double seconds) {
+  py::gil_scoped_release release;
+  return measure_peak(cpu_kernels(), seconds);
+}
+
+double read_rate(const PyTensor& x, double seconds) {
+  py::gil_scoped_release release;
+  return measure_read(op_context(x.view), x.view, seconds);
+}
+
 }  // namespace
 
 void bind_machine(py::module_& module) {
@@ -53,6 +63,8 @@ void bind_machine(py::module_& module) {
     return result;
   });
   module.def("reset_peak_memory", &reset_peak_memory);
+  module.def("measure_peak", &peak, py::arg("seconds"));
+  module.def("measure_read", &read_rate, py::arg("x"), py::arg("seconds"));
 }
 
 }  // namespace llmcore::bindings

@@ -44,11 +44,6 @@ void sum_of_columns(const PyTensor& x, const PyTensor& out) {
   column_sum(op_context(x.view), {.x = x.view, .out = out.view});
 }
 
-double peak(double seconds) {
-  py::gil_scoped_release release;
-  return cpu_kernels().matmul->measure_peak(seconds);
-}
-
 }  // namespace
 
 void bind_matmul(py::module_& module) {
@@ -63,7 +58,6 @@ void bind_matmul(py::module_& module) {
              py::arg("transpose_a") = false, py::arg("transpose_b") = false,
              py::arg("accumulate") = false);
   module.def("column_sum", &sum_of_columns, py::kw_only(), py::arg("x"), py::arg("out"));
-  module.def("measure_peak", &peak, py::arg("seconds"));
 }
 
 }  // namespace llmcore::bindings

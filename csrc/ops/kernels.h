@@ -27,6 +27,7 @@ struct RopeKernels;
 struct CrossEntropyKernels;
 struct ElementwiseKernels;
 struct OptimizerKernels;
+struct CeilingKernels;
 
 struct Kernels {
   const char* name;  // "generic", "avx2", "avx512", "neon"
@@ -39,6 +40,7 @@ struct Kernels {
   const CrossEntropyKernels* cross_entropy;
   const ElementwiseKernels* elementwise;
   const OptimizerKernels* optimizer;
+  const CeilingKernels* ceiling;
 };
 
 // The table for this machine's processor, chosen once; LLMCORE_CPU_ISA overrides. Throws

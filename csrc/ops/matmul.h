@@ -50,9 +50,6 @@ struct MatmulKernels {
   int64_t (*scratch_bytes)(const MatmulArgs&);
   void (*matmul)(const Context&, const MatmulArgs&);
   void (*column_sum)(const Context&, const ColumnSumArgs&);
-  // Runs the inner loop's multiply-adds on registers alone for `seconds` on every thread and
-  // returns the operations per second reached: the ceiling that shares of peak refer to.
-  double (*measure_peak)(double seconds);
 };
 
 void matmul(const Context& context, const MatmulArgs& args);

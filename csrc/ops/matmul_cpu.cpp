@@ -1,7 +1,5 @@
 // Matrix products on the CPU: one kernel serves all forms (matmul_tile.h), cut into tasks by
 // matmul_plan.h; a few rows, as when text is generated, have one of their own (matmul_few_rows.h).
-#include <time.h>
-
 #include "core/parallel.h"
 #include "ops/matmul.h"
 #include "ops/matmul_few_rows.h"
@@ -232,7 +230,12 @@ struct Block {
   }
 };
 
+bool has_few_rows(const MatmulArgs& args) {
+  return !args.transpose_a && args.transpose_b && args.c.dim(0) <= kFewRows;
+}
+
 int64_t scratch_bytes(const MatmulArgs& args) {
+  if (has_few_rows(args)) return 0;
   const auto [p, plan] = plan_product(args);
   const int64_t sums = needs_own_sums(args, p.depth) ? args.c.numel() : 0;
   return (args.workers * plan.worker_floats() + sums) * static_cast<int64_t>(sizeof(float));
@@ -247,21 +250,23 @@ LLMCORE_INLINE void for_each_task(bool alone, int64_t count, Body body) {
     parallel_for(count, body);
 }
 
+void matmul_few_rows(const MatmulArgs& args) {
+  const Output out = make_output(args, args.c.f32());
+  const FewRows few{args.a.f32(), args.b.f32(), args.c.dim(0), args.c.dim(1), args.a.dim(1), out};
+  const int64_t grain = max(round_up(kStreamedFloats / max(few.k, 1), kLanes), kLanes);
+  for_each_task(
+      args.workers == 1 || few.n <= grain, ceil_div(few.n, grain),
+      [&](int64_t task, int) { few_rows(few, task * grain, min((task + 1) * grain, few.n)); });
+}
+
 void matmul(const Context&, const MatmulArgs& args) {
+  if (has_few_rows(args)) return matmul_few_rows(args);
   const auto planned = plan_product(args);
   const Problem& p = planned.problem;
   const Plan& plan = planned.plan;
   float* scratch = args.scratch.f32();
   float* own_sums = scratch + args.workers * plan.worker_floats();
   const Output out = make_output(args, needs_own_sums(args, p.depth) ? own_sums : args.c.f32());
-  if (!args.transpose_a && args.transpose_b && args.c.dim(0) <= kFewRows) {
-    const FewRows few{args.a.f32(), args.b.f32(), args.c.dim(0), args.c.dim(1), p.depth, out};
-    const int64_t grain = max(round_up(kStreamedFloats / max(p.depth, 1), kLanes), kLanes);
-    for_each_task(
-        args.workers == 1 || few.n <= grain, ceil_div(few.n, grain),
-        [&](int64_t task, int) { few_rows(few, task * grain, min((task + 1) * grain, few.n)); });
-    return;
-  }
   for (int worker = 0; worker < args.workers; ++worker)
     *reinterpret_cast<int64_t*>(scratch + worker * plan.worker_floats()) = -1;
   const bool alone = args.workers == 1 || p.rows * p.cols * max(p.depth, 1) < kAloneWork;
@@ -298,53 +303,11 @@ void column_sum(const Context&, const ColumnSumArgs& args) {
     for (int64_t c = 0; c < width; ++c) out[c] += args.partial.f32()[block * width + c];
 }
 
-double now() {
-  timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
-double peak_of_one_thread(double seconds) {
-  constexpr int kChains = kStripRows * kTileVectors;
-  constexpr int64_t kRounds = 10000;
-  volatile float half = 0.5f, sink;
-  const Vec factor = broadcast(half);
-  Vec sum[kChains];
-#pragma GCC unroll 24
-  for (int i = 0; i < kChains; ++i) sum[i] = broadcast(half + static_cast<float>(i));
-  double best = 0.0;
-  const double end = now() + seconds;
-  do {
-    const double start = now();
-    for (int64_t round = 0; round < kRounds; ++round)
-#pragma GCC unroll 24
-      for (int i = 0; i < kChains; ++i) sum[i] = fma(sum[i], factor, factor);
-    const double rate = 2.0 * kLanes * kChains * kRounds / (now() - start);
-    best = rate > best ? rate : best;
-  } while (now() < end);
-#pragma GCC unroll 24
-  for (int i = 1; i < kChains; ++i) sum[0] += sum[i];
-  sink = reduce_add(sum[0]);
-  (void)sink;
-  return best;
-}
-
-double measure_peak(double seconds) {
-  constexpr int kMaxThreads = 4096;
-  double rates[kMaxThreads];
-  const int threads = num_threads();
-  parallel_for(threads, [&](int64_t i, int) { rates[i] = peak_of_one_thread(seconds); });
-  double total = 0.0;
-  for (int i = 0; i < threads; ++i) total += rates[i];
-  return total;
-}
-
 }  // namespace
 
 extern const MatmulKernels matmul_kernels;
 const MatmulKernels matmul_kernels = {.scratch_bytes = scratch_bytes,
                                       .matmul = matmul,
-                                      .column_sum = column_sum,
-                                      .measure_peak = measure_peak};
+                                      .column_sum = column_sum};
 
 }  // namespace llmcore::LLMCORE_ISA

@@ -15,6 +15,7 @@ extern const RopeKernels rope_kernels;
 extern const CrossEntropyKernels cross_entropy_kernels;
 extern const ElementwiseKernels elementwise_kernels;
 extern const OptimizerKernels optimizer_kernels;
+extern const CeilingKernels ceiling_kernels;
 
 extern const Kernels kernels;
 const Kernels kernels = {
@@ -28,6 +29,7 @@ const Kernels kernels = {
     .cross_entropy = &cross_entropy_kernels,
     .elementwise = &elementwise_kernels,
     .optimizer = &optimizer_kernels,
+    .ceiling = &ceiling_kernels,
 };
 
 }  // namespace llmcore::LLMCORE_ISA

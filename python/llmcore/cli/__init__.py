@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from llmcore.cli import data, generate, machine, models, train, understand
+from llmcore.cli import bench, data, generate, machine, models, train, understand
 from llmcore.cli.common import UsageError, complain, sentence
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(bench.app, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,38 @@
+// Ceilings of all threads together.
+#include "ops/ceiling.h"
+
+#include <numeric>
+#include <vector>
+
+#include "core/error.h"
+#include "core/parallel.h"
+#include "ops/kernels.h"
+
+namespace llmcore {
+namespace {
+
+// The sum of rate(thread) over all threads, each called on a thread of its own.
+template <class Rate>
+double on_all_threads(Rate rate) {
+  std::vector<double> rates(num_threads());
+  parallel_for(num_threads(), [&](int64_t thread, int) { rates[thread] = rate(thread); });
+  return std::accumulate(rates.begin(), rates.end(), 0.0);
+}
+
+}  // namespace
+
+double measure_peak(const Kernels& kernels, double seconds) {
+  return on_all_threads([&](int64_t) { return kernels.ceiling->multiply_adds(seconds); });
+}
+
+double measure_read(const Context& context, const Tensor& x, double seconds) {
+  const int64_t threads = num_threads(), count = x.numel() / threads;
+  check_tensor("measure_read", "x", x, "[N]", {x.numel()});
+  CHECK(count > 0, ShapeError, "measure_read: x must have an element for each of ", threads,
+        " threads, got ", shape_string(x));
+  return on_all_threads([&](int64_t thread) {
+    return context.kernels->ceiling->reads(x.f32() + thread * count, count, seconds);
+  });
+}
+
+}  // namespace llmcore

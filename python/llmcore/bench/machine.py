@@ -1,0 +1,88 @@
+"""The machine's ceilings: rates that no program on it can exceed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import llmcore
+from llmcore import _core
+from llmcore.errors import ConfigError, OutOfMemory
+from llmcore.log import format_bytes
+from llmcore.plan import available_memory
+
+#: Read again and again, this much a thread comes from its own second-level cache.
+_CACHED_BYTES = 256 << 10
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What all of some threads reach together.
+
+    Attributes:
+        threads: How many.
+        flops: Operations per second, two for each fp32 multiply-add of the vectors in use
+            (`llmcore.device_info()["isa_chosen"]`), on registers alone.
+        cache_bytes_per_second: Reading from each core's own cache.
+        memory_bytes_per_second: Reading from memory, each thread a region of its own.
+    """
+
+    threads: int
+    flops: float
+    cache_bytes_per_second: float
+    memory_bytes_per_second: float
+
+
+def measure_ceilings(
+    threads: Sequence[int] | None = None, *, seconds: float = 0.5, size: int = 1 << 29
+) -> list[Ceilings]:
+    """Measure the ceilings of this machine, for each number of threads.
+
+    The best of many rounds counts, so that other work on the machine matters little while it leaves
+    a core alone now and then.
+
+    Args:
+        threads: How many to measure with, one after the other; 1 and all that llmcore uses if not
+            given.
+        seconds: For each of the three rates.
+        size: Bytes to read for the rate of memory: several times the last-level cache.
+
+    Raises:
+        ConfigError: A number of threads below 1, or a size or time that is not positive.
+        OutOfMemory: There is not so much memory as `size`.
+
+    Example:
+        >>> [ceilings] = measure_ceilings([1], seconds=0.01, size=1 << 20)
+        >>> ceilings.flops > 1e9
+        True
+    """
+    before = llmcore.get_num_threads()
+    counts = list(dict.fromkeys([1, before] if threads is None else threads))
+    if not counts or min(counts) < 1:
+        raise ConfigError(f"threads must be numbers from 1 on, got {counts}")
+    if seconds <= 0 or size < 4 * max(counts):
+        raise ConfigError(f"seconds and size must be positive, got {seconds} and {size}")
+    free = available_memory()
+    if free is not None and size > free:
+        raise OutOfMemory(
+            f"{format_bytes(size)} to read, but only {format_bytes(free)} are free: give a smaller"
+            " size"
+        )
+    data = llmcore.zeros([size // 4])
+    _core.fill(value=1.0, y=data)  # zeros that were never written have no memory of their own
+    try:
+        return [_measure(count, seconds, data) for count in counts]
+    finally:
+        llmcore.set_num_threads(before)
+
+
+def _measure(threads: int, seconds: float, data: llmcore.Tensor) -> Ceilings:
+    llmcore.set_num_threads(threads)
+    cached = llmcore.zeros([threads * _CACHED_BYTES // 4])
+    _core.fill(value=1.0, y=cached)
+    return Ceilings(
+        threads=threads,
+        flops=_core.measure_peak(seconds),
+        cache_bytes_per_second=_core.measure_read(cached, seconds),
+        memory_bytes_per_second=_core.measure_read(data, seconds),
+    )
