@@ -20,10 +20,10 @@ import numpy as np
 from common import DATA, environment, set_threads, settings_of, smooth, write_report
 
 import llmcore
-from llmcore.evaluate import evaluate
 from llmcore.objectives import Batch, CausalLM, MaskedLM, Mixture
-from llmcore.schedule import Schedule
 from llmcore.tokenizer import Tokenizer
+from llmcore.training.evaluate import evaluate
+from llmcore.training.schedule import Schedule
 
 MASK = "<mask>"
 

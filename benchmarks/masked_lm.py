@@ -31,10 +31,10 @@ from common import (
 )
 
 import llmcore
-from llmcore.evaluate import evaluate
 from llmcore.objectives import Batch, MaskedLM
-from llmcore.schedule import Schedule
 from llmcore.tokenizer import Tokenizer
+from llmcore.training.evaluate import evaluate
+from llmcore.training.schedule import Schedule
 
 FROZEN = 1_000_000  # the seed of the held-out masks
 

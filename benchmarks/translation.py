@@ -30,10 +30,10 @@ from common import (
 )
 
 import llmcore
-from llmcore.evaluate import evaluate
 from llmcore.objectives import Batch, Seq2Seq
-from llmcore.schedule import Schedule
 from llmcore.tokenizer import Tokenizer
+from llmcore.training.evaluate import evaluate
+from llmcore.training.schedule import Schedule
 
 SPECIAL = ["<pad>", "</s>"]
 Pairs = list[tuple[list[int], list[int]]]

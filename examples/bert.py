@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llmcore import Transformer
-from llmcore.assemble import build_trainer
-from llmcore.train_config import RunConfig
+from llmcore.training.assemble import build_trainer
+from llmcore.training.train_config import RunConfig
 
 
 def main() -> None:

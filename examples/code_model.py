@@ -16,8 +16,8 @@ import numpy as np
 
 from llmcore import CausalLM, GenerationConfig, ModelConfig, Tokenizer, TrainStep, Transformer
 from llmcore.data import TokenDataset
-from llmcore.evaluate import evaluate
-from llmcore.schedule import Schedule
+from llmcore.training.evaluate import evaluate
+from llmcore.training.schedule import Schedule
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ import random
 from pathlib import Path
 
 from llmcore import GenerationConfig, Transformer
-from llmcore.assemble import build_trainer
-from llmcore.train_config import RunConfig
+from llmcore.training.assemble import build_trainer
+from llmcore.training.train_config import RunConfig
 
 WORDS = ("apple", "bread", "cloud", "earth", "flame", "house", "light", "ocean", "river", "stone")
 

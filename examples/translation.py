@@ -13,8 +13,8 @@ import gzip
 from pathlib import Path
 
 from llmcore import Transformer
-from llmcore.assemble import build_trainer
-from llmcore.train_config import RunConfig
+from llmcore.training.assemble import build_trainer
+from llmcore.training.train_config import RunConfig
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import pytest
 from command import SMALL, TEXT, child, fails, run
 from llmcore.cli import train
 from llmcore.cli.options import option_name
-from llmcore.train_config import DataConfig, TrainConfig
+from llmcore.training.train_config import DataConfig, TrainConfig
 
 COMMANDS = ("train", "eval", "generate", "translate", "fill-mask", "classify", "embed", "score",
             "attend", "tokenize", "convert", "plan", "bench", "doctor")  # fmt: skip
@@ -136,7 +136,7 @@ def test_flags_win_over_file_and_file_over_the_stored_run(tmp_path):
 
 
 def test_options_given_several_times_are_lists(capsys, tmp_path, monkeypatch):
-    from llmcore import assemble
+    from llmcore.training import assemble
 
     seen = []
     monkeypatch.setattr(assemble, "build_trainer", lambda run, **_: seen.append(run) or 1 / 0)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcore import sampling
-from llmcore.data import BlockSampler, TokenDataset, check_ids, shakespeare
+from llmcore.data import sampling
+from llmcore.data.tokens import BlockSampler, TokenDataset, check_ids, shakespeare
 from llmcore.errors import DataError, DTypeError, ShapeError
 from llmcore.tokenizer import Tokenizer
 

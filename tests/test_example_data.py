@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmcore.data.example_files import Example, ExampleFiles, chat_prompt, kind_of_file, read_lines
+from llmcore.data.example_tokenizing import ExampleEncoder, encode_source, tokenize_examples
+from llmcore.data.examples import ExampleDataset, set_aside
+from llmcore.data.sampling import ExampleSampler
 from llmcore.errors import DataError, DTypeError, ShapeError
-from llmcore.example_files import Example, ExampleFiles, chat_prompt, kind_of_file, read_lines
-from llmcore.example_tokenizing import ExampleEncoder, encode_source, tokenize_examples
-from llmcore.examples import ExampleDataset, set_aside
-from llmcore.feed import resolve_data
 from llmcore.objectives import Classification, Seq2Seq
-from llmcore.sampling import ExampleSampler
 from llmcore.tokenizer import Tokenizer
+from llmcore.training.feed import resolve_data
 
 BPE = Tokenizer.train(["to be or not to be"], "bpe", 270, ["<pad>", "</s>"])
 WORDPIECE = Tokenizer.train(["to be or not to be"], "wordpiece", 40)

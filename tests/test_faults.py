@@ -172,7 +172,7 @@ def test_a_disk_that_is_really_full(capsys, finished_run, small_disk, leave):
 
 def test_a_full_disk_under_the_tokenizer(small_disk, tmp_path):
     from llmcore import Tokenizer
-    from llmcore.tokenizing import tokenize_files
+    from llmcore.data.tokenizing import tokenize_files
 
     file = tmp_path / "text.txt"
     file.write_text("to be or not to be\n" * 60_000)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmcore.log import (
+from llmcore.training.log import (
     MetricsLog,
     Progress,
     format_bytes,

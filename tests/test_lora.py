@@ -17,11 +17,11 @@ from llmcore import (
     Trainer,
     TrainStep,
     Transformer,
-    plan,
 )
 from llmcore.config import LORA_TARGETS, LoraConfig
 from llmcore.objectives import Batch, CausalLM
 from llmcore.parameters import parameter_shapes
+from llmcore.training import plan
 from test_model import DROPOUT, LLAMA, TINY, state_bytes
 from tolerance import assert_matches
 

@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
-from llmcore import doctor, plan
+from llmcore import doctor
 from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import ConfigError
-from llmcore.train_config import (
+from llmcore.training import plan
+from llmcore.training.train_config import (
     DataConfig,
     RunConfig,
     TrainConfig,

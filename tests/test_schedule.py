@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcore.errors import ConfigError
-from llmcore.schedule import Schedule
+from llmcore.training.schedule import Schedule
 
 DECAYING = ["cosine", "linear", "wsd"]
 KINDS = [*DECAYING, "constant", "inverse_sqrt"]

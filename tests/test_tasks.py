@@ -9,8 +9,8 @@ import pytest
 
 from llmcore.config import ModelConfig
 from llmcore.data import TokenDataset
+from llmcore.data.examples import ExampleDataset
 from llmcore.errors import ConfigError, DataError
-from llmcore.examples import ExampleDataset
 from llmcore.objectives import (
     CausalLM,
     Classification,
@@ -22,7 +22,8 @@ from llmcore.objectives import (
     Seq2Seq,
     SpanCorruption,
 )
-from llmcore.tasks import (
+from llmcore.tokenizer import Tokenizer
+from llmcore.training.tasks import (
     TASKS,
     block_frame,
     check_objective,
@@ -34,8 +35,7 @@ from llmcore.tasks import (
     special_tokens,
     writes_text,
 )
-from llmcore.tokenizer import Tokenizer
-from llmcore.train_config import TrainConfig
+from llmcore.training.train_config import TrainConfig
 
 SIZES = {"vocab_size": 60, "hidden_size": 8, "num_heads": 2, "max_positions": 16}
 DECODER = ModelConfig(**SIZES, num_decoder_layers=1)

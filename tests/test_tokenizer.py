@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llmcore.data import shakespeare
 from llmcore.errors import DataError, DTypeError, TokenIndexError
 from llmcore.tokenizer import Tokenizer
-from llmcore.tokenizer_training import TokenizerKind
+from llmcore.tokenizer.training import TokenizerKind
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 GPT2 = SHARED / "gpt2-tokenizer"

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcore import atomic, documents
-from llmcore.data import BlockSampler, TokenDataset, shakespeare, tokenize_files
-from llmcore.documents import cut_point, read_documents
+from llmcore import atomic
+from llmcore.data import documents
+from llmcore.data.documents import cut_point, read_documents
+from llmcore.data.tokens import BlockSampler, TokenDataset, shakespeare, tokenize_files
 from llmcore.errors import DataError
 from llmcore.tokenizer import Tokenizer
 
@@ -222,7 +223,7 @@ def test_documents_end_with_the_end_of_text_token(tmp_path: Path, corpus: list[P
 def test_any_number_of_workers_writes_the_same_bytes(
     tmp_path: Path, corpus: list[Path], monkeypatch: pytest.MonkeyPatch, split_by: Any
 ) -> None:
-    monkeypatch.setattr("llmcore.tokenizing.PIECE_CHARACTERS", 5_000)
+    monkeypatch.setattr("llmcore.data.tokenizing.PIECE_CHARACTERS", 5_000)
     monkeypatch.setattr(documents, "PIECE_CHARACTERS", 3_000)
     written = []
     for workers in (1, 2):

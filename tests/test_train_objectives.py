@@ -12,9 +12,9 @@ import pytest
 from command import TEXT, fails, run
 from llmcore import checkpoint
 from llmcore.config import ModelConfig
+from llmcore.data.example_tokenizing import encode_source
+from llmcore.data.examples import ExampleDataset
 from llmcore.errors import ConfigError, DataError
-from llmcore.example_tokenizing import encode_source
-from llmcore.examples import ExampleDataset
 from llmcore.model import Transformer
 from llmcore.objectives import (
     CausalLM,
@@ -27,8 +27,8 @@ from llmcore.objectives import (
     Seq2Seq,
     SpanCorruption,
 )
-from llmcore.train_config import TrainConfig
-from llmcore.trainer import Trainer
+from llmcore.training.train_config import TrainConfig
+from llmcore.training.trainer import Trainer
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 16, "num_heads": 2, "max_positions": 24,

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmcore import checkpoint, plan
+from llmcore import checkpoint
 from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import CheckpointError, ConfigError, DataError, LlmcoreError
-from llmcore.log import read_metrics
 from llmcore.parameters import parameter_shapes
-from llmcore.train_config import TrainConfig
-from llmcore.trainer import Trainer, resolve_data
+from llmcore.training import plan
+from llmcore.training.log import read_metrics
+from llmcore.training.train_config import TrainConfig
+from llmcore.training.trainer import Trainer, resolve_data
 
 VOCAB = 11
 CONFIG = ModelConfig(

@@ -4,8 +4,8 @@
 // an open loop by compare-and-swap, so the caller waits only for those that did join: a worker that
 // the operating system has put aside costs nothing. Workers spin briefly, then park.
 //
-// Each thread has a range of the tasks to begin with, the same in every loop of as many: what it wrote
-// in one loop it finds in its own caches in the next. Who is done helps the others.
+// Each thread has a range of the tasks to begin with, the same in every loop of as many: what it
+// wrote in one loop it finds in its own caches in the next. Who is done helps the others.
 #include "core/parallel.h"
 
 #include <pthread.h>

@@ -18,8 +18,8 @@ struct CeilingKernels {
 // The sum over all threads, measured on all of them at once.
 double measure_peak(const Kernels& kernels, double seconds);
 
-// The same for reads of x, of which each thread has a part of its own. A large x is read from memory,
-// a small one from a cache. Throws ShapeError where x has less than an element a thread.
+// The same for reads of x, of which each thread has a part of its own. A large x is read from
+// memory, a small one from a cache. Throws ShapeError where x has less than an element a thread.
 double measure_read(const Context& context, const Tensor& x, double seconds);
 
 }  // namespace llmcore

@@ -306,8 +306,7 @@ void column_sum(const Context&, const ColumnSumArgs& args) {
 }  // namespace
 
 extern const MatmulKernels matmul_kernels;
-const MatmulKernels matmul_kernels = {.scratch_bytes = scratch_bytes,
-                                      .matmul = matmul,
-                                      .column_sum = column_sum};
+const MatmulKernels matmul_kernels = {
+    .scratch_bytes = scratch_bytes, .matmul = matmul, .column_sum = column_sum};
 
 }  // namespace llmcore::LLMCORE_ISA

@@ -29,7 +29,7 @@ from llmcore.tensor import tensor, zeros
 if TYPE_CHECKING:
     from llmcore import ops, viz
     from llmcore.config import LoraConfig, ModelConfig, RopeScaling
-    from llmcore.examples import ExampleDataset
+    from llmcore.data.examples import ExampleDataset
     from llmcore.generate import GenerationResult
     from llmcore.generation_config import GenerationConfig
     from llmcore.model import Transformer
@@ -46,15 +46,15 @@ if TYPE_CHECKING:
         SpanCorruption,
     )
     from llmcore.tokenizer import Tokenizer
-    from llmcore.train_config import TrainConfig
     from llmcore.train_step import StepResult, TrainStep
-    from llmcore.trainer import Trainer
+    from llmcore.training.train_config import TrainConfig
+    from llmcore.training.trainer import Trainer
 
 # Imported on first use, so that `import llmcore` stays quick.
 _LAZY: dict[str, str] = {
     "Batch": "llmcore.objectives",
     "CausalLM": "llmcore.objectives",
-    "ExampleDataset": "llmcore.examples",
+    "ExampleDataset": "llmcore.data.examples",
     "LoraConfig": "llmcore.config",
     "Classification": "llmcore.objectives",
     "CompletionLM": "llmcore.objectives",
@@ -70,9 +70,9 @@ _LAZY: dict[str, str] = {
     "SpanCorruption": "llmcore.objectives",
     "StepResult": "llmcore.train_step",
     "Tokenizer": "llmcore.tokenizer",
-    "TrainConfig": "llmcore.train_config",
+    "TrainConfig": "llmcore.training.train_config",
     "TrainStep": "llmcore.train_step",
-    "Trainer": "llmcore.trainer",
+    "Trainer": "llmcore.training.trainer",
     "Transformer": "llmcore.model",
     "ops": "llmcore.ops",
     "viz": "llmcore.viz",

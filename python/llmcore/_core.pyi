@@ -50,6 +50,7 @@ __all__: list[str] = [
     "linear_cross_entropy",
     "matmul",
     "measure_peak",
+    "measure_read",
     "memory_stats",
     "norm_backward",
     "norm_forward",
@@ -577,6 +578,7 @@ def matmul(
     residual: Tensor | None = None,
 ) -> None: ...
 def measure_peak(seconds: typing.SupportsFloat | typing.SupportsIndex) -> float: ...
+def measure_read(x: Tensor, seconds: typing.SupportsFloat | typing.SupportsIndex) -> float: ...
 def memory_stats() -> dict: ...
 def norm_backward(
     *,

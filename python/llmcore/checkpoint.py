@@ -269,7 +269,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     Raises:
         DataError: its files are damaged.
     """
-    from llmcore.tokenizer import TOKENIZER_FILES, Tokenizer
+    from llmcore.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 
     files = {name: checkpoint.files[name] for name in TOKENIZER_FILES if name in checkpoint.files}
     if not files.keys() & {"tokenizer.json", "vocab.json"}:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmcore.log import format_bytes
-from llmcore.plan import available_memory
+from llmcore.training.log import format_bytes
+from llmcore.training.plan import available_memory
 
 # Optional packages by what they give; their names are those of the extras in pyproject.toml.
 _EXTRAS = {

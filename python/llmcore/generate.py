@@ -16,7 +16,7 @@ from llmcore.uses.texts import encode_texts
 
 if TYPE_CHECKING:
     from llmcore.model import Transformer
-    from llmcore.tokenizer_stream import StreamDecoder
+    from llmcore.tokenizer.stream import StreamDecoder
 
 FinishReason = Literal["stop", "length"]
 

@@ -418,7 +418,7 @@ def _check_memory(config: ModelConfig) -> None:
     """Refuse weights beyond what there is, before the system kills the process over them."""
     needed, limit = 4 * config.num_parameters(), int(_core.device_info()["memory_bytes"])
     if needed > limit:
-        from llmcore.log import format_bytes
+        from llmcore.training.log import format_bytes
 
         raise OutOfMemory(
             f"Transformer: {config.num_parameters():,} weights take {format_bytes(needed)}, "

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import llmcore
 from llmcore import _core
 from llmcore.errors import ConfigError, OutOfMemory
-from llmcore.log import format_bytes
-from llmcore.plan import available_memory
+from llmcore.training.log import format_bytes
+from llmcore.training.plan import available_memory
 
 #: Read again and again, this much a thread comes from its own second-level cache.
 _CACHED_BYTES = 256 << 10

@@ -76,7 +76,7 @@ def load_model(
     """The model of a checkpoint or a run.
 
     Args:
-        path: as `llmcore.run_directory.find_checkpoint` takes it.
+        path: as `llmcore.training.run_directory.find_checkpoint` takes it.
         device: None: `default_device`.
         dtype: as in `Transformer`.
         tokenizer: whether it must have one.
@@ -86,7 +86,7 @@ def load_model(
         CheckpointError: there is no model, or it is damaged.
     """
     from llmcore.model import Transformer
-    from llmcore.run_directory import find_checkpoint
+    from llmcore.training.run_directory import find_checkpoint
 
     directory = find_checkpoint(path)
     model = Transformer.from_pretrained(directory, device=device or default_device(), dtype=dtype)

@@ -39,10 +39,10 @@ def tokenize(
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     import llmcore
-    from llmcore.documents import list_files
-    from llmcore.log import format_bytes, format_count
-    from llmcore.run_data import choose_tokenizer
-    from llmcore.tokenizing import tokenize_files
+    from llmcore.data.documents import list_files
+    from llmcore.data.tokenizing import tokenize_files
+    from llmcore.training.log import format_bytes, format_count
+    from llmcore.training.run_data import choose_tokenizer
 
     files = list_files(inputs)
     chosen = choose_tokenizer(tokenizer, files, vocab_size)

@@ -20,7 +20,7 @@ from llmcore.cli.common import (
 )
 from llmcore.cli.texts import BatchSizeOption, InputOption, TextOption, read_texts
 from llmcore.errors import ConfigError
-from llmcore.train_config import TrainConfig
+from llmcore.training.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from llmcore.generate import GenerationResult

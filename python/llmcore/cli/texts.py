@@ -94,7 +94,7 @@ def read_texts(texts: Sequence[str] | None, file: Path | None) -> Texts:
         click.UsageError: both, an empty text, or nothing where standard input is a terminal.
         DataError: there is no such file.
     """
-    from llmcore.example_files import read_lines
+    from llmcore.data.example_files import read_lines
 
     if texts:
         if file is not None:

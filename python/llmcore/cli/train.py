@@ -18,7 +18,7 @@ from llmcore.cli.common import (
 from llmcore.cli.generate import print_stream
 from llmcore.cli.options import given, options_from
 from llmcore.errors import ConfigError
-from llmcore.train_config import DataConfig, RunConfig, TrainConfig, merge, parse_overrides
+from llmcore.training.train_config import DataConfig, RunConfig, TrainConfig, merge, parse_overrides
 
 if TYPE_CHECKING:
     from llmcore.model import Transformer
@@ -59,7 +59,7 @@ def train(
     llmcore train --resume --out-dir out/notes
     """
     run = run_config(model, config, overrides, settings)
-    from llmcore.assemble import build_trainer
+    from llmcore.training.assemble import build_trainer
 
     trainer = build_trainer(run, device=device or default_device(), dtype=dtype)
     result = trainer.fit()
@@ -111,12 +111,12 @@ def evaluate(
 
     llmcore eval out/shakespeare-char --data notes.txt
     """
-    from llmcore.evaluate import evaluate as measure
-    from llmcore.feed import eval_batches
     from llmcore.model import Transformer
-    from llmcore.run_data import evaluation_data, evaluation_settings
-    from llmcore.run_directory import find_checkpoint
-    from llmcore.tasks import block_frame, check_objective, make_objective
+    from llmcore.training.evaluate import evaluate as measure
+    from llmcore.training.feed import eval_batches
+    from llmcore.training.run_data import evaluation_data, evaluation_settings
+    from llmcore.training.run_directory import find_checkpoint
+    from llmcore.training.tasks import block_frame, check_objective, make_objective
 
     directory = find_checkpoint(model)
     with usage_errors():
@@ -163,8 +163,8 @@ def plan(
     llmcore plan --model gpt2 --batch-size 4 --block-size 256 --steps 1000
     """
     run = run_config(model, config, overrides, settings)
-    from llmcore.assemble import build_model_config
-    from llmcore.plan import make_plan
+    from llmcore.training.assemble import build_model_config
+    from llmcore.training.plan import make_plan
 
     cost = make_plan(build_model_config(run.model, tokenizer=None, train=run.train), run.train)
     if as_json:
@@ -184,7 +184,7 @@ def run_config(
         ConfigError: the file or the stored run is wrong.
         click.UsageError: the options are.
     """
-    from llmcore.train_config import read_toml
+    from llmcore.training.train_config import read_toml
 
     stated = {
         "data": given(options, DataConfig),
@@ -201,7 +201,7 @@ def run_config(
         merged = merge(below, stated)
         first = RunConfig.from_dict(merged)
     if first.train.resume:
-        from llmcore.assemble import run_to_resume
+        from llmcore.training.assemble import run_to_resume
 
         before = run_to_resume(Path(first.train.out_dir), merged)
         below = merge(before, below, {"train": {"resume": True, "overwrite": False}})
@@ -213,9 +213,9 @@ def run_config(
 
 def _check_model(run: RunConfig) -> None:
     """Find misspelt presets and fields before anything large is read."""
-    from llmcore.assemble import check_model_name, is_whole
     from llmcore.config import ModelConfig
-    from llmcore.run_directory import is_directory
+    from llmcore.training.assemble import check_model_name, is_whole
+    from llmcore.training.run_directory import is_directory
 
     name = str(run.model["name"])
     fields = {key: value for key, value in run.model.items() if key != "name"}

@@ -19,7 +19,7 @@ from llmcore.cli.common import (
 )
 from llmcore.cli.texts import BatchSizeOption, InputOption, TextOption, read_texts
 from llmcore.errors import ConfigError, DataError
-from llmcore.train_config import TrainConfig
+from llmcore.training.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from llmcore.uses.fill_mask import MaskFill

@@ -60,7 +60,7 @@ def _encode(model: Transformer, text: str) -> Sequence[int]:
     assert tokenizer is not None  # the caller has looked
     if model.config.kind != "encoder-decoder":
         return tokenizer.encode(text)
-    from llmcore.example_tokenizing import encode_source
+    from llmcore.data.example_tokenizing import encode_source
 
     return encode_source(tokenizer, [text])[0]  # as training has framed it
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from llmcore import checkpoint
 from llmcore.atomic import reason
 from llmcore.errors import CheckpointError, ConfigError
-from llmcore.train_config import TrainConfig
+from llmcore.training.train_config import TrainConfig
 
 
 def refuse_second_run(config: TrainConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from llmcore.tokenizer.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
 
@@ -18,7 +18,7 @@ class StreamDecoder:
     given out, once it does not end within a character.
 
     Example:
-        >>> from llmcore.tokenizer import Tokenizer
+        >>> from llmcore.tokenizer.tokenizer import Tokenizer
         >>> tokenizer = Tokenizer.train(["é"], kind="bpe", vocab_size=257)
         >>> stream = tokenizer.stream()
         >>> [stream.push(token) for token in tokenizer.encode("aé")]

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from llmcore import checkpoint, plan
+from llmcore import checkpoint
 from llmcore.atomic import write_atomically
 from llmcore.config import LoraConfig, ModelConfig
 from llmcore.data import TokenDataset
+from llmcore.data.examples import ExampleDataset
 from llmcore.errors import CheckpointError, ConfigError, DataError, DTypeError, LlmcoreError
-from llmcore.evaluate import HasLoss, evaluate
-from llmcore.examples import ExampleDataset
-from llmcore.feed import (
+from llmcore.objectives import Batch, Objective
+from llmcore.training import plan
+from llmcore.training.evaluate import HasLoss, evaluate
+from llmcore.training.feed import (
     check_data,
     describe_size,
     eval_batches,
@@ -29,19 +31,18 @@ from llmcore.feed import (
     resolve_data,
     sequence_lengths,
 )
-from llmcore.interrupt import Interrupts
-from llmcore.log import RunLog, format_count, format_duration
-from llmcore.objectives import Batch, Objective
-from llmcore.run_directory import make_directory, refuse_second_run
-from llmcore.run_state import Clock, FitResult, RunState, StepResult
-from llmcore.tasks import (
+from llmcore.training.interrupt import Interrupts
+from llmcore.training.log import RunLog, format_count, format_duration
+from llmcore.training.run_directory import make_directory, refuse_second_run
+from llmcore.training.run_state import Clock, FitResult, RunState, StepResult
+from llmcore.training.tasks import (
     block_frame,
     check_objective,
     describe_objective,
     make_objective,
     writes_text,
 )
-from llmcore.train_config import TrainConfig, dropout_fields, resume_changes
+from llmcore.training.train_config import TrainConfig, dropout_fields, resume_changes
 from llmcore.viz import save_loss_curve
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Trainer:
         config: the settings.
         tokenizer: saved beside the weights if given.
         objective: what makes batches of the data; the one that ``config.objective`` names, or that
-            suits model and data (`llmcore.tasks`), if not given.
+            suits model and data (`llmcore.training.tasks`), if not given.
         origin: more settings to write to run.json, such as where the data came from.
         train_step: the class that makes the updates; `llmcore.TrainStep` if not given.
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .draws import Stream, mix, words
-from .errors import DataError
+from llmcore.draws import Stream, mix, words
+from llmcore.errors import DataError
 
 if TYPE_CHECKING:
-    from .data import TokenDataset
-    from .examples import ExampleDataset
-    from .objectives import Batch
+    from llmcore.data.examples import ExampleDataset
+    from llmcore.data.tokens import TokenDataset
+    from llmcore.objectives import Batch
 
 SampleMode = Literal["random", "epoch"]
 
@@ -63,7 +63,7 @@ class BlockSampler:
         step: Batches drawn so far: the cursor.
 
     Example:
-        >>> from llmcore.data import TokenDataset
+        >>> from llmcore.data.tokens import TokenDataset
         >>> data = TokenDataset.from_ids(range(9))
         >>> sampler = BlockSampler(data, 4, 1, mode="epoch", shuffle=False)
         >>> sampler.next_batch().tolist(), sampler.next_batch().tolist()
@@ -213,7 +213,7 @@ class ExampleSampler:
         step: Batches drawn so far: the cursor.
 
     Example:
-        >>> from llmcore.examples import ExampleDataset
+        >>> from llmcore.data.examples import ExampleDataset
         >>> data = ExampleDataset.from_pairs([[1], [2, 3], [4]], [[5], [6, 7], [8]])
         >>> sampler = ExampleSampler(data, batch_size=2, seed=1)
         >>> samples = [sampler.next_sample() for _ in range(2)]

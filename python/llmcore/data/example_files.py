@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from .documents import invalid_utf8, parse_record, text_in, value_in
-from .errors import DataError
+from llmcore.data.documents import invalid_utf8, parse_record, text_in, value_in
+from llmcore.errors import DataError
 
 #: What examples are: a source and its target, a prompt and its completion, a text and its label.
 ExampleKind = Literal["pairs", "completions", "labels"]

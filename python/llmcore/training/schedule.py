@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .errors import ConfigError, did_you_mean
+from llmcore.errors import ConfigError, did_you_mean
 
 ScheduleKind = Literal["cosine", "constant", "linear", "inverse_sqrt", "wsd"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmcore.log import format_duration
+from llmcore.training.log import format_duration
 
 #: Steps whose losses and norms an outlier is compared with, and how many are needed to judge.
 WINDOW, ENOUGH = 128, 32
@@ -46,7 +46,7 @@ class RunState:
         loss_targets: those targets.
 
     Example:
-        >>> from llmcore.run_state import RunState
+        >>> from llmcore.training.run_state import RunState
         >>> state = RunState(step=3)
         >>> RunState.from_dict(state.to_dict()) == state
         True
@@ -109,7 +109,7 @@ class RunState:
         the mean, lest a nearly constant past make outliers of everything.
 
         Example:
-            >>> from llmcore.run_state import RunState
+            >>> from llmcore.training.run_state import RunState
             >>> RunState(recent_losses=[2.0, 3.0] * 20, recent_norms=[1.0] * 40).limits(4)
             (4.5, 1.04)
         """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import DataError
+from llmcore.errors import DataError
 
 PathLike = str | os.PathLike[str]
 Utf8Errors = Literal["strict", "replace"]

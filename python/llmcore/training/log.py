@@ -35,7 +35,7 @@ class MetricsLog:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from llmcore.log import MetricsLog
+        >>> from llmcore.training.log import MetricsLog
         >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
         >>> with MetricsLog(path) as log:
         ...     log.write(step=1, loss=4.2)
@@ -259,7 +259,7 @@ def format_count(number: float) -> str:
     """Write a count with three digits: 124439808 is "124M".
 
     Example:
-        >>> from llmcore.log import format_count
+        >>> from llmcore.training.log import format_count
         >>> [format_count(n) for n in (65, 1003854, 41250.0, 1.5e9)]
         ['65', '1.00M', '41.2k', '1.50G']
     """
@@ -274,7 +274,7 @@ def format_bytes(number: float) -> str:
     """Write a size in binary units.
 
     Example:
-        >>> from llmcore.log import format_bytes
+        >>> from llmcore.training.log import format_bytes
         >>> format_bytes(512), format_bytes(3 * 2**20), format_bytes(1.25 * 2**30)
         ('512 B', '3.0 MiB', '1.2 GiB')
     """
@@ -288,7 +288,7 @@ def format_duration(seconds: float) -> str:
     """Write a duration as minutes and seconds, or hours, minutes and seconds.
 
     Example:
-        >>> from llmcore.log import format_duration
+        >>> from llmcore.training.log import format_duration
         >>> format_duration(72), format_duration(3 * 3600 + 5 * 60 + 7)
         ('1:12', '3:05:07')
     """

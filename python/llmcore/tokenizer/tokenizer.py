@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .atomic import reason, write_atomically
-from .characters import CharacterEncoder
-from .errors import DataError, DTypeError, TokenIndexError
-from .identify import what_it_is
-from .tokenizer_stream import StreamDecoder
-from .tokenizer_training import TokenizerKind, TrainingInputs, train
+from llmcore.atomic import reason, write_atomically
+from llmcore.errors import DataError, DTypeError, TokenIndexError
+from llmcore.identify import what_it_is
+from llmcore.tokenizer.characters import CharacterEncoder
+from llmcore.tokenizer.stream import StreamDecoder
+from llmcore.tokenizer.training import TokenizerKind, TrainingInputs, train
 
 if TYPE_CHECKING:
     # At run time imported where it is used: it takes longer to load than all of llmcore.

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llmcore.errors import ConfigError, did_you_mean
-from llmcore.schedule import Schedule, ScheduleKind
-from llmcore.settings import (
+from llmcore.training.schedule import Schedule, ScheduleKind
+from llmcore.training.settings import (
     build_settings,
     find_problems,
     setting,
@@ -39,7 +39,7 @@ class TrainConfig:
         ConfigError: lists every setting that is out of range, of the wrong type or unknown.
 
     Example:
-        >>> from llmcore.train_config import TrainConfig
+        >>> from llmcore.training.train_config import TrainConfig
         >>> config = TrainConfig(steps=500, lr=3e-4)
         >>> config.warmup_steps, config.min_lr
         (50, 3e-05)
@@ -198,7 +198,7 @@ class TrainConfig:
             found.append(f"betas must both lie in [0, 1), got {self.betas}")
         try:
             # Here rather than above, since it brings in all objectives.
-            from llmcore.tasks import parse_objective
+            from llmcore.training.tasks import parse_objective
 
             if self.objective is not None:
                 parse_objective(self.objective)
@@ -209,7 +209,7 @@ class TrainConfig:
         return found
 
     def make_schedule(self) -> Schedule:
-        """The learning rate of every step, as `llmcore.schedule.Schedule` computes it."""
+        """The learning rate of every step, as `llmcore.training.schedule.Schedule` computes it."""
         assert self.min_lr is not None  # replaced on construction, as is warmup_steps
         assert self.warmup_steps is not None
         return Schedule(
@@ -244,11 +244,11 @@ class TrainConfig:
 class DataConfig:
     """What to train on: text, examples, a directory of shards, or (by default) Shakespeare.
 
-    Examples (`llmcore.example_files`) are read for objectives made from them: two parallel files,
-    or one in TSV or JSONL.
+    Examples (`llmcore.data.example_files`) are read for objectives made from them: two parallel
+    files, or one in TSV or JSONL.
 
     Example:
-        >>> from llmcore.train_config import DataConfig
+        >>> from llmcore.training.train_config import DataConfig
         >>> DataConfig(path="notes.txt", tokenizer="bpe", vocab_size=4096).validation_fraction
         0.1
     """
@@ -315,7 +315,7 @@ class RunConfig:
     vocabulary.
 
     Example:
-        >>> from llmcore.train_config import RunConfig
+        >>> from llmcore.training.train_config import RunConfig
         >>> run = RunConfig.from_dict({"model": {"name": "gpt2"}, "train": {"steps": 10}})
         >>> run.model["name"], run.train.steps
         ('gpt2', 10)
@@ -403,7 +403,7 @@ def merge(*sections: Mapping[str, Any]) -> dict[str, Any]:
     """Merge nested settings from left to right; the rightmost wins.
 
     Example:
-        >>> from llmcore.train_config import merge
+        >>> from llmcore.training.train_config import merge
         >>> merge({"train": {"lr": 1.0, "steps": 5}}, {"train": {"lr": 2.0}})
         {'train': {'lr': 2.0, 'steps': 5}}
     """
@@ -423,7 +423,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     Values are read as TOML (``8``, ``1e-3``, ``true``, ``[1, 2]``); what is not TOML is a string.
 
     Example:
-        >>> from llmcore.train_config import parse_overrides
+        >>> from llmcore.training.train_config import parse_overrides
         >>> parse_overrides(["model.num_heads=8", "model.norm=rms"])
         {'model': {'num_heads': 8, 'norm': 'rms'}}
     """
@@ -447,7 +447,7 @@ def dropout_fields(probability: float) -> dict[str, float]:
     """The fields of `ModelConfig` that one dropout probability stands for, as in GPT-2.
 
     Example:
-        >>> from llmcore.train_config import dropout_fields
+        >>> from llmcore.training.train_config import dropout_fields
         >>> dropout_fields(0.1)["residual_dropout"]
         0.1
     """

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from llmcore.config import ModelConfig
 from llmcore.errors import OutOfMemory
-from llmcore.log import format_bytes, format_count, format_duration
 from llmcore.parameters import is_trained, parameter_shapes
-from llmcore.train_config import TrainConfig
+from llmcore.training.log import format_bytes, format_count, format_duration
+from llmcore.training.train_config import TrainConfig
 
 #: Share of the GEMM peak a training step reaches before one has been timed. Small models, whose
 #: time goes into everything but matrix products, stay below it; large ones come out above.
@@ -87,8 +87,8 @@ def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | Non
 
     Example:
         >>> from llmcore.config import ModelConfig
-        >>> from llmcore.plan import make_plan
-        >>> from llmcore.train_config import TrainConfig
+        >>> from llmcore.training.plan import make_plan
+        >>> from llmcore.training.train_config import TrainConfig
         >>> plan = make_plan(ModelConfig.preset("gpt2"), TrainConfig(), peak_flops=1e12)
         >>> plan.parameters, plan.tokens_per_step
         (124439808, 768)

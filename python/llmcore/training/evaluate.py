@@ -42,7 +42,7 @@ def evaluate(model: HasLoss, batches: Iterable[Batch]) -> Evaluation:
     """Average the loss over all targets of all batches; each target counts by its weight.
 
     Example:
-        >>> from llmcore.evaluate import evaluate
+        >>> from llmcore.training.evaluate import evaluate
         >>> from llmcore.objectives import CausalLM
         >>> class Uniform:
         ...     def loss(self, batch):

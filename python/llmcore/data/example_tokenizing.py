@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import DataError
-from .example_files import Example, ExampleFiles, ExampleKind
-from .examples import TYPES, label_names_of, label_number, set_aside
-from .shards import SHARD_TOKENS, SplitWriter, publish, staging, write_index
+from llmcore.data.example_files import Example, ExampleFiles, ExampleKind
+from llmcore.data.examples import TYPES, label_names_of, label_number, set_aside
+from llmcore.data.shards import SHARD_TOKENS, SplitWriter, publish, staging, write_index
+from llmcore.errors import DataError
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from llmcore.tokenizer import Tokenizer
 
 Rows = list[list[int]]
 
@@ -164,10 +164,10 @@ def tokenize_examples(
     types: bool = False,
     label_names: Sequence[str] = (),
 ) -> TokenizedExamples:
-    """Tokenize examples into the files that `llmcore.examples.ExampleDataset.open` maps.
+    """Tokenize examples into the files that `llmcore.ExampleDataset.open` maps.
 
-    Each column of each split is kept as a sequence of tokens is (`llmcore.shards`), an example a
-    document; `index.json` names the columns and the labels.
+    Each column of each split is kept as a sequence of tokens is (`llmcore.data.shards`), an
+    example a document; `index.json` names the columns and the labels.
 
     Args:
         files: The examples.

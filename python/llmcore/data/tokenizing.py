@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .documents import (
+from llmcore.data.documents import (
     PIECE_CHARACTERS,
     PathLike,
     Piece,
@@ -23,11 +23,19 @@ from .documents import (
     list_files,
     read_documents,
 )
-from .errors import DataError, LlmcoreError
-from .shards import SHARD_TOKENS, IdArray, SplitWriter, has_index, publish, staging, write_index
+from llmcore.data.shards import (
+    SHARD_TOKENS,
+    IdArray,
+    SplitWriter,
+    has_index,
+    publish,
+    staging,
+    write_index,
+)
+from llmcore.errors import DataError, LlmcoreError
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from llmcore.tokenizer import Tokenizer
 
 #: Called as work proceeds with documents, bytes of input and tokens done so far.
 Progress = Callable[[int, int, int], None]
@@ -74,7 +82,7 @@ def tokenize_files(
     fails before, a full disk included, leaves `out_dir` as it was.
 
     Args:
-        inputs: A file or several; see `llmcore.documents.read_documents` for the formats.
+        inputs: A file or several; see `llmcore.data.documents.read_documents` for the formats.
         tokenizer: Gives the ids; a copy is saved beside them.
         out_dir: Created if missing.
         workers: Processes that tokenize; 1 does it in this one. More need the calling script to

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import sync_directory, write_synced
-from .errors import DataError
+from llmcore.atomic import sync_directory, write_synced
+from llmcore.errors import DataError
 
 #: Tokens of a shard, at most: 256 MiB of 16-bit ids.
 SHARD_TOKENS = 1 << 27

@@ -9,14 +9,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from llmcore.config import ModelConfig
-from llmcore.data import BlockSampler, TokenDataset
+from llmcore.data.examples import ExampleDataset, holds_examples
+from llmcore.data.sampling import ExampleSampler, Sample
+from llmcore.data.shards import load_index
+from llmcore.data.tokens import BlockSampler, TokenDataset
 from llmcore.errors import ConfigError, DataError
-from llmcore.examples import ExampleDataset, holds_examples
 from llmcore.objectives import Batch
-from llmcore.sampling import ExampleSampler, Sample
-from llmcore.shards import load_index
-from llmcore.tasks import unsmoothed
-from llmcore.train_config import TrainConfig
+from llmcore.training.tasks import unsmoothed
+from llmcore.training.train_config import TrainConfig
 
 #: What a model can be trained on.
 Dataset = TokenDataset | ExampleDataset
@@ -67,7 +67,7 @@ def make_sampler(
         data: What to draw from.
         config: Sizes, seed and order.
         objective: What the batches are for.
-        frame: The ids that blocks begin and end with (`llmcore.tasks.block_frame`).
+        frame: The ids that blocks begin and end with (`llmcore.training.tasks.block_frame`).
 
     Raises:
         DataError: There are too few data for one batch.

@@ -15,14 +15,16 @@ import numpy as np
 from llmcore import checkpoint
 from llmcore.config import ModelConfig
 from llmcore.data import TokenDataset, shakespeare
+from llmcore.data.example_files import ExampleFiles, ExampleKind, kind_of_file
+from llmcore.data.example_tokenizing import tokenize_examples
+from llmcore.data.examples import ExampleDataset
+from llmcore.data.shards import has_index, load_index
+from llmcore.data.tokenizing import tokenize_files
 from llmcore.errors import ConfigError, DataError, did_you_mean
-from llmcore.example_files import ExampleFiles, ExampleKind, kind_of_file
-from llmcore.example_tokenizing import tokenize_examples
-from llmcore.examples import ExampleDataset
-from llmcore.feed import Dataset, most_positions, resolve_data
-from llmcore.run_directory import is_directory
-from llmcore.shards import has_index, load_index
-from llmcore.tasks import (
+from llmcore.tokenizer import Tokenizer
+from llmcore.training.feed import Dataset, most_positions, resolve_data
+from llmcore.training.run_directory import is_directory
+from llmcore.training.tasks import (
     DataKind,
     check_tokens,
     data_kind,
@@ -31,12 +33,10 @@ from llmcore.tasks import (
     special_tokens,
     usual_tokenizer,
 )
-from llmcore.tokenizer import Tokenizer
-from llmcore.tokenizing import tokenize_files
-from llmcore.train_config import DataConfig, TrainConfig
+from llmcore.training.train_config import DataConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from llmcore.tokenizer_training import TokenizerKind
+    from llmcore.tokenizer.training import TokenizerKind
 
 #: Tokenizers that are trained on the data of the run, by name; anything else is a path.
 KINDS = ("char", "bpe", "wordpiece", "unigram")

@@ -11,14 +11,26 @@ from typing import TYPE_CHECKING, Any
 from llmcore import checkpoint, hf
 from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError, ConfigError, did_you_mean
-from llmcore.plan import refuse_impossible
 from llmcore.presets import PRESETS
-from llmcore.run_data import kind_of_source, load_data
-from llmcore.run_directory import find_checkpoint, is_directory, refuse_second_run
-from llmcore.tasks import TASKS, check_model, fit_config, natural_objective, parse_objective
 from llmcore.tokenizer import Tokenizer
-from llmcore.train_config import DataConfig, RunConfig, TrainConfig, dropout_fields, resume_changes
-from llmcore.trainer import Trainer
+from llmcore.training.plan import refuse_impossible
+from llmcore.training.run_data import kind_of_source, load_data
+from llmcore.training.run_directory import find_checkpoint, is_directory, refuse_second_run
+from llmcore.training.tasks import (
+    TASKS,
+    check_model,
+    fit_config,
+    natural_objective,
+    parse_objective,
+)
+from llmcore.training.train_config import (
+    DataConfig,
+    RunConfig,
+    TrainConfig,
+    dropout_fields,
+    resume_changes,
+)
+from llmcore.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from llmcore.model import Transformer

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from llmcore.errors import DataError
 
 #: The pre-tokenizer of a character tokenizer: every character, line breaks too, on its own.
 CHARACTER_PATTERN = r"[\s\S]"

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from .config import Kind, ModelConfig
-from .errors import ConfigError, DataError, did_you_mean
-from .example_tokenizing import end_id
-from .examples import ExampleDataset
-from .objectives import (
+from llmcore.config import Kind, ModelConfig
+from llmcore.data.example_tokenizing import end_id
+from llmcore.data.examples import ExampleDataset
+from llmcore.errors import ConfigError, DataError, did_you_mean
+from llmcore.objectives import (
     CausalLM,
     Classification,
     CompletionLM,
@@ -26,12 +26,12 @@ from .objectives import (
     SpanCorruption,
     word_starts,
 )
-from .tokenizer_training import USUAL_SPECIAL_TOKENS, TokenizerKind
+from llmcore.tokenizer.training import USUAL_SPECIAL_TOKENS, TokenizerKind
 
 if TYPE_CHECKING:
-    from .data import TokenDataset
-    from .tokenizer import Tokenizer
-    from .train_config import TrainConfig
+    from llmcore.data import TokenDataset
+    from llmcore.tokenizer import Tokenizer
+    from llmcore.training.train_config import TrainConfig
 
 #: What data are: text without end, of which blocks are read, or examples of some kind.
 DataKind = Literal["text", "pairs", "completions", "labels"]

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .data import TokenDataset, digest
-from .draws import mix
-from .errors import DataError, DTypeError, ShapeError
-from .sampling import Sample, check_sizes
-from .shards import load_index
+from llmcore.data.sampling import Sample, check_sizes
+from llmcore.data.shards import load_index
+from llmcore.data.tokens import TokenDataset, digest
+from llmcore.draws import mix
+from llmcore.errors import DataError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
     import os
 
-    from .tokenizer import Tokenizer
+    from llmcore.tokenizer import Tokenizer
 
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
@@ -142,7 +142,7 @@ class ExampleDataset:
     def open(
         cls, path: str | os.PathLike[str], split: str = "train", *, verify: bool = True
     ) -> ExampleDataset:
-        """Map what `llmcore.example_files.tokenize_examples` wrote.
+        """Map what `llmcore.data.example_files.tokenize_examples` wrote.
 
         Raises:
             DataError: As `TokenDataset.open`; or the directory does not hold examples.

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .characters import CHARACTER_PATTERN
-from .documents import list_files, read_documents
-from .errors import DataError, LlmcoreError, did_you_mean
+from llmcore.data.documents import list_files, read_documents
+from llmcore.errors import DataError, LlmcoreError, did_you_mean
+from llmcore.tokenizer.characters import CHARACTER_PATTERN
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

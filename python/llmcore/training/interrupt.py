@@ -24,7 +24,7 @@ class Interrupts:
 
     Example:
         >>> import os, signal
-        >>> from llmcore.interrupt import Interrupts
+        >>> from llmcore.training.interrupt import Interrupts
         >>> with Interrupts(quiet=True) as stop:
         ...     os.kill(os.getpid(), signal.SIGTERM)
         ...     stop.signal == signal.SIGTERM

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import DataError, DTypeError, ShapeError
-from .sampling import BlockSampler, Sample, check_sizes, framed, positions_within
-from .shards import load_index, map_file
-from .tokenizing import tokenize_files
+from llmcore.data.sampling import BlockSampler, Sample, check_sizes, framed, positions_within
+from llmcore.data.shards import load_index, map_file
+from llmcore.data.tokenizing import tokenize_files
+from llmcore.errors import DataError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
     import os
 
-    from .tokenizer import Tokenizer
+    from llmcore.tokenizer import Tokenizer
 
 __all__ = ["BlockSampler", "TokenDataset", "check_ids", "shakespeare", "tokenize_files"]
 
@@ -192,7 +192,7 @@ class TokenDataset:
         """The tokenizer kept beside the shards; None for ids given in memory."""
         if self._directory is None:
             return None
-        from .tokenizer import Tokenizer
+        from llmcore.tokenizer import Tokenizer
 
         return Tokenizer.load(self._directory)
 
