@@ -1,7 +1,7 @@
 """Low-rank adapters: a model of Shakespeare is adapted to Python code by training 2 % more weights.
 
-Two minutes on two cores. On code the loss falls from 7.6 step by step while the model's own weights
-stay as they are; the adapter, a file of 400 kB, is then merged into them.
+A minute and a half on two cores. On code the loss falls from 7.6 to 4.3 while the model's own
+weights stay as they are; the adapter, a file of 400 kB, is then merged into them.
 
     python examples/lora.py
 """
