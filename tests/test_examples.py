@@ -22,6 +22,26 @@ def test_docstring_examples(name):
     assert results.failed == 0
 
 
+def test_every_name_that_docstrings_mention_exists():
+    sources = (ROOT / "python" / "llmcore").rglob("*.py")
+    mentioned = {
+        name
+        for source in sources
+        for name in re.findall(r"`(llmcore(?:\.\w+)+)`", source.read_text(encoding="utf-8"))
+    }
+    assert len(mentioned) > 20
+    missing = sorted(name for name in mentioned if not _exists(name))
+    assert not missing, f"no such thing: {', '.join(missing)}"
+
+
+def _exists(name):
+    try:
+        pkgutil.resolve_name(name)
+    except (AttributeError, ImportError):
+        return False
+    return True
+
+
 def test_readme_names_every_module_and_folder():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = re.search(r"```text\n(llmcore/.*?)```", readme, re.DOTALL)

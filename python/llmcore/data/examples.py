@@ -142,7 +142,7 @@ class ExampleDataset:
     def open(
         cls, path: str | os.PathLike[str], split: str = "train", *, verify: bool = True
     ) -> ExampleDataset:
-        """Map what `llmcore.data.example_files.tokenize_examples` wrote.
+        """Map what `llmcore.data.example_tokenizing.tokenize_examples` wrote.
 
         Raises:
             DataError: As `TokenDataset.open`; or the directory does not hold examples.
