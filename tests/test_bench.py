@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -25,8 +26,6 @@ def test_ceilings_are_plausible_and_leave_the_threads_as_they_were():
 
 
 def test_no_matrix_product_exceeds_the_peak(rng):
-    import time
-
     a = llmcore.tensor(rng.standard_normal((512, 512), dtype="float32"))
     c = llmcore.zeros([512, 512])
     best = min(_timed(time.perf_counter, a, c) for _ in range(20))

@@ -1,4 +1,4 @@
-"""Benchmarks that come with the package: what this machine can do, and what llmcore makes of it."""
+"""Benchmarks that come with the package: what this machine can do."""
 
 from llmcore.bench.machine import Ceilings, measure_ceilings
 

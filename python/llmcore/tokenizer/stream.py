@@ -18,7 +18,7 @@ class StreamDecoder:
     given out, once it does not end within a character.
 
     Example:
-        >>> from llmcore.tokenizer.tokenizer import Tokenizer
+        >>> from llmcore import Tokenizer
         >>> tokenizer = Tokenizer.train(["é"], kind="bpe", vocab_size=257)
         >>> stream = tokenizer.stream()
         >>> [stream.push(token) for token in tokenizer.encode("aé")]

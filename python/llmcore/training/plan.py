@@ -158,7 +158,7 @@ def find_shortages(cost: Plan, directory: str | Path) -> list[str]:
 
 @lru_cache(maxsize=1)
 def measure_peak_flops(seconds: float = 0.2) -> float:
-    """Time this machine's own matrix product on all threads for a moment; FLOP per second.
+    """Time multiply-adds on the registers of all threads for a moment; FLOP per second.
 
     The one place where the peak behind every "share of peak" is measured; once a process.
     """
