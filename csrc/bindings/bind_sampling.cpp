@@ -37,17 +37,22 @@ py::tuple choose(const GenerationOptions& options, const PyTensor& logits,
         " entries each, got ", ids.size(), ", ", prompt_lengths.size(), " and ", sequences.size());
   std::vector<ChooseRow> rows;
   for (size_t b = 0; b < batch; ++b)
-    rows.push_back({.history = history_of(ids[b], prompt_lengths[b]), .sequence = sequences[b]});
+    rows.push_back({.options = &options,
+                    .history = history_of(ids[b], prompt_lengths[b]),
+                    .sequence = sequences[b]});
+  check_options(options, logits.view.cols());
   std::vector<Choice> choices(batch);
   {
     py::gil_scoped_release release;
-    choose_tokens(op_context(logits.view), options, logits.view, rows.data(), choices.data());
+    choose_tokens(op_context(logits.view), logits.view, rows.data(), choices.data());
   }
   std::vector<int32_t> chosen;
   std::vector<float> log_probabilities;
-  for (const Choice& choice : choices) {
-    chosen.push_back(choice.id);
-    log_probabilities.push_back(choice.log_probability);
+  for (size_t b = 0; b < batch; ++b) {
+    CHECK(choices[b].failure == ChoiceFailure::kNone, ConfigError,
+          failure_message(choices[b].failure, static_cast<int64_t>(b)));
+    chosen.push_back(choices[b].id);
+    log_probabilities.push_back(choices[b].log_probability);
   }
   return py::make_tuple(chosen, log_probabilities);
 }

@@ -2,8 +2,8 @@
 #include "generate/beam_generation.h"
 
 #include <algorithm>
+#include <numeric>
 
-#include "generate/generation.h"
 #include "nn/check_batch.h"
 
 namespace llmcore {
@@ -11,8 +11,6 @@ namespace {
 
 std::vector<BeamSearch> make_searches(const Config& config, const std::vector<TokenIds>& prompts,
                                       const GenerationOptions& options) {
-  check_options(options, config.vocab_size);
-  context_limit(config, prompts, options);  // refuses prompts that do not fit
   std::vector<BeamSearch> searches;
   for (const TokenIds& prompt : prompts) {
     const int64_t room = config.max_positions - static_cast<int64_t>(prompt.size());
@@ -22,12 +20,11 @@ std::vector<BeamSearch> make_searches(const Config& config, const std::vector<To
   return searches;
 }
 
-// Every beam is about the source of its prompt.
-std::vector<int32_t> sources_of_beams(size_t sources, int64_t num_beams) {
-  std::vector<int32_t> source_of;
-  for (size_t i = 0; i < sources; ++i)
-    source_of.insert(source_of.end(), num_beams, static_cast<int32_t>(i));
-  return source_of;
+DecodeRoom room_for_beams(const Config& config, const std::vector<TokenIds>& prompts,
+                          const std::vector<TokenIds>& sources, const GenerationOptions& options) {
+  DecodeRoom room = decode_room(config, prompts, sources, options);
+  room.sequences *= options.num_beams;
+  return room;
 }
 
 }  // namespace
@@ -38,10 +35,14 @@ BeamGeneration::BeamGeneration(Transformer& model, const std::vector<TokenIds>& 
     : model_(model),
       prompts_(prompts),
       num_beams_(options.num_beams),
-      searches_(make_searches(model.config(), prompts, options)),
-      state_(model, static_cast<int64_t>(prompts.size()) * num_beams_,
-             context_limit(model.config(), prompts, options), sources,
-             sources_of_beams(sources.size(), num_beams_)) {}
+      state_(model, room_for_beams(model.config(), prompts, sources, options)),
+      searches_(make_searches(model.config(), prompts, options)) {
+  std::vector<int32_t> all(sources.size());
+  std::vector<const TokenIds*> ids;
+  for (const TokenIds& source : sources) ids.push_back(&source);
+  std::iota(all.begin(), all.end(), 0);
+  if (!sources.empty()) state_.encode(all, ids);
+}
 
 bool BeamGeneration::done() const {
   return std::all_of(searches_.begin(), searches_.end(),

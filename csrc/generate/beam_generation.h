@@ -10,7 +10,8 @@ namespace llmcore {
 
 class BeamGeneration {
  public:
-  // Prompts and sources as in Generation. Throws what BeamSearch and DecodeState throw.
+  // What the decoder begins with, and with an encoder what each text is about. Throws what
+  // decode_room() and BeamSearch throw.
   BeamGeneration(Transformer& model, const std::vector<TokenIds>& prompts,
                  const std::vector<TokenIds>& sources, const GenerationOptions& options);
 
@@ -26,8 +27,8 @@ class BeamGeneration {
   Transformer& model_;
   std::vector<TokenIds> prompts_;
   int64_t num_beams_;
-  std::vector<BeamSearch> searches_;
   DecodeState state_;  // beam b of prompt i is its sequence i * num_beams + b
+  std::vector<BeamSearch> searches_;
   bool started_ = false;
 };
 

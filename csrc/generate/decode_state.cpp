@@ -2,6 +2,7 @@
 #include "generate/decode_state.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/error.h"
 #include "nn/check_batch.h"
@@ -13,66 +14,114 @@ Tensor int32_view(std::vector<int32_t>& values) {
   return tensor_view(values.data(), DType::kInt32, static_cast<int64_t>(values.size()));
 }
 
-}  // namespace
+// Up to kMostQueries tokens of a sequence are a row of a pass. Padding costs what tokens cost; many
+// rows of one sequence cost, as each reads all the keys, about what kRowCost tokens do.
+constexpr int64_t kMostQueries = 32, kRowCost = 4;
 
-DecodeState::DecodeState(Transformer& model, int64_t sequences, int64_t capacity,
-                         const std::vector<TokenIds>& sources,
-                         const std::vector<int32_t>& source_of)
-    : model_(model),
-      cache_(model.config(), sequences, capacity),
-      places_(sequences * capacity, 0),
-      seen_(sequences, 0),
-      source_of_(source_of) {
-  if (!sources.empty()) encode(sources);
+int64_t blocks_of(const DecodeRow& row, int64_t queries) {
+  return (row.count + queries - 1) / queries;
 }
 
-void DecodeState::encode(const std::vector<TokenIds>& sources) {
-  const Config& config = model_.config();
-  int64_t longest = 0;
-  for (size_t i = 0; i < sources.size(); ++i) {
-    const int64_t length = static_cast<int64_t>(sources[i].size());
-    CHECK(length > 0, ShapeError, "generate: sources[", i, "] has no tokens");
-    CHECK(!has_bounded_positions(config) || length <= config.max_positions, ShapeError,
-          "generate: sources[", i, "] has ", length, " tokens, the encoder has positions for ",
-          config.max_positions, "; shorten it");
-    longest = std::max(longest, length);
-    source_lengths_.push_back(static_cast<int32_t>(length));
+// The T that makes a pass over all rows cheapest.
+int64_t best_queries(const std::vector<DecodeRow>& rows) {
+  int64_t best = 1, least = -1;
+  for (int64_t queries = 1; queries <= kMostQueries; queries *= 2) {
+    int64_t blocks = 0;
+    for (const DecodeRow& row : rows) blocks += blocks_of(row, queries);
+    const int64_t cost = blocks * (queries + kRowCost);
+    if (least >= 0 && cost >= least) continue;
+    best = queries;
+    least = cost;
   }
-  std::vector<int32_t> padded(sources.size() * longest, 0);
-  for (size_t i = 0; i < sources.size(); ++i)
-    std::copy(sources[i].begin(), sources[i].end(), padded.begin() + i * longest);
-  memory_ = MemoryCache(config, static_cast<int64_t>(sources.size()), longest);
-  const Tensor ids = reshaped(int32_view(padded), sources.size(), longest);
-  model_.encode_memory(ids, int32_view(source_lengths_), memory_.layers());
+  return best;
+}
+
+int64_t longest(const Config& config, const std::vector<TokenIds>& texts, const char* name,
+                const char* advice) {
+  int64_t most = 0;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const int64_t length = static_cast<int64_t>(texts[i].size());
+    CHECK(length > 0, ShapeError, "generate: ", name, "[", i, "] has no tokens");
+    CHECK(!has_bounded_positions(config) || length <= config.max_positions, ShapeError,
+          "generate: ", name, "[", i, "] has ", length, " tokens, the model has positions for ",
+          config.max_positions, "; ", advice);
+    most = std::max(most, length);
+  }
+  return most;
+}
+
+}  // namespace
+
+DecodeRoom decode_room(const Config& config, const std::vector<TokenIds>& prompts,
+                       const std::vector<TokenIds>& sources, const GenerationOptions& options) {
+  check_options(options, config.vocab_size);
+  DecodeRoom room{.sequences = static_cast<int64_t>(prompts.size()),
+                  .tokens = longest(config, prompts, "prompts",
+                                    "shorten it, or let the context slide (overflow='slide')") +
+                            options.max_new_tokens,
+                  .sources = static_cast<int64_t>(sources.size()),
+                  .source_tokens = longest(config, sources, "sources", "shorten it")};
+  if (has_bounded_positions(config)) room.tokens = std::min(room.tokens, config.max_positions);
+  return room;
+}
+
+DecodeState::DecodeState(Transformer& model, const DecodeRoom& room)
+    : model_(model),
+      cache_(model.config(), room.sequences, room.tokens),
+      places_(room.sequences * room.tokens, 0),
+      seen_(room.sequences, 0),
+      memory_(model.config(), room.sources, room.source_tokens),
+      sequences_per_source_(room.sources == 0 ? 0 : room.sequences / room.sources),
+      source_lengths_(room.sources, 0) {}
+
+void DecodeState::encode(const std::vector<int32_t>& sources,
+                         const std::vector<const TokenIds*>& ids) {
+  const int64_t batch = static_cast<int64_t>(sources.size());
+  int64_t longest = 0;
+  for (const TokenIds* source : ids)
+    longest = std::max(longest, static_cast<int64_t>(source->size()));
+  std::vector<int32_t> padded(batch * longest, 0), lengths(batch), rows = sources;
+  for (int64_t i = 0; i < batch; ++i) {
+    std::copy(ids[i]->begin(), ids[i]->end(), padded.begin() + i * longest);
+    lengths[i] = source_lengths_[sources[i]] = static_cast<int32_t>(ids[i]->size());
+  }
+  model_.encode_memory(reshaped(int32_view(padded), batch, longest), int32_view(lengths),
+                       int32_view(rows), memory_.layers());
 }
 
 void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logits) {
   Arena& arena = model_.arena();
   KeepScope scope(arena);
-  const int64_t batch = static_cast<int64_t>(rows.size()), capacity = cache_.capacity();
-  int64_t queries = 0;
-  for (const DecodeRow& row : rows) queries = std::max(queries, row.count);
+  const int64_t capacity = cache_.capacity(), queries = best_queries(rows);
+  int64_t batch = 0;
+  for (const DecodeRow& row : rows) batch += blocks_of(row, queries);
 
-  const Tensor ids = arena.keep(DType::kInt32, batch, queries);
-  const Tensor lengths = arena.keep(DType::kInt32, batch);
-  const Tensor past = arena.keep(DType::kInt32, batch);
-  const Tensor source_rows = arena.keep(DType::kInt32, batch);
-  const Tensor source_lengths = arena.keep(DType::kInt32, batch);
-  Cache cache{.layers = cache_.layers(), .rows = arena.keep(DType::kInt32, batch, capacity)};
+  const auto ints = [&](auto... sizes) { return arena.keep(DType::kInt32, sizes...); };
+  const Tensor ids = ints(batch, queries), lengths = ints(batch), past = ints(batch);
+  const Tensor source_rows = ints(batch), source_lengths = ints(batch);
+  const Tensor wanted = ints(logits.rows());
+  Cache cache{.layers = cache_.layers(), .rows = ints(batch, capacity)};
   std::fill_n(ids.as<int32_t>(), ids.numel(), 0);
-  for (int64_t b = 0; b < batch; ++b) {
-    const DecodeRow& row = rows[b];
+  int64_t b = 0, asked = 0;
+  for (const DecodeRow& row : rows) {
     int64_t& seen = seen_[row.sequence];
     int32_t* places = &places_[row.sequence * capacity];
     std::fill_n(places + seen, row.count, static_cast<int32_t>(row.sequence));
-    std::copy_n(places, capacity, cache.rows.as<int32_t>() + b * capacity);
-    std::copy_n(row.ids, row.count, ids.as<int32_t>() + b * queries);
-    lengths.as<int32_t>()[b] = static_cast<int32_t>(row.count);
-    past.as<int32_t>()[b] = static_cast<int32_t>(seen);
+    for (int64_t i = row.count - row.wanted; i < row.count; ++i)
+      wanted.as<int32_t>()[asked++] =
+          static_cast<int32_t>((b + i / queries) * queries + i % queries);
+    for (int64_t first = 0; first < row.count; first += queries, ++b) {
+      const int64_t count = std::min(queries, row.count - first);
+      std::copy_n(row.ids + first, count, ids.as<int32_t>() + b * queries);
+      lengths.as<int32_t>()[b] = static_cast<int32_t>(count);
+      past.as<int32_t>()[b] = static_cast<int32_t>(seen + first);
+      std::copy_n(places, seen + row.count, cache.rows.as<int32_t>() + b * capacity);
+      if (sequences_per_source_ == 0) continue;
+      const int64_t source = row.sequence / sequences_per_source_;
+      source_rows.as<int32_t>()[b] = static_cast<int32_t>(source);
+      source_lengths.as<int32_t>()[b] = source_lengths_[source];
+    }
     seen += row.count;
-    if (source_of_.empty()) continue;
-    source_rows.as<int32_t>()[b] = source_of_[row.sequence];
-    source_lengths.as<int32_t>()[b] = source_lengths_[source_of_[row.sequence]];
   }
   const Memory memory{.keys = memory_.keys(),
                       .lengths = source_lengths.as<int32_t>(),
@@ -82,8 +131,24 @@ void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logi
                  .lengths = lengths,
                  .past = past,
                  .cache = &cache,
-                 .memory = source_of_.empty() ? nullptr : &memory,
+                 .memory = sequences_per_source_ == 0 ? nullptr : &memory,
+                 .rows = wanted,
                  .logits = logits});
+}
+
+void DecodeState::begin_as(int64_t sequence, int64_t other, int64_t count) {
+  const int64_t capacity = cache_.capacity();
+  const int32_t* from = &places_[other * capacity];
+  int32_t* to = &places_[sequence * capacity];
+  seen_[sequence] = count;
+  if (sequence == other) return;
+  for (const LayerCache& layer : cache_.layers())
+    for (const Tensor& cache : {layer.k, layer.v})
+      for (int64_t t = 0; t < count; ++t)
+        std::memcpy(cache.f32() + (sequence * capacity + t) * cache.cols(),
+                    cache.f32() + (from[t] * capacity + t) * cache.cols(),
+                    cache.cols() * sizeof(float));
+  std::fill_n(to, count, static_cast<int32_t>(sequence));
 }
 
 void DecodeState::reorder(int64_t first, const std::vector<int32_t>& parents) {

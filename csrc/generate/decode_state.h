@@ -9,46 +9,62 @@
 #include <vector>
 
 #include "generate/kv_cache.h"
+#include "generate/options.h"
 #include "nn/transformer.h"
 
 namespace llmcore {
 
 using TokenIds = std::vector<int32_t>;
 
+// Room for `sequences` of `tokens` each. With an encoder, they are about `sources` of up to
+// `source_tokens`, which they share evenly: the first of them are about source 0.
+struct DecodeRoom {
+  int64_t sequences, tokens;
+  int64_t sources = 0, source_tokens = 0;
+};
+
+// What prompts and sources need, a sequence for each prompt, where the longest prompt is to grow by
+// max_new_tokens. Throws ShapeError for one that is empty or longer than the model's positions, and
+// what check_options() throws.
+DecodeRoom decode_room(const Config& config, const std::vector<TokenIds>& prompts,
+                       const std::vector<TokenIds>& sources, const GenerationOptions& options);
+
 // The next tokens of one sequence.
 struct DecodeRow {
   int64_t sequence;
   const int32_t* ids;  // [count], they follow what it has seen
   int64_t count;
+  int64_t wanted = 1;  // logits are asked for after the last so many
 };
 
 class DecodeState {
  public:
-  // Room for `sequences` of `capacity` tokens. With an encoder, `sources` holds what it reads, and
-  // `source_of` [sequences] which of them each sequence is about. Throws ShapeError for a source
-  // that is empty or longer than the positions.
-  DecodeState(Transformer& model, int64_t sequences, int64_t capacity,
-              const std::vector<TokenIds>& sources, const std::vector<int32_t>& source_of);
+  DecodeState(Transformer& model, const DecodeRoom& room);
 
-  // logits [rows, V] after the last token of each row.
+  // Encodes ids[i] as source sources[i], in the place of what was there.
+  void encode(const std::vector<int32_t>& sources, const std::vector<const TokenIds*>& ids);
+
+  // logits [W, V] after each wanted token, in the order of the rows.
   void advance(const std::vector<DecodeRow>& rows, const Tensor& logits);
 
-  // Tokens a sequence has seen; those it saw can be forgotten.
+  // Tokens a sequence has seen; all but the first `count` can be forgotten.
   int64_t seen(int64_t sequence) const { return seen_[sequence]; }
-  void forget(int64_t sequence) { seen_[sequence] = 0; }
+  void forget(int64_t sequence, int64_t count = 0) { seen_[sequence] = count; }
+
+  // `sequence` has now seen the first `count` tokens of `other` and no more. Their keys and values
+  // are copied, so that neither needs the other.
+  void begin_as(int64_t sequence, int64_t other, int64_t count);
 
   // Sequences first, first + 1, … become continuations of sequences first + parents[0], ….
   void reorder(int64_t first, const std::vector<int32_t>& parents);
 
  private:
-  void encode(const std::vector<TokenIds>& sources);
-
   Transformer& model_;
   KvCache cache_;
-  std::vector<int32_t> places_;  // [sequences, capacity] where each token stands
+  std::vector<int32_t> places_;  // [sequences, tokens] where each token stands
   std::vector<int64_t> seen_;    // [sequences]
   MemoryCache memory_;
-  std::vector<int32_t> source_of_;       // [sequences]; empty without an encoder
+  int64_t sequences_per_source_;         // 0 without an encoder
   std::vector<int32_t> source_lengths_;  // [sources]
 };
 

@@ -24,8 +24,6 @@ struct Scratch {
   int32_t* bucket;  // [V] candidates of one bucket
 };
 
-enum class Failure : uint8_t { kNone, kNotFinite, kNothingLeft };
-
 // The largest logit, the lowest id where there are several; a NaN compares to nothing.
 int32_t most_likely(const float* logits, int64_t vocab_size) {
   int32_t best = 0;
@@ -149,14 +147,15 @@ double uniform_at(uint64_t seed, uint64_t sequence, int64_t position) {
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
-Failure choose(const GenerationOptions& options, const float* logits, int64_t vocab_size,
-               const ChooseRow& row, const Scratch& scratch, Choice& choice) {
+ChoiceFailure choose(const float* logits, int64_t vocab_size, const ChooseRow& row,
+                     const Scratch& scratch, Choice& choice) {
+  const GenerationOptions& options = *row.options;
   std::memcpy(scratch.logits, logits, vocab_size * sizeof(float));
   process_logits(options, row.history, scratch.logits, vocab_size, scratch.counts);
   choice.id = most_likely(scratch.logits, vocab_size);
   const float largest = scratch.logits[choice.id];
-  if (largest == -std::numeric_limits<float>::infinity()) return Failure::kNothingLeft;
-  if (!std::isfinite(largest)) return Failure::kNotFinite;
+  if (largest == -std::numeric_limits<float>::infinity()) return ChoiceFailure::kNothingLeft;
+  if (!std::isfinite(largest)) return ChoiceFailure::kNotFinite;
   if (options.do_sample) {
     Candidates candidates(scratch, vocab_size, largest);
     candidates.keep_top_k(options.top_k);
@@ -167,25 +166,23 @@ Failure choose(const GenerationOptions& options, const float* logits, int64_t vo
   const float most = logits[most_likely(logits, vocab_size)];
   const double result = log_probability(logits, vocab_size, choice.id, most);
   choice.log_probability = static_cast<float>(result);
-  return std::isnan(result) ? Failure::kNotFinite : Failure::kNone;
+  return std::isnan(result) ? ChoiceFailure::kNotFinite : ChoiceFailure::kNone;
 }
 
 }  // namespace
 
-void choose_tokens(const Context& context, const GenerationOptions& options, const Tensor& logits,
-                   const ChooseRow* rows, Choice* choices) {
+void choose_tokens(const Context& context, const Tensor& logits, const ChooseRow* rows,
+                   Choice* choices) {
   const int64_t batch = logits.rows(), vocab_size = logits.cols();
   check_tensor("generate", "logits", logits, "[B, V]", {batch, vocab_size});
   CHECK(vocab_size > 0, ShapeError, "generate: logits must have at least one column, got [", batch,
         ", 0]");
-  check_options(options, vocab_size);
   if (batch == 0) return;
 
   ScratchScope scope(*context.arena);
   const int64_t workers = std::min<int64_t>(num_threads(), batch);
   const Tensor floats = context.arena->scratch(DType::kFloat32, workers, 2, vocab_size);
   const Tensor ints = context.arena->scratch(DType::kInt32, workers, 3, vocab_size);
-  auto* failures = static_cast<Failure*>(context.arena->scratch_bytes(batch));
   const auto scratch_of = [&](int64_t worker) {
     float* f = floats.f32() + worker * 2 * vocab_size;
     int32_t* i = ints.as<int32_t>() + worker * 3 * vocab_size;
@@ -199,17 +196,18 @@ void choose_tokens(const Context& context, const GenerationOptions& options, con
     std::fill_n(scratch_of(worker).counts, vocab_size, 0);
   parallel_for(workers, [&](int64_t worker, int) {
     for (int64_t b = worker; b < batch; b += workers)
-      failures[b] = choose(options, logits.f32() + b * vocab_size, vocab_size, rows[b],
-                           scratch_of(worker), choices[b]);
+      choices[b].failure = choose(logits.f32() + b * vocab_size, vocab_size, rows[b],
+                                  scratch_of(worker), choices[b]);
   });
+}
 
-  for (int64_t b = 0; b < batch; ++b) {
-    CHECK(failures[b] != Failure::kNotFinite, ConfigError, "generate: the logits of sequence ", b,
-          " hold NaN or infinity: the model's weights are damaged or its training diverged");
-    CHECK(failures[b] != Failure::kNothingLeft, ConfigError,
-          "generate: nothing may follow sequence ", b,
-          ": banned_ids, min_new_tokens and no_repeat_ngram_size exclude every token");
-  }
+std::string failure_message(ChoiceFailure failure, int64_t sequence) {
+  return failure == ChoiceFailure::kNotFinite
+             ? str("generate: the logits of sequence ", sequence,
+                   " hold NaN or infinity: the model's weights are damaged or its training "
+                   "diverged")
+             : str("generate: nothing may follow sequence ", sequence,
+                   ": banned_ids, min_new_tokens and no_repeat_ngram_size exclude every token");
 }
 
 }  // namespace llmcore

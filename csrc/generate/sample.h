@@ -8,6 +8,8 @@
 // and (seed, sequence, position) alone: it does not depend on the other rows of the batch.
 #pragma once
 
+#include <string>
+
 #include "core/context.h"
 #include "core/tensor.h"
 #include "generate/logits.h"
@@ -16,19 +18,26 @@
 namespace llmcore {
 
 struct ChooseRow {
+  const GenerationOptions* options = nullptr;  // checked by check_options() before
   History history;
   // Which random numbers this sequence gets. Two sequences of one prompt need two.
   uint64_t sequence = 0;
 };
 
+// Why no token could be chosen: a logit is NaN or infinite, or the options leave none.
+enum class ChoiceFailure : uint8_t { kNone, kNotFinite, kNothingLeft };
+
 struct Choice {
   int32_t id = 0;
   float log_probability = 0.0f;  // under the model: of the logits as they came, temperature 1
+  ChoiceFailure failure = ChoiceFailure::kNone;
 };
 
-// choices[b] from logits[b] (float32 [B, V], unchanged) and rows[b]. Throws ConfigError where the
-// options leave no token, or a row holds NaN.
-void choose_tokens(const Context& context, const GenerationOptions& options, const Tensor& logits,
-                   const ChooseRow* rows, Choice* choices);
+// choices[b] from logits[b] (float32 [B, V], unchanged) and rows[b].
+void choose_tokens(const Context& context, const Tensor& logits, const ChooseRow* rows,
+                   Choice* choices);
+
+// What is wrong, in a sentence about sequence `sequence`.
+std::string failure_message(ChoiceFailure failure, int64_t sequence);
 
 }  // namespace llmcore

@@ -248,32 +248,27 @@ LossSum Transformer::add_gradients(const Context& context, const Batch& batch,
   return weighted_sum(losses, batch.weights);
 }
 
-void Transformer::encode_memory(const Tensor& ids, const Tensor& lengths,
+void Transformer::encode_memory(const Tensor& ids, const Tensor& lengths, const Tensor& rows,
                                 const std::vector<Tensor>& to) {
   const Context context = this->context();
   KeepScope scope(arena_);
   const Tensor hidden = infer_encoder(context, {.enc_ids = ids, .enc_lengths = lengths});
-  std::vector<Tensor> rows;
-  for (const Tensor& layer : to) rows.push_back(reshaped(layer, hidden.dim(0), layer.cols()));
-  decoder_->project_memory(context, hidden, rows);
+  decoder_->project_memory(context, hidden, lengths, rows, to);
 }
 
 void Transformer::decode(const DecodeArgs& args) {
   const Context context = this->context();
   KeepScope scope(arena_);
-  const int64_t batch = args.ids.dim(0), queries = args.ids.dim(1);
+  const int64_t batch = args.ids.dim(0);
   const Tensor total = arena_.keep(DType::kInt32, batch);
-  const Tensor last = arena_.keep(DType::kInt32, batch);
-  for (int64_t b = 0; b < batch; ++b) {
-    const int32_t count = args.lengths.as<int32_t>()[b];
-    total.as<int32_t>()[b] = args.past.as<int32_t>()[b] + count;
-    last.as<int32_t>()[b] = static_cast<int32_t>(b * queries + std::max(count - 1, 0));
-  }
+  for (int64_t b = 0; b < batch; ++b)
+    total.as<int32_t>()[b] = args.past.as<int32_t>()[b] + args.lengths.as<int32_t>()[b];
   Sequences sequences = describe(context, args.ids, total, true, args.past.as<int32_t>());
   sequences.cache = args.cache;
   sequences.memory = args.memory;
   const Tensor hidden = decoder_->infer(context, {.ids = flat(args.ids)}, sequences);
-  head_.logits(context, selected_rows(context, {.rows = last}, hidden), args.logits);
+  if (args.rows.numel() == 0) return;
+  head_.logits(context, selected_rows(context, {.rows = args.rows}, hidden), args.logits);
 }
 
 void Transformer::attention_weights(const Batch& batch, const AttentionProbes& probes) {

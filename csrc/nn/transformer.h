@@ -14,14 +14,16 @@
 
 namespace llmcore {
 
-// One round of generation: the next tokens of sequences whose earlier ones are in a cache.
+// One pass of generation: the next tokens of sequences whose earlier ones are in a cache. A
+// sequence may have several rows, one after the other.
 struct DecodeArgs {
   Tensor ids;                      // [B, T] int32, at positions past[b] on
-  Tensor lengths;                  // [B] int32, how many of them are real; 0: leave the row alone
+  Tensor lengths;                  // [B] int32, how many of them are real
   Tensor past;                     // [B] int32
   const Cache* cache = nullptr;    // theirs, and where their keys and values go
   const Memory* memory = nullptr;  // of the encoder's output; with an encoder
-  Tensor logits;                   // [B, V] after the last real token of each row
+  Tensor rows;                     // [R] int32 flat positions in ids; or none
+  Tensor logits;                   // [R, V] after those tokens
 };
 
 // Whose attention weights a forward pass is to write down.
@@ -66,9 +68,10 @@ class Transformer {
   // them (ParamStore::begin_gradients). `context` says which dropout masks, if any.
   LossSum add_gradients(const Context& context, const Batch& batch, double total_weight);
 
-  // Keys and values of every decoder layer's cross-attention, `to` [L] of [B, S, 2 Hkv D], for
-  // sources ids [B, S].
-  void encode_memory(const Tensor& ids, const Tensor& lengths, const std::vector<Tensor>& to);
+  // Keys and values of every decoder layer's cross-attention for sources ids [B, S], lengths [B]:
+  // those of source b go to row rows[b] of `to` [L] of [R, S or more, 2 Hkv D].
+  void encode_memory(const Tensor& ids, const Tensor& lengths, const Tensor& rows,
+                     const std::vector<Tensor>& to);
   void decode(const DecodeArgs& args);
 
   // Attention weights of a batch, where the probes want them; nothing else is kept.

@@ -156,17 +156,19 @@ def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterat
 
 def _rounds(model: Transformer, job: _Job, config: GenerationConfig) -> Iterator[GeneratedToken]:
     slide = config.overflow == "slide"
-    core = _core.Generation(model._core, job.prompts, job.sources, job.options, slide)
+    core = _core.Engine(model._core, job.prompts, job.sources, job.options, slide)
     tokenizer = None if model.config.right_to_left else model.tokenizer
     texts = [
         _Text(tokenizer.stream() if tokenizer else None, config.stop_strings) for _ in job.prompts
     ]
     while not core.done:
-        for index, token, logprob, reason in core.step(model._core):
+        for index, token, logprob, reason, failure in core.step(model._core):
+            if failure:
+                raise ConfigError(failure)
             text_token = None if token in job.stop_ids else token
             shown, stopped = texts[index].push(text_token, last=reason is not None)
             if stopped and not reason:
-                core.finish(index)
+                core.leave(index)
             yield GeneratedToken(index, token, shown, logprob, "stop" if stopped else reason)
 
 

@@ -1,0 +1,259 @@
+// The decoding loop: what each step reads, where it stands, and whom it gives a token.
+#include "generate/engine.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "core/error.h"
+#include "nn/check_batch.h"
+
+namespace llmcore {
+namespace {
+
+// A pass over prompts is no longer, so that its activations stay small.
+constexpr int64_t kMostTokensInPass = 2048;
+// Nor does a prompt get less of it than this.
+constexpr int64_t kLeastShare = 32;
+// Sources are encoded together up to so many tokens, padding included.
+constexpr int64_t kMostSourceTokens = 8192;
+// Prompts that begin with fewer common tokens than this are read apart.
+constexpr int64_t kLeastShared = 16;
+
+int64_t common_prefix(const TokenIds& a, const TokenIds& b) {
+  const auto length = static_cast<int64_t>(std::min(a.size(), b.size()));
+  return std::mismatch(a.begin(), a.begin() + length, b.begin()).first - a.begin();
+}
+
+}  // namespace
+
+Engine::Engine(Transformer& model, const DecodeRoom& room, int64_t prompt_tokens)
+    : model_(model),
+      room_(room),
+      prompt_tokens_(prompt_tokens),
+      state_(model, room),
+      places_(room.sequences) {}
+
+void Engine::check(const Request& request) const {
+  const std::vector<TokenIds> sources(room_.sources > 0 ? 1 : 0, request.source);
+  const DecodeRoom need = decode_room(model_.config(), {request.prompt}, sources, request.options);
+  CHECK(request.options.num_beams == 1, ConfigError,
+        "engine: beam search has no part in continuous batching; set num_beams to 1, or use "
+        "model.generate");
+  CHECK(need.tokens <= room_.tokens, ShapeError, "engine: the prompt's ", request.prompt.size(),
+        " tokens and max_new_tokens = ", request.options.max_new_tokens, " need room for ",
+        need.tokens, " tokens, a request has ", room_.tokens,
+        "; shorten them, or make the engine with a larger capacity");
+  CHECK(need.source_tokens <= room_.source_tokens, ShapeError, "engine: the prompt has ",
+        need.source_tokens, " tokens, a request has room for ", room_.source_tokens,
+        "; shorten it, or make the engine with a larger capacity");
+}
+
+int64_t Engine::join(Request request) {
+  check(request);
+  CHECK(has_room(), ShapeError, "engine: all ", places_.size(), " places are taken");
+  size_t place = places_.size();
+  for (size_t i = 0; i < places_.size(); ++i)
+    if (!places_[i].taken &&
+        (place == places_.size() || places_[i].last_used < places_[place].last_used))
+      place = i;
+  places_[place].taken = true;
+  TokenIds ids = request.prompt;
+  texts_.push_back(
+      {.number = joined_++, .request = std::move(request), .ids = std::move(ids), .place = place});
+  return texts_.back().number;
+}
+
+void Engine::leave(int64_t number) {
+  for (Text& text : texts_)
+    if (text.number == number) text.ended = true;
+  drop_ended();
+}
+
+void Engine::drop_ended() {
+  for (const Text& text : texts_) {
+    if (!text.ended) continue;
+    places_[text.place].taken = false;
+    places_[text.place].last_used = ++clock_;
+  }
+  std::erase_if(texts_, [](const Text& text) { return text.ended; });
+}
+
+int64_t Engine::unseen(const Text& text) const {
+  const int64_t seen = text.started ? state_.seen(static_cast<int64_t>(text.place)) : 0;
+  return static_cast<int64_t>(text.ids.size()) - text.begin - seen;
+}
+
+void Engine::forget(Text& text, int64_t count) {
+  state_.forget(static_cast<int64_t>(text.place), count);
+  places_[text.place].seen.resize(count);
+}
+
+void Engine::encode_sources() {
+  std::vector<int32_t> sources;
+  std::vector<const TokenIds*> ids;
+  int64_t longest = 0;
+  const auto encode = [&] {
+    if (!sources.empty()) state_.encode(sources, ids);
+    sources.clear();
+    ids.clear();
+    longest = 0;
+  };
+  for (Text& text : texts_) {
+    if (text.encoded) continue;
+    text.encoded = true;
+    const TokenIds& source = text.request.source;
+    longest = std::max(longest, static_cast<int64_t>(source.size()));
+    if (longest * static_cast<int64_t>(sources.size() + 1) > kMostSourceTokens) encode();
+    longest = std::max(longest, static_cast<int64_t>(source.size()));
+    sources.push_back(static_cast<int32_t>(text.place));
+    ids.push_back(&source);
+  }
+  encode();
+}
+
+bool Engine::start(Text& text, const std::vector<Text*>& earlier) {
+  // The last token of a prompt is always read: its logits are wanted. What a decoder makes of a
+  // token depends on the source, so that beside an encoder nothing is shared.
+  const int64_t most = room_.sources > 0 ? 0 : static_cast<int64_t>(text.ids.size()) - 1;
+  const auto shared_with = [&](const TokenIds& ids) {
+    const int64_t shared = std::min(most, common_prefix(text.ids, ids));
+    return shared < kLeastShared ? 0 : shared;
+  };
+  size_t donor = text.place;
+  for (size_t i = 0; i < places_.size(); ++i)
+    if (shared_with(places_[i].seen) > shared_with(places_[donor].seen)) donor = i;
+  const int64_t shared = shared_with(places_[donor].seen);
+  for (const Text* other : earlier)
+    if (other->begin == 0 && shared_with(other->ids) > shared) return false;
+
+  state_.begin_as(static_cast<int64_t>(text.place), static_cast<int64_t>(donor), shared);
+  places_[donor].last_used = ++clock_;
+  places_[text.place].seen.assign(text.ids.begin(), text.ids.begin() + shared);
+  copied_tokens_ += shared;
+  text.started = true;
+  return true;
+}
+
+std::vector<Engine::Reading> Engine::next_readings(int64_t most) {
+  std::vector<Text*> waiting;
+  for (Text& text : texts_)
+    if (unseen(text) > 0) waiting.push_back(&text);
+  std::vector<Reading> readings;
+  std::vector<Text*> earlier;
+  for (size_t i = 0; i < waiting.size() && most > 0; ++i) {
+    Text& text = *waiting[i];
+    if (text.started || start(text, earlier)) {
+      const int64_t share = most / static_cast<int64_t>(waiting.size() - i);
+      readings.push_back({&text, std::min({unseen(text), most, std::max(share, kLeastShare)})});
+      most -= readings.back().count;
+      read_tokens_ += readings.back().count;
+    }
+    earlier.push_back(&text);
+  }
+  return readings;
+}
+
+void Engine::read(const std::vector<Reading>& readings, Round& round) {
+  const auto before = static_cast<int64_t>(round.rows.size());
+  std::vector<DecodeRow> rows;
+  for (const auto& [text, count] : readings) {
+    const auto place = static_cast<int64_t>(text->place);
+    const int32_t* ids = text->ids.data() + text->begin + state_.seen(place);
+    const bool all = count == unseen(*text);
+    rows.push_back({.sequence = place, .ids = ids, .count = count, .wanted = all ? 1 : 0});
+    places_[place].seen.insert(places_[place].seen.end(), ids, ids + count);
+    if (!all) continue;
+    round.texts.push_back(text);
+    round.rows.push_back(
+        {.options = &text->request.options,
+         .history = {.ids = text->ids.data(),
+                     .length = static_cast<int64_t>(text->ids.size()),
+                     .prompt_length = static_cast<int64_t>(text->request.prompt.size())},
+         .sequence = text->request.twin});
+  }
+  const int64_t wanted = static_cast<int64_t>(round.rows.size()) - before;
+  state_.advance(rows, row_slice(round.logits, before, wanted));
+}
+
+bool Engine::make_room(Text& text) {
+  if (!has_bounded_positions(model_.config())) return true;
+  const int64_t limit = model_.config().max_positions;
+  if (static_cast<int64_t>(text.ids.size()) - text.begin < limit) return true;
+  // Positions restart at zero, so what is kept has to be read again.
+  if (!text.request.slide || limit < 2) return false;
+  text.begin = static_cast<int64_t>(text.ids.size()) - limit / 2;
+  forget(text, 0);
+  return true;
+}
+
+GeneratedToken Engine::extend(Text& text, const Choice& choice) {
+  if (choice.failure != ChoiceFailure::kNone) {
+    text.ended = true;
+    return {text.number, choice.id, 0.0f, Finish::kFailed,
+            failure_message(choice.failure, text.number)};
+  }
+  text.ids.push_back(choice.id);
+  const GenerationOptions& options = text.request.options;
+  const bool stop = std::find(options.stop_ids.begin(), options.stop_ids.end(), choice.id) !=
+                    options.stop_ids.end();
+  const auto added = static_cast<int64_t>(text.ids.size() - text.request.prompt.size());
+  Finish finish = Finish::kNo;
+  if (stop)
+    finish = Finish::kStop;
+  else if (added >= options.max_new_tokens || !make_room(text))
+    finish = Finish::kLength;
+  text.ended = finish != Finish::kNo;
+  return {text.number, choice.id, choice.log_probability, finish, ""};
+}
+
+std::vector<GeneratedToken> Engine::step() {
+  if (done()) return {};
+  const Context context = model_.context();
+  KeepScope scope(*context.arena);
+  if (room_.sources > 0) encode_sources();
+  Round round{.logits = context.arena->keep(DType::kFloat32, static_cast<int64_t>(texts_.size()),
+                                            model_.config().vocab_size)};
+
+  // Those that wait for one token have a pass of their own, without padding.
+  std::vector<Reading> readings;
+  for (Text& text : texts_)
+    if (text.started && unseen(text) == 1) readings.push_back({&text, 1});
+  if (!readings.empty()) read(readings, round);
+  for (int64_t left = prompt_tokens_; left > 0;) {
+    readings = next_readings(std::min(left, kMostTokensInPass));
+    if (readings.empty()) break;
+    for (const Reading& reading : readings) left -= reading.count;
+    read(readings, round);
+  }
+
+  const auto ready = static_cast<int64_t>(round.rows.size());
+  std::vector<Choice> choices(ready);
+  choose_tokens(context, row_slice(round.logits, 0, ready), round.rows.data(), choices.data());
+  std::vector<GeneratedToken> tokens;
+  for (int64_t i = 0; i < ready; ++i) tokens.push_back(extend(*round.texts[i], choices[i]));
+  std::sort(tokens.begin(), tokens.end(),
+            [](const GeneratedToken& a, const GeneratedToken& b) { return a.text < b.text; });
+  drop_ended();
+  return tokens;
+}
+
+Engine engine_for(Transformer& model, const std::vector<TokenIds>& prompts,
+                  const std::vector<TokenIds>& sources, const GenerationOptions& options,
+                  bool slide) {
+  const DecodeRoom room = decode_room(model.config(), prompts, sources, options);
+  Engine engine(model, room, std::numeric_limits<int64_t>::max());
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    uint64_t twins = 0;
+    for (size_t j = 0; j < i; ++j)
+      twins += prompts[j] == prompts[i] && (sources.empty() || sources[j] == sources[i]);
+    engine.join({.prompt = prompts[i],
+                 .source = sources.empty() ? TokenIds{} : sources[i],
+                 .options = options,
+                 .slide = slide,
+                 .twin = twins});
+  }
+  return engine;
+}
+
+}  // namespace llmcore

@@ -1,0 +1,130 @@
+// Engine: continues texts, each by a token or more a step; they join and leave between steps.
+//
+// A text has a place in the cache. A step runs the model on what texts have not seen: first on the
+// newest token of all that are being written, then on prompts, of which it reads no more than
+// `prompt_tokens`, shared fairly, so that a long prompt holds up nobody. What a text that has left
+// has seen stays in its place until another text needs that, the least recently used place first;
+// a prompt that begins like what is in any place copies that part instead of computing it.
+//
+// A text's tokens are, bit for bit, those it gets alone: they depend on its request only.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "generate/decode_state.h"
+#include "generate/options.h"
+#include "generate/sample.h"
+
+namespace llmcore {
+
+// A text to be continued.
+struct Request {
+  TokenIds prompt;  // what the decoder begins with
+  TokenIds source;  // what it is about, with an encoder
+  GenerationOptions options;
+  // When the model's positions are used up the text ends, or goes on from the latest half of its
+  // context.
+  bool slide = false;
+  uint64_t twin = 0;  // requests that are otherwise the same draw other numbers
+};
+
+enum class Finish { kNo, kStop, kLength, kFailed };
+
+struct GeneratedToken {
+  int64_t text;  // what join() gave
+  int32_t id;
+  float log_probability;  // under the model
+  Finish finish;
+  std::string failure;  // why there is no token, where finish is kFailed
+};
+
+class Engine {
+ public:
+  // Room for room.sequences texts at a time.
+  Engine(Transformer& model, const DecodeRoom& room, int64_t prompt_tokens);
+
+  // Throws what decode_room() throws, ShapeError for a request that needs more room than a text
+  // has, and ConfigError for beam search.
+  void check(const Request& request) const;
+
+  // Takes a text in and numbers it, counting from 0. Throws what check() throws, and ShapeError
+  // where has_room() is false.
+  int64_t join(Request request);
+  bool has_room() const { return texts_.size() < places_.size(); }
+
+  // Ends a text now; one that has ended may be named.
+  void leave(int64_t text);
+
+  bool done() const { return texts_.empty(); }
+
+  // The new tokens, text by text in the order of joining.
+  std::vector<GeneratedToken> step();
+
+  // Tokens of prompts that the model has read, and that were copied instead.
+  int64_t read_tokens() const { return read_tokens_; }
+  int64_t copied_tokens() const { return copied_tokens_; }
+
+ private:
+  struct Text {
+    int64_t number;
+    Request request;
+    TokenIds ids;  // prompt and new tokens
+    size_t place;
+    int64_t begin = 0;  // first id still in the context
+    bool encoded = false, started = false;
+    bool ended = false;
+  };
+
+  struct Place {
+    TokenIds seen;  // the ids whose keys and values stand here
+    bool taken = false;
+    int64_t last_used = 0;
+  };
+
+  // The next `count` ids of a text that the model has not seen.
+  struct Reading {
+    Text* text;
+    int64_t count;
+  };
+
+  // What a step has computed so far: logits, a row for each token to be chosen.
+  struct Round {
+    Tensor logits;  // [R, V]
+    std::vector<ChooseRow> rows;
+    std::vector<Text*> texts;
+  };
+
+  int64_t unseen(const Text& text) const;
+  void encode_sources();
+  // What a pass reads of prompts, `most` tokens at most; nothing when all are read.
+  std::vector<Reading> next_readings(int64_t most);
+  // Copies what the prompt shares with a place; false if it is better to wait for one of `earlier`,
+  // which are being read and share more.
+  bool start(Text& text, const std::vector<Text*>& earlier);
+  void read(const std::vector<Reading>& readings, Round& round);
+  // Adds a chosen token and says whether it was the last.
+  GeneratedToken extend(Text& text, const Choice& choice);
+  // Whether another token fits, after letting go of the older half of the context if asked.
+  bool make_room(Text& text);
+  void forget(Text& text, int64_t count);
+  void drop_ended();
+
+  Transformer& model_;
+  DecodeRoom room_;
+  int64_t prompt_tokens_;
+  DecodeState state_;
+  std::vector<Place> places_;
+  std::vector<Text> texts_;
+  int64_t joined_ = 0, clock_ = 0;
+  int64_t read_tokens_ = 0, copied_tokens_ = 0;
+};
+
+// Joins all prompts, in room that is made for them; sources [prompts] or none. Prompts that are the
+// same get different numbers. Throws what decode_room() throws.
+Engine engine_for(Transformer& model, const std::vector<TokenIds>& prompts,
+                  const std::vector<TokenIds>& sources, const GenerationOptions& options,
+                  bool slide);
+
+}  // namespace llmcore
