@@ -19,8 +19,11 @@ from llmcore.errors import (
     DataError,
     DeviceError,
     DTypeError,
+    EngineClosed,
     LlmcoreError,
     OutOfMemory,
+    QueueFull,
+    RequestCancelled,
     ShapeError,
     TokenIndexError,
 )
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from llmcore import ops, viz
     from llmcore.config import LoraConfig, ModelConfig, RopeScaling
     from llmcore.data.examples import ExampleDataset
+    from llmcore.engine import Engine
     from llmcore.generate import GenerationResult
     from llmcore.generation_config import GenerationConfig
     from llmcore.model import Transformer
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
 _LAZY: dict[str, str] = {
     "Batch": "llmcore.objectives",
     "CausalLM": "llmcore.objectives",
+    "Engine": "llmcore.engine",
     "ExampleDataset": "llmcore.data.examples",
     "LoraConfig": "llmcore.config",
     "Classification": "llmcore.objectives",
@@ -88,6 +93,8 @@ __all__ = [
     "DTypeError",
     "DataError",
     "DeviceError",
+    "Engine",
+    "EngineClosed",
     "ExampleDataset",
     "GenerationConfig",
     "GenerationResult",
@@ -98,6 +105,8 @@ __all__ = [
     "ModelConfig",
     "OutOfMemory",
     "PrefixLM",
+    "QueueFull",
+    "RequestCancelled",
     "ReversedLM",
     "RopeScaling",
     "Seq2Seq",

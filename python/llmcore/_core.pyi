@@ -14,8 +14,9 @@ __all__: list[str] = [
     "BeamGeneration",
     "BeamHypothesis",
     "BeamSearch",
-    "Generation",
+    "Engine",
     "GenerationOptions",
+    "Request",
     "Tensor",
     "TrainStep",
     "Transformer",
@@ -338,7 +339,27 @@ class BeamSearch:
     @property
     def tokens(self) -> list[int]: ...
 
-class Generation:
+class Request:
+    """
+    A text to be continued; csrc/generate/engine.h.
+    """
+    def __init__(
+        self, prompt: typing.Any, source: typing.Any, options: GenerationOptions, slide: bool
+    ) -> None: ...
+
+class Engine:
+    """
+    Continuous batching; csrc/generate/engine.h.
+    """
+    @typing.overload
+    def __init__(
+        self,
+        model: Transformer,
+        places: typing.SupportsInt | typing.SupportsIndex,
+        tokens: typing.SupportsInt | typing.SupportsIndex,
+        prompt_tokens: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    @typing.overload
     def __init__(
         self,
         model: Transformer,
@@ -347,10 +368,18 @@ class Generation:
         options: GenerationOptions,
         slide: bool,
     ) -> None: ...
-    def finish(self, index: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def check(self, request: Request) -> None: ...
+    def join(self, request: Request) -> int: ...
+    def leave(self, text: typing.SupportsInt | typing.SupportsIndex) -> None: ...
     def step(self, model: Transformer) -> list: ...
     @property
+    def copied_tokens(self) -> int: ...
+    @property
     def done(self) -> bool: ...
+    @property
+    def has_room(self) -> bool: ...
+    @property
+    def read_tokens(self) -> int: ...
 
 class BeamGeneration:
     def __init__(

@@ -42,6 +42,18 @@ class TokenIndexError(LlmcoreError, IndexError):
     """A token, position or label id lies outside the table it indexes."""
 
 
+class QueueFull(LlmcoreError, RuntimeError):  # noqa: N818  (the name of queue.Full)
+    """An engine has as many requests waiting as it holds; try again later."""
+
+
+class RequestCancelled(LlmcoreError, RuntimeError):  # noqa: N818  (a state, no fault)
+    """The request whose result is wanted was cancelled."""
+
+
+class EngineClosed(LlmcoreError, RuntimeError):  # noqa: N818  (a state, no fault)
+    """The engine takes no requests any more; if an error stopped it, that is the `__cause__`."""
+
+
 class ConfigError(LlmcoreError, ValueError):
     """A configuration cannot be built; every problem found is listed, not just the first.
 

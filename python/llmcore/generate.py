@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -63,45 +63,72 @@ class GenerationResult:
     alternatives: list[GenerationResult] = field(default_factory=list)
 
 
-class _Text:
-    """The growing text of one prompt, watched for stop strings."""
+class Writing:
+    """One text while it is written: its result so far, watched for stop strings.
 
-    def __init__(self, decoder: StreamDecoder | None, stop_strings: Sequence[str]) -> None:
-        self.decoder = decoder
-        self.stop_strings = stop_strings
-        self.text = ""
-        self.shown = 0  # characters already given out
+    Args:
+        model: whose tokens come.
+        config: whose stop strings are watched for.
+        stop_ids: tokens without text.
+    """
 
-    def push(self, token: int | None, last: bool) -> tuple[str, bool]:
-        """Add a token (None: one without text); return what to show, and if a stop string came."""
-        if self.decoder is None:
+    def __init__(
+        self, model: Transformer, config: GenerationConfig, stop_ids: Sequence[int]
+    ) -> None:
+        self._model = model
+        self._stop_strings = config.stop_strings
+        self._stop_ids = stop_ids
+        # A text written from right to left is known only at its end.
+        readable = model.tokenizer if not model.config.right_to_left else None
+        self._decoder: StreamDecoder | None = readable.stream() if readable else None
+        self._result = GenerationResult()
+        self._text = ""
+
+    def push(self, index: int, token: int, logprob: float, reason: str | None) -> GeneratedToken:
+        """Add what the core has chosen for prompt `index`, and why it was the last, if it was."""
+        shown, stopped = self._show(token, last=reason is not None)
+        finish_reason = cast(FinishReason | None, "stop" if stopped else reason)
+        self._result.ids.append(token)
+        self._result.logprobs.append(logprob)
+        self._result.score += logprob
+        self._result.text += shown
+        if finish_reason is not None:
+            self._result.finish_reason = finish_reason
+        return GeneratedToken(index, token, shown, logprob, finish_reason)
+
+    def result(self) -> GenerationResult:
+        """The whole, once the last token has come."""
+        return _turned(self._model, self._result, self._stop_ids)
+
+    def _show(self, token: int, last: bool) -> tuple[str, bool]:
+        """Text to show now that `token` has come, and whether a stop string has."""
+        if self._decoder is None:
             return "", False
-        if token is not None:
-            self.text += self.decoder.push(token)
+        if token not in self._stop_ids:
+            self._text += self._decoder.push(token)
         if last:
-            self.text += self.decoder.finish()
-        found = [at for stop in self.stop_strings if (at := self.text.find(stop)) >= 0]
+            self._text += self._decoder.finish()
+        found = [at for stop in self._stop_strings if (at := self._text.find(stop)) >= 0]
         if found:
-            self.text = self.text[: min(found)]
+            self._text = self._text[: min(found)]
         # What could be the beginning of a stop string is held back until it is known.
-        end = len(self.text) if found or last else len(self.text) - self._held_back()
-        shown, self.shown = self.text[self.shown : end], max(end, self.shown)
-        return shown, bool(found)
+        end = len(self._text) if found or last else len(self._text) - self._held_back()
+        return self._text[len(self._result.text) : end], bool(found)
 
     def _held_back(self) -> int:
         return max(
             (
                 size
-                for stop in self.stop_strings
+                for stop in self._stop_strings
                 for size in range(1, len(stop))
-                if self.text.endswith(stop[:size])
+                if self._text.endswith(stop[:size])
             ),
             default=0,
         )
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """Prompts made ready for the core: what the decoder begins with, and what it is about."""
 
     prompts: list[Tensor]
@@ -110,7 +137,12 @@ class _Job:
     stop_ids: Sequence[int]
 
 
-def _prepare(model: Transformer, prompts: Any, config: GenerationConfig) -> _Job:
+def prepare(model: Transformer, prompts: Any, config: GenerationConfig) -> Job:
+    """Check prompts against the model, and turn them into ids.
+
+    Raises:
+        ConfigError, DataError, TokenIndexError: as for `Transformer.generate`.
+    """
     architecture = model.config
     if architecture.kind == "encoder":
         raise ConfigError(
@@ -132,12 +164,12 @@ def _prepare(model: Transformer, prompts: Any, config: GenerationConfig) -> _Job
                 "starts from; set it with config.replace(decoder_start_id=…)"
             )
         first = _core.as_tensor(np.array([start], np.int32))
-        return _Job([first] * len(rows), rows, options, stop_ids)
+        return Job([first] * len(rows), rows, options, stop_ids)
     if architecture.right_to_left:
         rows = [_core.as_tensor(row.numpy()[::-1].copy()) for row in rows]
     if config.overflow == "slide" and architecture.positions not in ("none", "relative"):
         rows = [_core.as_tensor(row.numpy()[-architecture.max_positions :]) for row in rows]
-    return _Job(rows, [], options, stop_ids)
+    return Job(rows, [], options, stop_ids)
 
 
 def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterator[GeneratedToken]:
@@ -151,42 +183,38 @@ def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterat
             "generate: the model writes from right to left, so that its text is known only at the "
             "end; leave out stream"
         )
-    return _rounds(model, _prepare(model, prompts, config), config)
+    job = prepare(model, prompts, config)
+    return _rounds(model, job, config, _writings(model, job, config))
 
 
-def _rounds(model: Transformer, job: _Job, config: GenerationConfig) -> Iterator[GeneratedToken]:
+def _writings(model: Transformer, job: Job, config: GenerationConfig) -> list[Writing]:
+    return [Writing(model, config, job.stop_ids) for _ in job.prompts]
+
+
+def _rounds(
+    model: Transformer, job: Job, config: GenerationConfig, writings: Sequence[Writing]
+) -> Iterator[GeneratedToken]:
     slide = config.overflow == "slide"
     core = _core.Engine(model._core, job.prompts, job.sources, job.options, slide)
-    tokenizer = None if model.config.right_to_left else model.tokenizer
-    texts = [
-        _Text(tokenizer.stream() if tokenizer else None, config.stop_strings) for _ in job.prompts
-    ]
     while not core.done:
         for index, token, logprob, reason, failure in core.step(model._core):
             if failure:
                 raise ConfigError(failure)
-            text_token = None if token in job.stop_ids else token
-            shown, stopped = texts[index].push(text_token, last=reason is not None)
-            if stopped and not reason:
+            piece = writings[index].push(index, token, logprob, reason)
+            if piece.finish_reason and not reason:
                 core.leave(index)
-            yield GeneratedToken(index, token, shown, logprob, "stop" if stopped else reason)
+            yield piece
 
 
 def generate(model: Transformer, prompts: Any, config: GenerationConfig) -> list[GenerationResult]:
     """Continue every prompt to its end."""
-    job = _prepare(model, prompts, config)
+    job = prepare(model, prompts, config)
     if config.num_beams > 1:
         return _search(model, job)
-    results = [GenerationResult() for _ in job.prompts]
-    for token in _rounds(model, job, config):
-        result = results[token.index]
-        result.ids.append(token.id)
-        result.logprobs.append(token.logprob)
-        result.text += token.text
-        result.score += token.logprob
-        if token.finish_reason is not None:
-            result.finish_reason = token.finish_reason
-    return [_turned(model, result, job.stop_ids) for result in results]
+    writings = _writings(model, job, config)
+    for _ in _rounds(model, job, config, writings):
+        pass
+    return [writing.result() for writing in writings]
 
 
 def _turned(
@@ -201,7 +229,7 @@ def _turned(
     return result
 
 
-def _search(model: Transformer, job: _Job) -> list[GenerationResult]:
+def _search(model: Transformer, job: Job) -> list[GenerationResult]:
     """Beam search for all prompts together."""
     core = _core.BeamGeneration(model._core, job.prompts, job.sources, job.options)
     while not core.done:
