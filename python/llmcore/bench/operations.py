@@ -31,7 +31,7 @@ class Operation:
     def measure(self) -> Measure:
         """Return one call as a measure."""
         operations, floats = _COSTS[self.kind](*self.sizes)
-        return Measure(self.name, 1.0, "calls", operations, FLOAT_BYTES * floats)
+        return Measure(self.name, 1.0, "", operations, FLOAT_BYTES * floats)
 
 
 def _product(m: int, k: int, n: int) -> tuple[float, float]:
@@ -74,8 +74,10 @@ FAMILIES = {
 _LAYERS = ((768, 2304), (768, 768), (768, 3072), (3072, 768))  # K, N of GPT-2's linear layers
 _HEAD = (768, 50257)
 _HEAD_ROWS = 256
-_ROWS = 16384  # of a norm: more than the caches hold
-_LOSS_ROWS = 512
+# More than the caches hold, and less than the 32 MB up to which glibc keeps what was freed: beyond,
+# libraries that allocate their results are timed on page faults.
+_ROWS = 8192
+_LOSS_ROWS = 128
 _PARAMETERS = 1 << 24
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from llmcore.bench.engines import OURS
-from llmcore.bench.report import Contest, Row, format_rate
+from llmcore.bench.report import Contest, Row, label, shown
 from llmcore.bench.workloads import Measure
 from llmcore.viz.palette import DARK, LIGHT
 
@@ -25,8 +25,8 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-s
 def draw(contests: Sequence[Contest]) -> str:
     """Draw contests below each other, each measure with a scale of its own.
 
-    A bar is the median rate, the line across its end the quartiles, the dashed line what the
-    machine's ceilings allow where that is in sight.
+    A bar is the median rate, longer is faster, the line across its end the quartiles, the dashed
+    line what the machine's ceilings allow where that is in sight.
 
     Returns:
         The text of an SVG file, readable on light and dark backgrounds, without anything from
@@ -42,10 +42,10 @@ def draw(contests: Sequence[Contest]) -> str:
             rows = contest.rows(measure)
             if not rows:
                 continue
-            parts.append(_text(20, y + 12, f"{measure.name}, {measure.unit} a second", "start",
+            parts.append(_text(20, y + 12, label(measure), "start",
                                "name"))  # fmt: skip
             y += _HEADING - 8
-            parts += _bars(rows, _limit(measure, contest), y)
+            parts += _bars(measure, rows, _limit(measure, contest), y)
             y += len(rows) * _STEP + 14
         y += 6
     return _document(parts, y + 10)
@@ -56,7 +56,7 @@ def _limit(measure: Measure, contest: Contest) -> float:
     return measure.amount / max(measure.floors(contest.ceilings).values())
 
 
-def _bars(rows: Sequence[Row], limit: float, top: float) -> list[str]:
+def _bars(measure: Measure, rows: Sequence[Row], limit: float, top: float) -> list[str]:
     most = max(row.fast_rate for row in rows)
     end = limit if most < limit < 2.5 * most else most
     scale = (_WIDTH - _LEFT - _RIGHT) / end
@@ -72,7 +72,7 @@ def _bars(rows: Sequence[Row], limit: float, top: float) -> list[str]:
             f'<rect class="{style}" x="{_LEFT}" y="{y:.1f}" width="{row.rate * scale:.1f}"'
             f' height="{_BAR}" rx="2"/>',
             _line("spread", slow, middle, fast, middle),
-            _text(fast + 8, y + 11.5, format_rate(row.rate) + ratio, "start"),
+            _text(fast + 8, y + 11.5, shown(measure, row.rate) + ratio, "start"),
         ]
     if end == limit:
         x = _LEFT + limit * scale

@@ -7,11 +7,12 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import llmcore
 from llmcore.bench.engines import OURS, contestants
-from llmcore.bench.machine import Ceilings, measure_ceilings
+from llmcore.bench.machine import Ceilings
 from llmcore.bench.operations import Operations
 from llmcore.bench.turns import Outcome, Tell, Turns, take_turns
 from llmcore.bench.workloads import Generation, Measure, Training
@@ -101,6 +102,41 @@ class Contest:
                 found[outcome.name] = "; ".join(reasons)
         return found
 
+    def agreements(self) -> dict[str, str]:
+        """Say of each peer how what it computes agrees with llmcore, which has the same weights."""
+        witnesses = {o.name: o.witness for o in self.outcomes if o.witness is not None}
+        ours = witnesses.pop(OURS, None)
+        if ours is None:
+            return {}
+        return {name: _agreement(witness, ours) for name, witness in witnesses.items()}
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return, for each kind of operation and engine, what many sizes come to.
+
+        Geometric means of the shares of peak and of the ratios, and the lowest share.
+        """
+        if not isinstance(self.workload, Operations):
+            return []
+        groups: dict[tuple[str, str], list[Row]] = {}
+        for operation in self.workload.operations():
+            for row in self.rows(operation.measure()):
+                groups.setdefault((operation.kind, row.engine), []).append(row)
+        found = []
+        for (kind, engine), rows in groups.items():
+            shares = [row.share_of_peak for row in rows if row.share_of_peak is not None]
+            ratios = [row.ratio for row in rows if row.ratio is not None]
+            found.append(
+                {
+                    "kind": kind,
+                    "engine": engine,
+                    "sizes": len(rows),
+                    "share_of_peak": statistics.geometric_mean(shares),
+                    "lowest_share_of_peak": min(shares),
+                    "ratio": statistics.geometric_mean(ratios) if ratios else None,
+                }
+            )
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it, every run's seconds included."""
         return {
@@ -115,6 +151,9 @@ class Contest:
                 }
                 for measure in self.workload.measures()
             ],
+            "summaries": self.summaries(),
+            "agreements": self.agreements(),
+            "absences": self.absences(),
             "engines": [dataclasses.asdict(outcome) for outcome in self.outcomes],
         }
 
@@ -127,21 +166,36 @@ class Contest:
         table.title_justify = "left"
         table.add_column("measure", no_wrap=True)
         table.add_column("engine", no_wrap=True)
-        for title in ("a second", "quartiles", "of peak", "of memory", "process", "llmcore"):
+        for title in ("median", "quartiles", "of peak", "of bandwidth", "peak memory", "ratio"):
             table.add_column(title, justify="right", no_wrap=True)
         for measure in self.workload.measures():
             for index, row in enumerate(rows := self.rows(measure)):
                 table.add_row(
-                    f"{measure.name}, {measure.unit}" if index == 0 else "",
+                    label(measure) if index == 0 else "",
                     row.engine,
-                    format_rate(row.rate),
-                    f"{format_rate(row.slow_rate)}–{format_rate(row.fast_rate)}",
+                    shown(measure, row.rate),
+                    f"{shown(measure, row.slow_rate)} – {shown(measure, row.fast_rate)}",
                     _percent(row.share_of_peak),
                     _percent(row.share_of_memory),
                     "" if row.peak_bytes is None else format_bytes(row.peak_bytes),
                     "" if row.ratio is None else f"{row.ratio:.2f} ×",
                     end_section=index == len(rows) - 1,
                 )
+        return table
+
+    def summary_table(self) -> Table:
+        """Return `summaries` as a table for the terminal."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        table = Table(box=SIMPLE_HEAD, title="geometric means")
+        table.title_justify = "left"
+        for title in ("operation", "engine", "of peak (lowest)", "ratio"):
+            table.add_column(title, no_wrap=True)
+        for row in self.summaries():
+            share = f"{_percent(row['share_of_peak'])} ({_percent(row['lowest_share_of_peak'])})"
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ×"
+            table.add_row(row["kind"], row["engine"], share, ratio)
         return table
 
     def _threads(self) -> str:
@@ -153,8 +207,7 @@ def hold_contest(
     workload: Workload,
     peers: Sequence[str],
     *,
-    threads: int,
-    ceilings: Ceilings | None = None,
+    ceilings: Ceilings,
     tell: Tell = lambda text: None,
     **settings: Any,
 ) -> Contest:
@@ -163,8 +216,7 @@ def hold_contest(
     Args:
         workload: What they run; with files, they are written to a temporary folder.
         peers: Names from `llmcore.bench.engines.PEERS`.
-        threads: How many each may use.
-        ceilings: With as many threads; measured first if not given.
+        ceilings: Of the machine, as measured just before, with as many threads as each may use.
         tell: Called with a line on what is happening.
         settings: More arguments of `llmcore.bench.turns.take_turns`.
 
@@ -172,10 +224,11 @@ def hold_contest(
         ConfigError: A peer or a setting that cannot be.
 
     Example:
-        >>> workload = Operations(["adamw"])
-        >>> contest = hold_contest(workload, [], threads=1, rounds=1, seconds=0.0)
-        >>> contest.rows(workload.measures()[0])[0].engine
-        'llmcore'
+        >>> workload = Operations(["attention"], lengths=[8])
+        >>> limits = Ceilings(1, 100e9, 50e9, 20e9)
+        >>> contest = hold_contest(workload, [], ceilings=limits, rounds=1, seconds=0.0)
+        >>> [len(contest.rows(measure)) for measure in workload.measures()]
+        [1, 1]
     """
     from tempfile import TemporaryDirectory
 
@@ -184,12 +237,10 @@ def hold_contest(
     with TemporaryDirectory(prefix="llmcore-bench-") as folder:
         options = {} if isinstance(workload, Operations) else {"folder": folder}
         entrants = contestants(workload, peers, **options)
-        if ceilings is None:
-            [ceilings] = measure_ceilings([threads])
         if not isinstance(workload, Operations):
             write_model(workload, folder)
         names = [measure.name for measure in workload.measures()]
-        outcomes = take_turns(entrants, names, threads=threads, tell=tell, **settings)
+        outcomes = take_turns(entrants, names, threads=ceilings.threads, tell=tell, **settings)
     return Contest(workload, ceilings, outcomes)
 
 
@@ -203,6 +254,29 @@ def report(contests: Sequence[Contest], settings: Mapping[str, Any]) -> dict[str
     }
 
 
+def label(measure: Measure) -> str:
+    """Name a measure with what its figures count."""
+    return f"{measure.name}, {measure.unit}/s" if measure.unit else measure.name
+
+
+def shown(measure: Measure, rate: float) -> str:
+    """Write a rate, or the time of a run where that is what counts.
+
+    Example:
+        >>> shown(Measure("step", 256, "tokens", 1.0, 1.0), 505.3)
+        '505'
+        >>> shown(Measure("load", 1, "", 1.0, 1.0), 40.0)
+        '25 ms'
+    """
+    if measure.unit:
+        return format_rate(rate)
+    seconds = measure.amount / rate
+    factor, unit = next(
+        ((f, u) for f, u in ((1, "s"), (1e3, "ms")) if seconds * f >= 1), (1e6, "µs")
+    )
+    return f"{format_rate(seconds * factor)} {unit}"
+
+
 def format_rate(rate: float) -> str:
     """Write a rate with three digits or all those before the point.
 
@@ -213,6 +287,14 @@ def format_rate(rate: float) -> str:
     if rate >= 1e7:
         return f"{rate:.3g}"
     return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _agreement(witness: Any, ours: Any) -> str:
+    if isinstance(witness, float):
+        return f"first loss {witness:.6f}, llmcore's {ours:.6f}"
+    pairs = zip(witness, ours, strict=True)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return f"{same} of the first {len(ours)} tokens are llmcore's"
 
 
 def _quartiles(seconds: Sequence[float]) -> tuple[float, float]:

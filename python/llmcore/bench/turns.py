@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -131,7 +132,8 @@ class Process:
     def close(self) -> None:
         """End the process."""
         if self._child.stdin is not None:
-            self._child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._child.stdin.close()
         try:
             self._child.wait(5)
         except subprocess.TimeoutExpired:
@@ -149,6 +151,15 @@ class Process:
         return f"{how}: {lines[-1].strip()[:200]}" if lines else how
 
 
+def check_settings(*, rounds: int, seconds: float, threads: int) -> None:
+    """Raise a ConfigError for settings of `take_turns` that are out of range."""
+    if rounds < 1 or threads < 1 or not seconds >= 0:
+        raise ConfigError(
+            f"rounds and threads must be from 1 on and seconds not below 0, got {rounds}, "
+            f"{threads} and {seconds:g}"
+        )
+
+
 def take_turns(
     contestants: Sequence[Contestant],
     measures: Sequence[str],
@@ -164,8 +175,9 @@ def take_turns(
     Each lives in a process of its own from the first round to the last, so that what it compiles
     and loads is paid for once. They are started one after the other, each runs every measure once
     to warm up, and then they take turns: in each round, for each measure, each of them runs it for
-    `seconds`, the others waiting. Every round begins with another contestant. One that does not
-    start, stops or fails is left out from there on, and its outcome says why.
+    `seconds`, the others waiting. Every round begins with another contestant. A measure that a
+    contestant does not have is left out of its outcome. One that does not start, stops or fails is
+    left out from there on, and its outcome says why.
 
     Args:
         contestants: Who takes part; no two of a name.
@@ -188,27 +200,23 @@ def take_turns(
         False
     """
     names = [contestant.name for contestant in contestants]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"every engine takes part once, got {', '.join(names)}")
-    if rounds < 1 or threads < 1 or seconds < 0:
-        raise ConfigError(
-            f"rounds and threads must be from 1 on and seconds not below 0, got {rounds}, "
-            f"{threads} and {seconds:g}"
-        )
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"some engines must take part, each of them once, got {names}")
+    check_settings(rounds=rounds, seconds=seconds, threads=threads)
     outcomes = {name: Outcome(name) for name in names}
     processes: dict[str, Process] = {}
     try:
         for contestant in contestants:
             outcome = outcomes[contestant.name]
             try:
-                process = _start(contestant, outcome, threads, timeout)
+                process, known = _start(contestant, outcome, threads, timeout)
             except Stopped as stopped:
                 outcome.error = str(stopped)
             if outcome.error is not None:
                 tell(f"{contestant.name}: {outcome.error}")
                 continue
             processes[contestant.name] = process
-            for measure in measures:
+            for measure in known & set(measures):
                 outcome.turns[measure] = Turns()
                 _take_turn(processes, outcome, measure, seconds=0.0, keep=False)
             tell(f"{contestant.name}: ready after {outcome.ready_seconds or 0.0:.1f} s")
@@ -224,8 +232,13 @@ def take_turns(
     return list(outcomes.values())
 
 
-def _start(contestant: Contestant, outcome: Outcome, threads: int, timeout: float) -> Process:
-    """Start a contestant's process and let it build; what it answers becomes the outcome's."""
+def _start(
+    contestant: Contestant, outcome: Outcome, threads: int, timeout: float
+) -> tuple[Process, set[str]]:
+    """Start a contestant's process and let it build: the process, and what can be measured in it.
+
+    What else it answers becomes the outcome's.
+    """
     options = dict(contestant.options)
     if contestant.prepare is not None:
         helper = Process(threads=threads, timeout=timeout)
@@ -247,7 +260,7 @@ def _start(contestant: Contestant, outcome: Outcome, threads: int, timeout: floa
         raise Stopped(answer["error"])
     outcome.ready_seconds = time.perf_counter() - start
     outcome.version, outcome.witness = answer["version"], answer["witness"]
-    return process
+    return process, set(answer["measures"])
 
 
 def _take_turn(

@@ -39,7 +39,7 @@ class Measure:
     Attributes:
         name: What reports call it.
         amount: What one run gets done.
-        unit: What the amount counts.
+        unit: What the amount counts; empty where a run is all there is, and reports show its time.
         operations: Floating-point operations of one run, a multiply-add being two.
         bytes: What one run has to read from and write to memory.
     """
@@ -55,7 +55,7 @@ class Measure:
 
         Example:
             >>> ceilings = Ceilings(1, 100e9, 50e9, 20e9)
-            >>> Measure("product", 1, "calls", operations=5e9, bytes=1e9).floors(ceilings)
+            >>> Measure("product", 1, "", operations=5e9, bytes=1e9).floors(ceilings)
             {'arithmetic': 0.05, 'memory': 0.05}
         """
         return {
@@ -272,7 +272,7 @@ class Generation:
     def measures(self) -> list[Measure]:
         """Return the load and, by what the model is, prefill and decoding or the translation."""
         weights = self._weight_bytes(("encoder", "decoder", "head"))
-        load = Measure("load", 1.0, "loads", 0.0, weights)
+        load = Measure("load", 1.0, "", 0.0, weights)
         if self.config.kind == "encoder-decoder":
             return [load, *(self._translation(batch) for batch in self.batches)]
         return [load, self._prefill(), *(self._decoding(batch) for batch in self.batches)]

@@ -95,6 +95,7 @@ def train(
 
     A decoder predicts the next token, an encoder what is masked, both stacks a target as long as
     its source; no dropout; clipping and AdamW. The first loss of all engines is the same.
+    The ratio is llmcore's rate over the engine's.
 
     [bold]Example[/bold]
 
@@ -142,7 +143,7 @@ def generate(
         batches = _numbers("batch", batch)
         workloads = [
             Generation(model, prompt, new, batches, prefill, beams, kind, vocab_size)
-            for kind in _words(weights)
+            for kind in _words(weights) or [weights]
         ]
     _run(workloads, against, rounds, seconds, threads, json_file, plot)
 
@@ -195,9 +196,11 @@ def _run(
 
     import llmcore
     from llmcore.atomic import write_atomically
+    from llmcore.bench import measure_ceilings
     from llmcore.bench.engines import contestants
     from llmcore.bench.plot import draw
     from llmcore.bench.report import hold_contest, report
+    from llmcore.bench.turns import check_settings
 
     for file in (json_file, plot):
         if file is not None and not file.absolute().parent.is_dir():
@@ -207,20 +210,25 @@ def _run(
     peers = _words(against)
     with usage_errors():
         counts = [llmcore.get_num_threads()] if threads is None else _numbers("threads", threads)
-        contestants(workloads[0], peers)  # before the first takes its time
-        contests = []
-        for workload in workloads:
-            for count in counts:
-                contest = hold_contest(
-                    workload, peers, threads=count, rounds=rounds, seconds=seconds, tell=_tell
-                )
-                contests.append(contest)
+        contestants(workloads[0], peers)  # mistakes are told before anything takes its time
+        for count in counts:
+            check_settings(rounds=rounds, seconds=seconds, threads=count)
+        limits = measure_ceilings(counts)
+        contests = [
+            hold_contest(
+                workload, peers, ceilings=ceilings, rounds=rounds, seconds=seconds, tell=_tell
+            )
+            for workload in workloads
+            for ceilings in limits
+        ]
     # Piped output has no width of its own: rows must not break.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     for contest in contests:
         console.print(contest.table())
-        for engine, reason in contest.absences().items():
-            console.print(f"  {engine}: {reason}", markup=False, soft_wrap=True)
+        if contest.summaries():
+            console.print(contest.summary_table())
+        for engine, text in (*contest.agreements().items(), *contest.absences().items()):
+            console.print(f"  {engine}: {text}", markup=False, soft_wrap=True)
     if json_file is not None:
         settings: dict[str, Any] = {"against": peers, "rounds": rounds, "seconds": seconds}
         text = json.dumps(report(contests, settings), indent=1) + "\n"

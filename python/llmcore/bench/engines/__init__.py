@@ -39,7 +39,7 @@ def contestants(
         options: More arguments for all of them.
 
     Raises:
-        ConfigError: A peer that cannot run the workload, or is no peer at all.
+        ConfigError: A peer that cannot run the workload, is no peer at all, or is named twice.
 
     Example:
         >>> [c.build for c in contestants(Training("gpt-nano", 1, 8), ["torch"])]
@@ -53,6 +53,8 @@ def contestants(
                 f"against must be some of {', '.join(known)}, got {peer!r}"
                 + did_you_mean(peer, known)
             )
+    if len(set(peers)) < len(peers):
+        raise ConfigError(f"against must name each engine once, got {','.join(peers)}")
     found = []
     for name in (OURS, *peers):
         module = f"{__name__}.{_MODULES.get(name, name)}"

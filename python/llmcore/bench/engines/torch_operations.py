@@ -65,7 +65,8 @@ def _attention_and_gradient(b: int, h: int, t: int, d: int) -> Call:
     dout = torch.randn(b, h, t, d)
 
     def run() -> object:
-        out = scaled_dot_product_attention(*leaves, is_causal=True)
+        q, k, v = leaves
+        out = scaled_dot_product_attention(q, k, v, is_causal=True)
         return torch.autograd.grad(out, leaves, dout)
 
     return run
@@ -112,7 +113,7 @@ def _adamw(count: int) -> Call:
     param = torch.randn(count, requires_grad=True)
     param.grad = torch.randn(count)
     optimizer = torch.optim.AdamW([param], lr=1e-4, weight_decay=0.1, fused=True)
-    return optimizer.step
+    return lambda: optimizer.step()
 
 
 _CALLS: dict[str, Callable[..., Call]] = {
