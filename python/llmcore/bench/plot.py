@@ -10,7 +10,7 @@ from llmcore.bench.report import Contest, Row, label, shown
 from llmcore.bench.workloads import Measure
 from llmcore.viz.palette import DARK, LIGHT
 
-_WIDTH, _LEFT, _RIGHT, _TOP = 760, 130, 110, 56
+_WIDTH, _LEFT, _RIGHT, _TOP = 760, 130, 150, 56
 _BAR, _STEP, _HEADING = 14, 22, 30  # heights: of a bar, from bar to bar, of a measure's name
 
 _SHAPES = """
@@ -35,8 +35,7 @@ def draw(contests: Sequence[Contest]) -> str:
     parts: list[str] = []
     y = 0.0
     for contest in contests:
-        title = f"{contest.workload.title}, {contest.ceilings.threads} thread(s)"
-        parts.append(_text(20, y + 30, title, "start", "title"))
+        parts.append(_text(20, y + 30, contest.title, "start", "title"))
         y += _TOP
         for measure in contest.workload.measures():
             rows = contest.rows(measure)

@@ -68,6 +68,12 @@ class Contest:
     ceilings: Ceilings
     outcomes: Sequence[Outcome]
 
+    @property
+    def title(self) -> str:
+        """The workload and the number of threads."""
+        count = self.ceilings.threads
+        return f"{self.workload.title}, {count} thread{'s' if count > 1 else ''}"
+
     def rows(self, measure: Measure) -> list[Row]:
         """Return what each engine reached in a measure; those that did not run are left out."""
         turns = {o.name: o.turns[measure.name] for o in self.outcomes if measure.name in o.turns}
@@ -140,7 +146,7 @@ class Contest:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it, every run's seconds included."""
         return {
-            "title": self.workload.title,
+            "title": self.title,
             "workload": dataclasses.asdict(self.workload),
             "ceilings": dataclasses.asdict(self.ceilings),
             "measures": [
@@ -162,11 +168,18 @@ class Contest:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(box=SIMPLE_HEAD, title=f"{self.workload.title}, {self._threads()}")
+        table = Table(box=SIMPLE_HEAD, title=self.title)
         table.title_justify = "left"
         table.add_column("measure", no_wrap=True)
         table.add_column("engine", no_wrap=True)
-        for title in ("median", "quartiles", "of peak", "of bandwidth", "peak memory", "ratio"):
+        for title in (
+            "median",
+            "quartiles",
+            "of fp32 peak",
+            "of bandwidth",
+            "peak memory",
+            "ratio",
+        ):
             table.add_column(title, justify="right", no_wrap=True)
         for measure in self.workload.measures():
             for index, row in enumerate(rows := self.rows(measure)):
@@ -197,10 +210,6 @@ class Contest:
             ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ×"
             table.add_row(row["kind"], row["engine"], share, ratio)
         return table
-
-    def _threads(self) -> str:
-        count = self.ceilings.threads
-        return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def hold_contest(

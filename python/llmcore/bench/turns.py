@@ -216,7 +216,7 @@ def take_turns(
                 tell(f"{contestant.name}: {outcome.error}")
                 continue
             processes[contestant.name] = process
-            for measure in known & set(measures):
+            for measure in (measure for measure in measures if measure in known):
                 outcome.turns[measure] = Turns()
                 _take_turn(processes, outcome, measure, seconds=0.0, keep=False)
             tell(f"{contestant.name}: ready after {outcome.ready_seconds or 0.0:.1f} s")

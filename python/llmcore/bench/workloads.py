@@ -113,7 +113,7 @@ class Training:
         >>> training = Training("gpt2", 4, 64)
         >>> [measure] = training.measures()
         >>> measure.amount, round(measure.operations / 1e9)
-        (256.0, 198)
+        (256.0, 192)
     """
 
     model: str
@@ -188,9 +188,10 @@ class Training:
 class Generation:
     """Continuing prompts, or, where there are two stacks, translating, with random weights.
 
-    Greedy without beams; no text ends before it has all its tokens. Loading ends with the first
-    token of a prompt, prefill is the first token after a long one, and decoding is what comes after
-    the first token: the time of all new tokens less that of one.
+    Greedy without beams; no text ends before it has all its tokens. Loading, by a process that has
+    imported all it needs, ends with the first token of a prompt; prefill is the first token after
+    a long prompt; decoding is what comes after the first token: the time of all new tokens less
+    that of one.
 
     Attributes:
         model: Name of a preset.

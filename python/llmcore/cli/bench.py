@@ -129,9 +129,9 @@ def generate(
 ) -> None:
     """Time loading, prefill and decoding, beside transformers, ctranslate2 and llama.cpp.
 
-    Weights are random, and written once for all. Loading ends with the first token, prefill is the
-    first token after a long prompt, decoding all tokens after the first. A model of two stacks is
-    timed on whole translations.
+    Weights are random, and written once for all. Loading, without imports, ends with the first
+    token; prefill is the first token after a long prompt, decoding all tokens after the first. A
+    model of two stacks is timed on whole translations.
 
     [bold]Example[/bold]
 
