@@ -23,6 +23,12 @@ from llmcore.config import ModelConfig
 from llmcore.errors import ConfigError, ShapeError
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    """Times mean nothing here, so nobody waits for others' threads to rest."""
+    monkeypatch.setattr("llmcore.bench.turns._SETTLE_SECONDS", 0.0)
+
+
 def test_ceilings_are_plausible_and_leave_the_threads_as_they_were():
     before = llmcore.get_num_threads()
     found = measure_ceilings([1, 2, 1], seconds=0.02, size=1 << 26)
