@@ -1,4 +1,4 @@
-"""Benchmarks that come with the package: what this machine can do."""
+"""Benchmarks: what this machine can do, and what llmcore and its peers reach on it."""
 
 from llmcore.bench.machine import Ceilings, measure_ceilings
 

@@ -1,0 +1,78 @@
+"""llmcore among the contestants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llmcore
+from llmcore.bench.engines.generator import measure_generator
+from llmcore.bench.worker import Built, reset_peak_memory, timed
+from llmcore.bench.workloads import Generation, Training
+from llmcore.errors import ConfigError
+
+_SPREAD = 0.1
+
+
+def train(workload: dict[str, Any], folder: str) -> Built:
+    """Train the model in the folder with `TrainStep`."""
+    training = Training(**workload)
+    try:
+        model = llmcore.Transformer.from_pretrained(folder, dtype=training.dtype)
+    except (ConfigError, llmcore.errors.DTypeError) as error:
+        raise ConfigError(f"not available: {error}") from error
+    step = llmcore.TrainStep(model, lr=1e-4, weight_decay=0.1, max_grad_norm=1.0)
+    batch = training.data()
+    reset_peak_memory()
+    return Built({"step": timed(lambda: step(batch))}, llmcore.__version__, step(batch).loss)
+
+
+def write_model(workload: Training | Generation, folder: str) -> None:
+    """Write a model with random weights in the Hugging Face layout, for every engine to read.
+
+    Weights to generate with are wider spread than those to train: from 0.02 every token would be
+    followed by itself. The row of Marian's padding, from which its decoder starts, is zero, as
+    CTranslate2 takes it to be.
+    """
+    config = workload.config
+    if isinstance(workload, Generation):
+        config = config.replace(init_std=_SPREAD)
+    model = llmcore.Transformer(config)
+    if config.decoder_start_id is not None and config.decoder_start_id == config.pad_id:
+        model.parameters()["embed.tokens.weight"].numpy()[config.pad_id] = 0.0
+    model.save_pretrained(folder)
+
+
+def generate(workload: dict[str, Any], folder: str) -> Built:
+    """Generate with `Transformer.generate`."""
+    generation = Generation(**workload)
+    return measure_generator(_Generator(folder, generation.weights), generation)
+
+
+class _Generator:
+    version = llmcore.__version__
+
+    def __init__(self, folder: str, weights: str) -> None:
+        self._folder, self._weights = folder, weights
+        self._model: llmcore.Transformer | None = None
+
+    def load(self) -> None:
+        dtype = self._weights if self._weights in ("float32", "bfloat16") else "float32"
+        try:
+            self._model = llmcore.Transformer.from_pretrained(self._folder, dtype=dtype)
+        except llmcore.errors.DTypeError as error:
+            raise ConfigError(f"not available: {error}") from error
+        if self._weights != dtype:
+            quantize = getattr(self._model, "quantize", None)
+            if quantize is None:
+                raise ConfigError("not available: this version of llmcore quantises no weights")
+            quantize(self._weights)
+
+    def drop(self) -> None:
+        self._model = None
+
+    def generate(self, prompts: list[list[int]], new: int, beams: int) -> list[list[int]]:
+        assert self._model is not None  # loaded before
+        settings = llmcore.GenerationConfig(
+            max_new_tokens=new, min_new_tokens=new, num_beams=beams, stop_ids=[]
+        )
+        return [list(result.ids) for result in self._model.generate(prompts, settings)]
