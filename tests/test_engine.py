@@ -506,11 +506,17 @@ def test_the_interpreter_ends_while_requests_run():
     assert process.returncode == 0
 
 
+WAITING = """
+try:
+    print("waiting", flush=True)
+    request.result()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
 def test_interrupts_reach_who_waits():
-    process = program(
-        SETUP + "print('waiting', flush=True)\n"
-        "try:\n    request.result()\nexcept KeyboardInterrupt:\n    print('interrupted')"
-    )
+    process = program(SETUP + WAITING)
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=WAIT) == ("interrupted\n", "")
