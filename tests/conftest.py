@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import zlib
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from command import SMALL, TEXT, child
 from llmcore import _core
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# A shell's background jobs ignore Ctrl-C, and so would the tests of it, for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
