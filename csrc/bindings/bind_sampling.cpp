@@ -1,6 +1,9 @@
 // The options of generation, and choosing tokens from logits.
 #include <pybind11/stl.h>
 
+#include <optional>
+#include <string>
+
 #include "bindings/py_tensor.h"
 #include "core/error.h"
 #include "generate/sample.h"
@@ -73,6 +76,20 @@ void set_early_stopping(GenerationOptions& options, const py::object& value) {
                                                 : EarlyStopping::kNo;
 }
 
+// None, "ngram" and "draft".
+py::object get_speculate(const GenerationOptions& options) {
+  if (options.speculate == Speculate::kNo) return py::none();
+  return py::str(options.speculate == Speculate::kNgram ? "ngram" : "draft");
+}
+
+void set_speculate(GenerationOptions& options, const std::optional<std::string>& value) {
+  CHECK(!value || *value == "ngram" || *value == "draft", ConfigError,
+        "generate: speculate must be None, 'ngram' or 'draft', got '", *value, "'");
+  options.speculate = !value              ? Speculate::kNo
+                      : *value == "ngram" ? Speculate::kNgram
+                                          : Speculate::kDraft;
+}
+
 }  // namespace
 
 void bind_sampling(py::module_& module) {
@@ -101,6 +118,9 @@ void bind_sampling(py::module_& module) {
       .def_readwrite("length_penalty", &GenerationOptions::length_penalty)
       .def_property("early_stopping", &get_early_stopping, &set_early_stopping)
       .def_readwrite("num_return_sequences", &GenerationOptions::num_return_sequences)
+      .def_property("speculate", &get_speculate, &set_speculate)
+      .def_readwrite("num_draft_tokens", &GenerationOptions::num_draft_tokens)
+      .def_readwrite("draft_ngram", &GenerationOptions::draft_ngram)
       .def_readwrite("seed", &GenerationOptions::seed);
   module.def("process_logits", &process, py::kw_only(), py::arg("options"), py::arg("ids"),
              py::arg("prompt_length"), py::arg("logits"));

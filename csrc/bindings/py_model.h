@@ -29,4 +29,13 @@ auto exclusively(Transformer& model, Work work) {
   return work();
 }
 
+// The same with two models, which may be the same, or with one where `other` is null.
+template <class Work>
+auto exclusively(Transformer& model, Transformer* other, Work work) {
+  if (other == nullptr || other == &model) return exclusively(model, work);
+  py::gil_scoped_release release;
+  std::scoped_lock guard(model.mutex(), other->mutex());
+  return work();
+}
+
 }  // namespace llmcore::bindings

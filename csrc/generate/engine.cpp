@@ -27,12 +27,15 @@ int64_t common_prefix(const TokenIds& a, const TokenIds& b) {
 
 }  // namespace
 
-Engine::Engine(Transformer& model, const DecodeRoom& room, int64_t prompt_tokens)
+Engine::Engine(Transformer& model, Transformer* draft, const DecodeRoom& room,
+               int64_t prompt_tokens)
     : model_(model),
       room_(room),
       prompt_tokens_(prompt_tokens),
       state_(model, room),
-      places_(room.sequences) {}
+      places_(room.sequences) {
+  if (draft != nullptr) draft_.emplace(*draft, model, room);
+}
 
 void Engine::check(const Request& request) const {
   const std::vector<TokenIds> sources(room_.sources > 0 ? 1 : 0, request.source);
@@ -40,6 +43,8 @@ void Engine::check(const Request& request) const {
   CHECK(request.options.num_beams == 1, ConfigError,
         "engine: beam search has no part in continuous batching; set num_beams to 1, or use "
         "model.generate");
+  CHECK(request.options.speculate != Speculate::kDraft || draft_, ConfigError,
+        "generate: speculate='draft' needs a draft_model");
   CHECK(need.tokens <= room_.tokens, ShapeError, "engine: the prompt's ", request.prompt.size(),
         " tokens and max_new_tokens = ", request.options.max_new_tokens, " need room for ",
         need.tokens, " tokens, a request has ", room_.tokens,
@@ -59,8 +64,12 @@ int64_t Engine::join(Request request) {
       place = i;
   places_[place].taken = true;
   TokenIds ids = request.prompt;
-  texts_.push_back(
-      {.number = joined_++, .request = std::move(request), .ids = std::move(ids), .place = place});
+  const int64_t most_guesses = request.options.num_draft_tokens;
+  texts_.push_back({.number = joined_++,
+                    .request = std::move(request),
+                    .ids = std::move(ids),
+                    .place = place,
+                    .most_guesses = most_guesses});
   return texts_.back().number;
 }
 
@@ -154,6 +163,36 @@ std::vector<Engine::Reading> Engine::next_readings(int64_t most) {
   return readings;
 }
 
+void Engine::guess(const std::vector<Text*>& waiting) {
+  std::vector<DraftText> drafts;
+  std::vector<int64_t> lengths;
+  for (Text* text : waiting) {
+    const GenerationOptions& options = text->request.options;
+    lengths.push_back(static_cast<int64_t>(text->ids.size()));
+    // The model itself gives the last token that may come.
+    const int64_t left = text->request.prompt.size() + options.max_new_tokens - text->ids.size();
+    int64_t most = std::min(text->most_guesses, left - 1);
+    if (has_bounded_positions(model_.config()))
+      most = std::min(most, model_.config().max_positions - 1 - (lengths.back() - text->begin));
+    if (most < 1) continue;
+    if (options.speculate == Speculate::kNgram)
+      guess_by_ngram(text->ids, text->request.source, options.draft_ngram, most);
+    else if (options.speculate == Speculate::kDraft)
+      drafts.push_back({.place = static_cast<int64_t>(text->place),
+                        .ids = &text->ids,
+                        .begin = text->begin,
+                        .prompt_length = static_cast<int64_t>(text->request.prompt.size()),
+                        .options = &options,
+                        .twin = text->request.twin,
+                        .count = most});
+  }
+  if (!drafts.empty()) draft_->guess(drafts, prompt_tokens_);
+  for (size_t i = 0; i < waiting.size(); ++i) {
+    waiting[i]->guessed = static_cast<int64_t>(waiting[i]->ids.size()) - lengths[i];
+    guessed_tokens_ += waiting[i]->guessed;
+  }
+}
+
 void Engine::read(const std::vector<Reading>& readings, Round& round) {
   const auto before = static_cast<int64_t>(round.rows.size());
   std::vector<DecodeRow> rows;
@@ -161,16 +200,18 @@ void Engine::read(const std::vector<Reading>& readings, Round& round) {
     const auto place = static_cast<int64_t>(text->place);
     const int32_t* ids = text->ids.data() + text->begin + state_.seen(place);
     const bool all = count == unseen(*text);
-    rows.push_back({.sequence = place, .ids = ids, .count = count, .wanted = all ? 1 : 0});
+    rows.push_back(
+        {.sequence = place, .ids = ids, .count = count, .wanted = all ? 1 + text->guessed : 0});
     places_[place].seen.insert(places_[place].seen.end(), ids, ids + count);
     if (!all) continue;
     round.texts.push_back(text);
-    round.rows.push_back(
-        {.options = &text->request.options,
-         .history = {.ids = text->ids.data(),
-                     .length = static_cast<int64_t>(text->ids.size()),
-                     .prompt_length = static_cast<int64_t>(text->request.prompt.size())},
-         .sequence = text->request.twin});
+    for (int64_t ahead = text->guessed; ahead >= 0; --ahead)
+      round.rows.push_back(
+          {.options = &text->request.options,
+           .history = {.ids = text->ids.data(),
+                       .length = static_cast<int64_t>(text->ids.size()) - ahead,
+                       .prompt_length = static_cast<int64_t>(text->request.prompt.size())},
+           .sequence = text->request.twin});
   }
   const int64_t wanted = static_cast<int64_t>(round.rows.size()) - before;
   state_.advance(rows, row_slice(round.logits, before, wanted));
@@ -187,11 +228,11 @@ bool Engine::make_room(Text& text) {
   return true;
 }
 
-GeneratedToken Engine::extend(Text& text, const Choice& choice) {
+GeneratedToken Engine::extend(Text& text, const Choice& choice, bool guessed) {
   if (choice.failure != ChoiceFailure::kNone) {
     text.ended = true;
-    return {text.number, choice.id, 0.0f, Finish::kFailed,
-            failure_message(choice.failure, text.number)};
+    return {text.number,     choice.id, 0.0f,
+            Finish::kFailed, false,     failure_message(choice.failure, text.number)};
   }
   text.ids.push_back(choice.id);
   const GenerationOptions& options = text.request.options;
@@ -204,7 +245,26 @@ GeneratedToken Engine::extend(Text& text, const Choice& choice) {
   else if (added >= options.max_new_tokens || !make_room(text))
     finish = Finish::kLength;
   text.ended = finish != Finish::kNo;
-  return {text.number, choice.id, choice.log_probability, finish, ""};
+  return {text.number, choice.id, choice.log_probability, finish, guessed, ""};
+}
+
+void Engine::settle(Text& text, const Choice* choices, std::vector<GeneratedToken>& tokens) {
+  const TokenIds guesses(text.ids.end() - text.guessed, text.ids.end());
+  text.ids.resize(text.ids.size() - guesses.size());
+  text.guessed = 0;
+  size_t right = 0;
+  for (bool guessed = true; guessed && !text.ended;) {
+    guessed = right < guesses.size() && choices[right].id == guesses[right];
+    tokens.push_back(extend(text, choices[right], guessed));
+    right += guessed;
+  }
+  accepted_tokens_ += right;
+  if (guesses.empty()) return;
+  // Where guesses have been wrong fewer are made, where all were right more.
+  const int64_t more = right == guesses.size() ? 2 * right : right + 1;
+  text.most_guesses = std::min(more, text.request.options.num_draft_tokens);
+  const int64_t known = static_cast<int64_t>(text.ids.size()) - text.begin - 1;
+  forget(text, std::min(known, state_.seen(static_cast<int64_t>(text.place))));
 }
 
 std::vector<GeneratedToken> Engine::step() {
@@ -212,13 +272,20 @@ std::vector<GeneratedToken> Engine::step() {
   const Context context = model_.context();
   KeepScope scope(*context.arena);
   if (room_.sources > 0) encode_sources();
-  Round round{.logits = context.arena->keep(DType::kFloat32, static_cast<int64_t>(texts_.size()),
-                                            model_.config().vocab_size)};
 
-  // Those that wait for one token have a pass of their own, without padding.
-  std::vector<Reading> readings;
+  // Those that wait for a token have a pass of their own, without the padding of long rows.
+  std::vector<Text*> waiting;
   for (Text& text : texts_)
-    if (text.started && unseen(text) == 1) readings.push_back({&text, 1});
+    if (text.started && unseen(text) == 1) waiting.push_back(&text);
+  guess(waiting);
+  std::vector<Reading> readings;
+  auto most_rows = static_cast<int64_t>(texts_.size());
+  for (Text* text : waiting) {
+    readings.push_back({text, 1 + text->guessed});
+    most_rows += text->guessed;
+  }
+  Round round{.logits =
+                  context.arena->keep(DType::kFloat32, most_rows, model_.config().vocab_size)};
   if (!readings.empty()) read(readings, round);
   for (int64_t left = prompt_tokens_; left > 0;) {
     readings = next_readings(std::min(left, kMostTokensInPass));
@@ -231,18 +298,24 @@ std::vector<GeneratedToken> Engine::step() {
   std::vector<Choice> choices(ready);
   choose_tokens(context, row_slice(round.logits, 0, ready), round.rows.data(), choices.data());
   std::vector<GeneratedToken> tokens;
-  for (int64_t i = 0; i < ready; ++i) tokens.push_back(extend(*round.texts[i], choices[i]));
-  std::sort(tokens.begin(), tokens.end(),
-            [](const GeneratedToken& a, const GeneratedToken& b) { return a.text < b.text; });
+  const Choice* next = choices.data();
+  for (Text* text : round.texts) {
+    const Choice* of_text = next;
+    next += 1 + text->guessed;
+    settle(*text, of_text, tokens);
+  }
+  std::stable_sort(
+      tokens.begin(), tokens.end(),
+      [](const GeneratedToken& a, const GeneratedToken& b) { return a.text < b.text; });
   drop_ended();
   return tokens;
 }
 
-Engine engine_for(Transformer& model, const std::vector<TokenIds>& prompts,
+Engine engine_for(Transformer& model, Transformer* draft, const std::vector<TokenIds>& prompts,
                   const std::vector<TokenIds>& sources, const GenerationOptions& options,
                   bool slide) {
   const DecodeRoom room = decode_room(model.config(), prompts, sources, options);
-  Engine engine(model, room, std::numeric_limits<int64_t>::max());
+  Engine engine(model, draft, room, std::numeric_limits<int64_t>::max());
   for (size_t i = 0; i < prompts.size(); ++i) {
     uint64_t twins = 0;
     for (size_t j = 0; j < i; ++j)

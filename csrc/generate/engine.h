@@ -6,14 +6,20 @@
 // has seen stays in its place until another text needs that, the least recently used place first;
 // a prompt that begins like what is in any place copies that part instead of computing it.
 //
+// A text that speculates has guesses of what follows read behind its newest token, in the same
+// pass. The model chooses a token after each of them, as if it had written them; those of its
+// choices that come after right guesses are what it would have written, and the rest is forgotten.
+//
 // A text's tokens are, bit for bit, those it gets alone: they depend on its request only.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "generate/decode_state.h"
+#include "generate/draft.h"
 #include "generate/options.h"
 #include "generate/sample.h"
 
@@ -37,16 +43,18 @@ struct GeneratedToken {
   int32_t id;
   float log_probability;  // under the model
   Finish finish;
+  bool guessed;         // and the model has confirmed it
   std::string failure;  // why there is no token, where finish is kFailed
 };
 
 class Engine {
  public:
-  // Room for room.sequences texts at a time.
-  Engine(Transformer& model, const DecodeRoom& room, int64_t prompt_tokens);
+  // Room for room.sequences texts at a time; `draft` guesses for those that want it, or is null.
+  // Throws what DraftModel throws.
+  Engine(Transformer& model, Transformer* draft, const DecodeRoom& room, int64_t prompt_tokens);
 
   // Throws what decode_room() throws, ShapeError for a request that needs more room than a text
-  // has, and ConfigError for beam search.
+  // has, and ConfigError for beam search and for guesses of a draft model that there is not.
   void check(const Request& request) const;
 
   // Takes a text in and numbers it, counting from 0. Throws what check() throws, and ShapeError
@@ -59,20 +67,25 @@ class Engine {
 
   bool done() const { return texts_.empty(); }
 
-  // The new tokens, text by text in the order of joining.
+  // The new tokens, text by text in the order of joining; of one that speculates, several.
   std::vector<GeneratedToken> step();
 
   // Tokens of prompts that the model has read, and that were copied instead.
   int64_t read_tokens() const { return read_tokens_; }
   int64_t copied_tokens() const { return copied_tokens_; }
+  // Tokens that were guessed, and those of them that the model has confirmed.
+  int64_t guessed_tokens() const { return guessed_tokens_; }
+  int64_t accepted_tokens() const { return accepted_tokens_; }
 
  private:
   struct Text {
     int64_t number;
     Request request;
-    TokenIds ids;  // prompt and new tokens
+    TokenIds ids;  // prompt and new tokens; within a step, then guesses
     size_t place;
-    int64_t begin = 0;  // first id still in the context
+    int64_t most_guesses;
+    int64_t guessed = 0;  // ids that are guesses
+    int64_t begin = 0;    // first id still in the context
     bool encoded = false, started = false;
     bool ended = false;
   };
@@ -93,7 +106,7 @@ class Engine {
   struct Round {
     Tensor logits;  // [R, V]
     std::vector<ChooseRow> rows;
-    std::vector<Text*> texts;
+    std::vector<Text*> texts;  // each has a row after its newest token and after each guess
   };
 
   int64_t unseen(const Text& text) const;
@@ -103,9 +116,13 @@ class Engine {
   // Copies what the prompt shares with a place; false if it is better to wait for one of `earlier`,
   // which are being read and share more.
   bool start(Text& text, const std::vector<Text*>& earlier);
+  // Adds guesses to the texts that wait for a token and want them.
+  void guess(const std::vector<Text*>& waiting);
   void read(const std::vector<Reading>& readings, Round& round);
+  // Adds the tokens that were chosen after right guesses, and forgets the wrong ones.
+  void settle(Text& text, const Choice* choices, std::vector<GeneratedToken>& tokens);
   // Adds a chosen token and says whether it was the last.
-  GeneratedToken extend(Text& text, const Choice& choice);
+  GeneratedToken extend(Text& text, const Choice& choice, bool guessed);
   // Whether another token fits, after letting go of the older half of the context if asked.
   bool make_room(Text& text);
   void forget(Text& text, int64_t count);
@@ -115,15 +132,16 @@ class Engine {
   DecodeRoom room_;
   int64_t prompt_tokens_;
   DecodeState state_;
+  std::optional<DraftModel> draft_;
   std::vector<Place> places_;
   std::vector<Text> texts_;
   int64_t joined_ = 0, clock_ = 0;
-  int64_t read_tokens_ = 0, copied_tokens_ = 0;
+  int64_t read_tokens_ = 0, copied_tokens_ = 0, guessed_tokens_ = 0, accepted_tokens_ = 0;
 };
 
 // Joins all prompts, in room that is made for them; sources [prompts] or none. Prompts that are the
-// same get different numbers. Throws what decode_room() throws.
-Engine engine_for(Transformer& model, const std::vector<TokenIds>& prompts,
+// same get different numbers. Throws what Engine and join() throw.
+Engine engine_for(Transformer& model, Transformer* draft, const std::vector<TokenIds>& prompts,
                   const std::vector<TokenIds>& sources, const GenerationOptions& options,
                   bool slide);
 

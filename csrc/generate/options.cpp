@@ -79,6 +79,11 @@ void check_options(const GenerationOptions& options, int64_t vocab_size) {
         "generate: forced_eos_id = ", options.forced_eos_id, " is outside the vocabulary of ",
         vocab_size, " tokens, and not -1 for none");
   check_beams(options, vocab_size);
+  CHECK(options.num_beams == 1 || options.speculate == Speculate::kNo, ConfigError,
+        "generate: beam search with num_beams = ", options.num_beams,
+        " does not speculate; set num_beams to 1, or leave out speculate");
+  check_count("num_draft_tokens", options.num_draft_tokens, 1);
+  check_count("draft_ngram", options.draft_ngram, 1);
 }
 
 }  // namespace llmcore

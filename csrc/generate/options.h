@@ -11,6 +11,10 @@ namespace llmcore {
 // (kNo); or at the length that suits it best (kNever).
 enum class EarlyStopping { kNo, kYes, kNever };
 
+// Where guesses of the next tokens come from, which the model confirms several at a time: nowhere,
+// from the text itself, or from a draft model.
+enum class Speculate { kNo, kNgram, kDraft };
+
 struct GenerationOptions {
   // Length, counted in new tokens.
   int64_t max_new_tokens = 128;
@@ -43,6 +47,11 @@ struct GenerationOptions {
   double length_penalty = 1.0;     // above 0 favours long sequences, below 0 short ones
   EarlyStopping early_stopping = EarlyStopping::kNo;
   int64_t num_return_sequences = 1;  // the best so many
+
+  // Speculation, for which num_beams is 1. It changes no token.
+  Speculate speculate = Speculate::kNo;
+  int64_t num_draft_tokens = 7;  // guesses at a time, at most
+  int64_t draft_ngram = 3;       // longest n-gram that is looked up
 
   uint64_t seed = 0;  // of sampling
 };

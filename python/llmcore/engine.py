@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmcore import _core
 from llmcore.engine_loop import EngineStats, Loop
 from llmcore.errors import ConfigError, DataError, DTypeError
-from llmcore.generate import GeneratedToken, GenerationResult, Writing, prepare
+from llmcore.generate import GeneratedToken, GenerationResult, Writing, check_draft, prepare
 from llmcore.generation_config import GenerationConfig
 from llmcore.uses.texts import as_list
 
@@ -106,7 +106,7 @@ class Request:
 
 
 class Engine:
-    """Runs many requests on one model, a token of each at a time, from a thread of its own.
+    """Runs many requests on one model, a step of each at a time, from a thread of its own.
 
     Requests join as soon as one of `max_batch` places is free, each with its own settings, and
     leave when they end; long prompts are read in pieces between the others' tokens. Each gets, bit
@@ -126,9 +126,11 @@ class Engine:
             many keys and values is taken as it is first needed.
         prompt_tokens: most tokens of prompts that are read in one step: fewer let running requests
             wait less, more read prompts faster.
+        draft_model: guesses for requests with speculate="draft", as in `Transformer.generate`.
 
     Raises:
-        ConfigError: the model has no decoder, or an argument is out of its range.
+        ConfigError: the model has no decoder, an argument is out of its range, or the draft model
+            does not fit.
         OutOfMemory: there is no room for the keys and values.
 
     Example:
@@ -150,6 +152,7 @@ class Engine:
         max_queue: int = 256,
         capacity: int | None = None,
         prompt_tokens: int = 256,
+        draft_model: Transformer | None = None,
     ) -> None:
         self.model = model
         self.capacity = _capacity(model, capacity)
@@ -160,8 +163,11 @@ class Engine:
         ):
             if not isinstance(value, int) or not 1 <= value < 2**31:
                 raise ConfigError(f"Engine: {name} must be a number from 1 on, got {value!r}")
-        core = _core.Engine(model._core, max_batch, self.capacity, prompt_tokens)
-        self._loop = Loop(model, core, max_queue)
+        if draft_model is not None:
+            check_draft(model, draft_model)
+        draft = None if draft_model is None else draft_model._core
+        core = _core.Engine(model._core, max_batch, self.capacity, prompt_tokens, draft)
+        self._loop = Loop(model, core, max_queue, draft)
         # When nobody refers to the engine any more, and when the interpreter ends.
         self._finalize = weakref.finalize(self, self._loop.close, False)
 

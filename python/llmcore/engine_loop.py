@@ -30,6 +30,8 @@ class EngineStats:
         tokens: new tokens given out.
         prompt_tokens: tokens of prompts that the model has read.
         reused_tokens: tokens of prompts whose keys and values were there already.
+        guessed_tokens: tokens that speculation has guessed.
+        accepted_tokens: those of them that the model has confirmed.
         steps: passes through the loop.
     """
 
@@ -41,6 +43,8 @@ class EngineStats:
     tokens: int
     prompt_tokens: int
     reused_tokens: int
+    guessed_tokens: int
+    accepted_tokens: int
     steps: int
 
 
@@ -51,11 +55,18 @@ class Loop:
     loop is closed, or on an error, of which every open request learns.
     """
 
-    def __init__(self, model: Transformer, core: _core.Engine, max_queue: int) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        core: _core.Engine,
+        max_queue: int,
+        draft: _core.Transformer | None,
+    ) -> None:
         self.core = core
         self.lock = threading.RLock()
         self.stepping = threading.Lock()  # held while the core is at work; see `_before_fork`
         self._model = model
+        self._draft = draft
         self._max_queue = max_queue
         self._process = os.getpid()
         self._work = threading.Condition(self.lock)  # there is something to do
@@ -113,6 +124,8 @@ class Loop:
                 queued=len(self._queue),
                 prompt_tokens=self.core.read_tokens,
                 reused_tokens=self.core.copied_tokens,
+                guessed_tokens=self.core.guessed_tokens,
+                accepted_tokens=self.core.accepted_tokens,
                 **self._counts,
             )
 
@@ -133,7 +146,7 @@ class Loop:
         try:
             while self._take_in():
                 with self.stepping:
-                    tokens = self.core.step(self._model._core)
+                    tokens = self.core.step(self._model._core, self._draft)
                 self._give_out(tokens)
         except BaseException as error:  # whoever waits has to learn of any
             with self.lock:
@@ -163,10 +176,10 @@ class Loop:
             self._running[self.core.join(request.core)] = request
             self._space.notify()
 
-    def _give_out(self, tokens: list[tuple[int, int, float, str | None, str]]) -> None:
+    def _give_out(self, tokens: list[tuple[int, int, float, str | None, bool, str]]) -> None:
         with self.lock:
             self._counts["steps"] += 1
-            for number, token, logprob, reason, failure in tokens:
+            for number, token, logprob, reason, guessed, failure in tokens:
                 request = self._running[number]
                 if reason is not None:
                     del self._running[number]
@@ -176,7 +189,7 @@ class Loop:
                     self._end(request, ConfigError(failure), "failed")
                     continue
                 self._counts["tokens"] += 1
-                piece = request.writing.push(0, token, logprob, reason)
+                piece = request.writing.push(0, token, logprob, reason, guessed)
                 self._counts["finished"] += piece.finish_reason is not None
                 request.add(piece)
 

@@ -31,6 +31,7 @@ class GeneratedToken:
         text: what it adds to the text, never half a character; "" without a tokenizer.
         logprob: its natural log-probability under the model, before temperature and penalties.
         finish_reason: "stop" or "length" with a prompt's last token, else None.
+        guessed: whether speculation had guessed it.
     """
 
     index: int
@@ -38,6 +39,7 @@ class GeneratedToken:
     text: str
     logprob: float
     finish_reason: FinishReason | None
+    guessed: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -53,6 +55,8 @@ class GenerationResult:
             positions were used up.
         logprobs: one log-probability for each of `ids`.
         alternatives: with num_return_sequences, the next best, best first.
+        guessed_tokens: how many of `ids` speculation had guessed. Results that differ in this alone
+            are equal, and so are tokens.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -61,6 +65,7 @@ class GenerationResult:
     finish_reason: FinishReason = "length"
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[GenerationResult] = field(default_factory=list)
+    guessed_tokens: int = field(default=0, compare=False)
 
 
 class Writing:
@@ -84,7 +89,9 @@ class Writing:
         self._result = GenerationResult()
         self._text = ""
 
-    def push(self, index: int, token: int, logprob: float, reason: str | None) -> GeneratedToken:
+    def push(
+        self, index: int, token: int, logprob: float, reason: str | None, guessed: bool
+    ) -> GeneratedToken:
         """Add what the core has chosen for prompt `index`, and why it was the last, if it was."""
         shown, stopped = self._show(token, last=reason is not None)
         finish_reason = cast(FinishReason | None, "stop" if stopped else reason)
@@ -92,9 +99,10 @@ class Writing:
         self._result.logprobs.append(logprob)
         self._result.score += logprob
         self._result.text += shown
+        self._result.guessed_tokens += guessed
         if finish_reason is not None:
             self._result.finish_reason = finish_reason
-        return GeneratedToken(index, token, shown, logprob, finish_reason)
+        return GeneratedToken(index, token, shown, logprob, finish_reason, guessed)
 
     def result(self) -> GenerationResult:
         """The whole, once the last token has come."""
@@ -137,6 +145,23 @@ class Job:
     stop_ids: Sequence[int]
 
 
+def check_draft(model: Transformer, draft: Transformer) -> None:
+    """Raise `ConfigError` unless `draft` can guess what `model` writes."""
+    for role, one in (("draft model", draft), ("model", model)):
+        if one.config.kind != "decoder":
+            raise ConfigError(
+                f"generate: a draft model guesses for a decoder and is one; the {role} is an "
+                f"{one.config.kind}"
+            )
+    for name, what in (("vocab_size", "vocabulary"), ("right_to_left", "direction")):
+        ours, theirs = getattr(model.config, name), getattr(draft.config, name)
+        if ours != theirs:
+            raise ConfigError(
+                f"generate: the draft model needs the model's {what}; its {name} is {theirs}, "
+                f"not {ours}"
+            )
+
+
 def prepare(model: Transformer, prompts: Any, config: GenerationConfig) -> Job:
     """Check prompts against the model, and turn them into ids.
 
@@ -172,8 +197,10 @@ def prepare(model: Transformer, prompts: Any, config: GenerationConfig) -> Job:
     return Job(rows, [], options, stop_ids)
 
 
-def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterator[GeneratedToken]:
-    """Yield tokens of all prompts as they come, a round of one token each at a time."""
+def stream(
+    model: Transformer, prompts: Any, config: GenerationConfig, draft: Transformer | None
+) -> Iterator[GeneratedToken]:
+    """Yield tokens of all prompts as they come: in each round one of each, or with guesses more."""
     if config.num_beams > 1:
         raise ConfigError(
             "generate: beam search knows its tokens only at the end; leave out stream"
@@ -184,35 +211,62 @@ def stream(model: Transformer, prompts: Any, config: GenerationConfig) -> Iterat
             "end; leave out stream"
         )
     job = prepare(model, prompts, config)
-    return _rounds(model, job, config, _writings(model, job, config))
+    return _rounds(
+        model, job, config, _drafting(model, draft, config), _writings(model, job, config)
+    )
 
 
 def _writings(model: Transformer, job: Job, config: GenerationConfig) -> list[Writing]:
     return [Writing(model, config, job.stop_ids) for _ in job.prompts]
 
 
+def _drafting(
+    model: Transformer, draft: Transformer | None, config: GenerationConfig
+) -> _core.Transformer | None:
+    if draft is None:
+        return None
+    if config.speculate != "draft":
+        raise ConfigError(
+            "generate: draft_model guesses where speculate='draft' asks for it, "
+            f"got speculate={config.speculate!r}"
+        )
+    check_draft(model, draft)
+    return draft._core
+
+
 def _rounds(
-    model: Transformer, job: Job, config: GenerationConfig, writings: Sequence[Writing]
+    model: Transformer,
+    job: Job,
+    config: GenerationConfig,
+    draft: _core.Transformer | None,
+    writings: Sequence[Writing],
 ) -> Iterator[GeneratedToken]:
     slide = config.overflow == "slide"
-    core = _core.Engine(model._core, job.prompts, job.sources, job.options, slide)
+    core = _core.Engine(model._core, job.prompts, job.sources, job.options, slide, draft)
+    stopped: set[int] = set()  # by a stop string, of which the core does not know
     while not core.done:
-        for index, token, logprob, reason, failure in core.step(model._core):
+        for index, token, logprob, reason, guessed, failure in core.step(model._core, draft):
+            if index in stopped:
+                continue
             if failure:
                 raise ConfigError(failure)
-            piece = writings[index].push(index, token, logprob, reason)
+            piece = writings[index].push(index, token, logprob, reason, guessed)
             if piece.finish_reason and not reason:
+                stopped.add(index)
                 core.leave(index)
             yield piece
 
 
-def generate(model: Transformer, prompts: Any, config: GenerationConfig) -> list[GenerationResult]:
+def generate(
+    model: Transformer, prompts: Any, config: GenerationConfig, draft: Transformer | None
+) -> list[GenerationResult]:
     """Continue every prompt to its end."""
     job = prepare(model, prompts, config)
+    drafting = _drafting(model, draft, config)
     if config.num_beams > 1:
         return _search(model, job)
     writings = _writings(model, job, config)
-    for _ in _rounds(model, job, config, writings):
+    for _ in _rounds(model, job, config, drafting, writings):
         pass
     return [writing.result() for writing in writings]
 

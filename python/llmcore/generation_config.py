@@ -31,6 +31,10 @@ class GenerationConfig:
     other; a token's log-probability in one group is less by diversity_penalty for each beam of an
     earlier group that goes on with it.
 
+    Speculation runs the model on several guessed tokens at once and keeps those that it would have
+    chosen, so that a text is the same, bit for bit, and sooner there the more guesses are right.
+    It goes with sampling, penalties and stops.
+
     Attributes:
         max_new_tokens: most tokens to add to each prompt.
         min_new_tokens: stop ids are not chosen before this many.
@@ -55,6 +59,11 @@ class GenerationConfig:
         stop_ids: tokens that end a text; None: the model's or tokenizer's end-of-text token.
         stop_strings: texts that end a text; they are cut off. Needs a tokenizer.
         banned_ids: tokens never chosen, beside the model's suppressed_ids.
+        speculate: where guesses come from. "ngram": the text itself, and the source where there is
+            one, which pays where it repeats itself or its prompt; "draft": the smaller model given
+            as draft_model; None: no guesses.
+        num_draft_tokens: guesses at a time, at most: fewer where the last ones were wrong.
+        draft_ngram: longest run of tokens that is looked up in the text before.
         seed: of the draws. A text depends on its prompt and on this, not on the other prompts;
             a prompt given several times gets as many different texts.
         overflow: what happens when the model's positions are used up: "stop" ends the text with
@@ -92,6 +101,9 @@ class GenerationConfig:
     stop_ids: Sequence[int] | None = None
     stop_strings: Sequence[str] = ()
     banned_ids: Sequence[int] = ()
+    speculate: Literal["ngram", "draft"] | None = None
+    num_draft_tokens: int = 7
+    draft_ngram: int = 3
     seed: int = 0
     overflow: Literal["stop", "slide"] = "stop"
 
@@ -117,6 +129,8 @@ class GenerationConfig:
             ("min_p", lambda p: p is None or 0 <= p <= 1, "from 0 to 1"),
             ("repetition_penalty", lambda penalty: penalty > 0, "above 0"),
             ("no_repeat_ngram_size", lambda n: 0 <= n < 2**31, "at least 0"),
+            ("num_draft_tokens", lambda n: 1 <= n < 2**31, "at least 1"),
+            ("draft_ngram", lambda n: 1 <= n < 2**31, "at least 1"),
             ("stop_strings", all, "texts that are not empty"),
             ("seed", lambda seed: 0 <= seed < 2**64, "from 0 to 2**64 - 1"),
         ):
@@ -155,6 +169,11 @@ class GenerationConfig:
             lambda: not self.stop_strings or self.num_beams == 1,
             lambda: "none with beam search: it stops at stop_ids alone",
         )
+        check.rule(
+            ("speculate", "num_beams"),
+            lambda: self.speculate is None or self.num_beams == 1,
+            lambda: "None with beam search",
+        )
 
     def core_options(self, model: ModelConfig, stop_ids: Sequence[int]) -> _core.GenerationOptions:
         """The settings as the core takes them, with what the model's config adds.
@@ -192,6 +211,9 @@ class GenerationConfig:
             "forced_eos_id": model.forced_eos_id,
             "stop_ids": list(stop_ids),
             "banned_ids": [*self.banned_ids, *model.suppressed_ids],
+            "speculate": self.speculate,
+            "num_draft_tokens": self.num_draft_tokens,
+            "draft_ngram": self.draft_ngram,
             "seed": self.seed,
         }
         options = _core.GenerationOptions()

@@ -226,7 +226,12 @@ class Transformer(Uses):
         return losses
 
     def generate(
-        self, prompts: Any, config: GenerationConfig | None = None, *, stream: bool = False
+        self,
+        prompts: Any,
+        config: GenerationConfig | None = None,
+        *,
+        stream: bool = False,
+        draft_model: Transformer | None = None,
     ) -> Any:
         """Continue prompts.
 
@@ -235,13 +240,15 @@ class Transformer(Uses):
                 of ids. They may differ in length; none changes what another becomes.
             config: how; greedy with 64 new tokens if None.
             stream: yield tokens as they come instead of returning the whole.
+            draft_model: a smaller decoder of the same vocabulary, whose guesses this model confirms
+                where the config has speculate="draft". It changes the time, not the text.
 
         Returns:
             A list of `GenerationResult`, one for each prompt; with `stream` an iterator of
             `GeneratedToken`, which can be closed at any time.
 
         Raises:
-            ConfigError: settings that do not fit the model.
+            ConfigError: settings that do not fit the model, or a draft model that does not.
             DataError: a prompt without tokens.
             ShapeError: a prompt longer than the model's positions.
             TokenIndexError: an id outside the vocabulary.
@@ -252,6 +259,9 @@ class Transformer(Uses):
             >>> results = model.generate([[1, 2, 3], [4]], GenerationConfig(max_new_tokens=5))
             >>> [len(result.ids) for result in results]
             [5, 5]
+            >>> guessing = GenerationConfig(max_new_tokens=5, speculate="ngram")
+            >>> model.generate([[1, 2, 3], [4]], guessing) == results
+            True
         """
         from llmcore import generate as generation
         from llmcore.generation_config import GenerationConfig
@@ -263,8 +273,8 @@ class Transformer(Uses):
                 f"GenerationConfig(max_new_tokens=20), got a {type(settings).__name__}"
             )
         if stream:
-            return generation.stream(self, prompts, settings)
-        return generation.generate(self, prompts, settings)
+            return generation.stream(self, prompts, settings, draft_model)
+        return generation.generate(self, prompts, settings, draft_model)
 
     def add_lora(self, config: LoraConfig, *, seed: int = 0) -> None:
         """Add low-rank adapters (Hu et al. 2021) and freeze all else but classifier and pooler.

@@ -169,12 +169,17 @@ def _required(cls: Any) -> list[str]:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return typing.get_args(hint) if _is_union(hint) else (hint,)
+
+
+def _is_union(hint: Any) -> bool:
+    # `bool | Literal["never"]` is not a types.UnionType before Python 3.14.
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)
 
 
 def _convert(value: Any, hint: Any) -> tuple[str, Any]:
     """Return (what was expected, or "" if `value` fits `hint`; the value as that plain type)."""
-    if isinstance(hint, types.UnionType):
+    if _is_union(hint):
         tried = [_convert(value, alternative) for alternative in _alternatives(hint)]
         fitting = [converted for expected, converted in tried if not expected]
         if fitting:

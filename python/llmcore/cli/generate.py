@@ -68,6 +68,22 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text at which to stop; repeatable.")
     ] = None,
+    speculate: Annotated[
+        str | None,
+        typer.Option(
+            help="Guess several tokens at a time, which changes the time and not the text: ngram, "
+            "from the text before; or draft, by --draft-model."
+        ),
+    ] = None,
+    draft_model: Annotated[
+        Path | None, typer.Option(help="A smaller model of the same vocabulary, which guesses.")
+    ] = None,
+    num_draft_tokens: Annotated[
+        int | None, typer.Option(help="Guesses at a time at most.", min=1)
+    ] = None,
+    draft_ngram: Annotated[
+        int | None, typer.Option(help="Longest run of tokens looked up in the text before.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0)] = 0,
     device: DeviceOption = None,
     dtype: DtypeOption = "float32",
@@ -79,6 +95,8 @@ def generate(
     llmcore generate out/shakespeare-char --prompt "ROMEO:" --max-new-tokens 300
 
     llmcore generate out/shakespeare-char --prompt "ROMEO:" --num-beams 4 --n-best 2
+
+    llmcore generate gpt2-large --prompt "Once upon a time" --draft-model gpt2
     """
     from llmcore.generation_config import GenerationConfig
 
@@ -87,6 +105,11 @@ def generate(
         "top_k": top_k or None,
         "top_p": top_p if top_p != 1 else None,
         "min_p": min_p or None,
+    }
+    guesses: dict[str, Any] = {
+        "speculate": "draft" if draft_model and not speculate else speculate,
+        "num_draft_tokens": num_draft_tokens,
+        "draft_ngram": draft_ngram,
     }
     if num_beams == 1:
         temperature = 0.8 if temperature is None else temperature
@@ -101,14 +124,18 @@ def generate(
             length_penalty=length_penalty,
             num_return_sequences=n_best,
             stop_strings=stop or (),
+            **{name: value for name, value in guesses.items() if value is not None},
             seed=seed,
             overflow="slide" if num_beams == 1 else "stop",
         )
+    if options.speculate == "draft" and not draft_model:
+        refuse("--speculate draft needs a --draft-model")
     loaded = load_model(model, device, dtype)
+    draft = load_model(draft_model, device, dtype, tokenizer=False) if draft_model else None
     if loaded.config.kind == "encoder-decoder" and not prompt.strip():
         raise ConfigError("an encoder-decoder model writes about a source: give it as --prompt")
     if num_beams == 1:
-        print_stream(loaded, prompt, options)
+        print_stream(loaded, prompt, options, draft)
     else:
         _print_best(loaded, prompt, options)
 
@@ -189,9 +216,7 @@ def _line(result: GenerationResult) -> str:
 
 
 def _print_best(model: Transformer, prompt: str, options: GenerationConfig) -> None:
-    from llmcore.generate import generate as complete
-
-    [best] = complete(model, _prompts(model, prompt), options)
+    [best] = model.generate(_prompts(model, prompt), options)
     results = [best, *best.alternatives]
     for number, result in enumerate(results, start=1):
         if len(results) > 1:
@@ -203,21 +228,24 @@ def _print_best(model: Transformer, prompt: str, options: GenerationConfig) -> N
             print(prompt, result.text, sep=between)
 
 
-def print_stream(model: Transformer, prompt: str, options: GenerationConfig) -> None:
+def print_stream(
+    model: Transformer,
+    prompt: str,
+    options: GenerationConfig,
+    draft_model: Transformer | None = None,
+) -> None:
     """Print a prompt, or nothing for a text from its beginning, and go on as it is generated.
 
     What a model writes about a source follows on a line of its own; what one writes from right to
     left stands before the prompt, and is known at the end only.
     """
-    from llmcore.generate import generate as complete
-    from llmcore.generate import stream
-
     prompts = _prompts(model, prompt)
     if model.config.right_to_left:
-        print(complete(model, prompts, options)[0].text + prompt)
+        [result] = model.generate(prompts, options, draft_model=draft_model)
+        print(result.text + prompt)
         return
     # A prompt that cannot be encoded is told before anything is printed.
-    tokens = stream(model, prompts, options)
+    tokens = model.generate(prompts, options, stream=True, draft_model=draft_model)
     print(prompt, end="\n" if model.config.kind == "encoder-decoder" else "", flush=True)
     for token in tokens:
         print(token.text, end="", flush=True)
