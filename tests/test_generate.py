@@ -7,6 +7,7 @@ import pytest
 
 from llmcore import ConfigError, DataError, GenerationConfig, ShapeError, _core
 from llmcore.tokenizer import Tokenizer
+from reference.beam import beam_search
 from test_model import make as make_model
 
 VARIANTS = [
@@ -111,6 +112,27 @@ def test_a_beam_as_wide_as_the_vocabulary_finds_the_best_text():
         (a, b): model.score([[1, 2, a, b]])[0].logprobs[1:] for a in range(8) for b in range(8)
     }
     assert tuple(best.ids) == max(texts, key=lambda text: sum(texts[text]))
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("length_penalty", [-0.7, 2.0])
+def test_beams_stop_as_the_config_says(early_stopping, length_penalty):
+    """Each of the three ends elsewhere; the oracle reads every text anew and sorts everything."""
+    settings = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 10,
+                "length_penalty": length_penalty, "early_stopping": early_stopping,
+                "stop_ids": (5, 9, 11, 30)}  # fmt: skip
+    for seed in range(4):
+        model = make(seed=seed)
+        want = beam_search(lambda ids, m=model: logits_after(m, ids, []), [7, 3], **settings)
+        [best] = model.generate([[7, 3]], GenerationConfig(**settings))
+        found = [best, *best.alternatives]
+        assert [result.ids for result in found] == [list(each.ids) for each in want]
+
+
+def test_early_stopping_has_three_values():
+    for value in ("sometimes", 1, None):
+        with pytest.raises(ConfigError, match="early_stopping: expected True or False, or one of"):
+            GenerationConfig(early_stopping=value)
 
 
 def test_right_to_left_models_write_backwards():
