@@ -261,8 +261,11 @@ void Engine::settle(Text& text, const Choice* choices, std::vector<GeneratedToke
   accepted_tokens_ += right;
   if (guesses.empty()) return;
   // Where guesses have been wrong fewer are made, where all were right more.
-  const int64_t more = right == guesses.size() ? 2 * right : right + 1;
-  text.most_guesses = std::min(more, text.request.options.num_draft_tokens);
+  const auto count = static_cast<int64_t>(right);
+  text.most_guesses = right < guesses.size()
+                          ? count + 1
+                          : std::min(std::max(text.most_guesses, 2 * count),
+                                     text.request.options.num_draft_tokens);
   const int64_t known = static_cast<int64_t>(text.ids.size()) - text.begin - 1;
   forget(text, std::min(known, state_.seen(static_cast<int64_t>(text.place))));
 }
