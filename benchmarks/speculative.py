@@ -134,7 +134,7 @@ def compare(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
 ) -> dict[str, dict[str, float]]:
-    """Continue the prompts by each way in turns: one at a time, then all together."""
+    """Continue each prompt by each way in turn; then all together, in turns too."""
     ways = {
         "plain": (config, None),
         "ngram": (replace(config, speculate="ngram"), None),
@@ -143,24 +143,20 @@ def compare(
     found = {}
     for batch, groups in (("alone", [[prompt] for prompt in prompts]), ("together", [prompts])):
         seconds: dict[str, list[float]] = {way: [] for way in ways}
-        results: dict[str, list[Any]] = {}
-        for _ in range(args.turns):
+        results: dict[str, list[Any]] = {way: [] for way in ways}
+        for group in groups * args.turns:
             for way, (settings, guesser) in ways.items():
                 start = time.perf_counter()
-                results[way] = [
-                    result
-                    for group in groups
-                    for result in model.generate(group, settings, draft_model=guesser)
-                ]
+                results[way] += model.generate(group, settings, draft_model=guesser)
                 seconds[way].append(time.perf_counter() - start)
-                if results[way] != results["plain"]:
-                    raise SystemExit(f"speculative: {way} has changed a text")
+        if any(written != results["plain"] for written in results.values()):
+            raise SystemExit("speculative: a guess has changed a text")
         count = sum(len(result.ids) for result in results["plain"])
         for way, times in seconds.items():
             guessed = sum(result.guessed_tokens for result in results[way])
             ratios = [plain / own for plain, own in zip(seconds["plain"], times, strict=True)]
             found[f"{way} {batch}"] = {
-                "tokens_per_second": round(count / statistics.median(times), 1),
+                "tokens_per_second": round(count / len(times) / statistics.median(times), 1),
                 "times_as_fast": round(statistics.median(ratios), 2),
                 "slowest_turn": round(min(ratios), 2),
                 "fastest_turn": round(max(ratios), 2),
