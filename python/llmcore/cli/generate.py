@@ -96,7 +96,7 @@ def generate(
 
     llmcore generate out/shakespeare-char --prompt "ROMEO:" --num-beams 4 --n-best 2
 
-    llmcore generate gpt2-large --prompt "Once upon a time" --draft-model gpt2
+    llmcore generate out/large --prompt "Once upon a time" --draft-model out/small
     """
     from llmcore.generation_config import GenerationConfig
 
