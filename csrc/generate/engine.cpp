@@ -262,10 +262,9 @@ void Engine::settle(Text& text, const Choice* choices, std::vector<GeneratedToke
   if (guesses.empty()) return;
   // Where guesses have been wrong fewer are made, where all were right more.
   const auto count = static_cast<int64_t>(right);
-  text.most_guesses = right < guesses.size()
-                          ? count + 1
-                          : std::min(std::max(text.most_guesses, 2 * count),
-                                     text.request.options.num_draft_tokens);
+  text.most_guesses = right < guesses.size() ? count + 1
+                                             : std::min(std::max(text.most_guesses, 2 * count),
+                                                        text.request.options.num_draft_tokens);
   const int64_t known = static_cast<int64_t>(text.ids.size()) - text.begin - 1;
   forget(text, std::min(known, state_.seen(static_cast<int64_t>(text.place))));
 }
