@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from llmcore import _core
+from llmcore._core import Tensor
 from llmcore.atomic import (
     ChecksumWriter,
     FileContent,
@@ -37,7 +39,7 @@ from llmcore.errors import CheckpointError
 from llmcore.families import Float32
 from llmcore.hf import model_files, read_config
 from llmcore.hf_weights import read_state, weight_files
-from llmcore.safetensors_io import SafetensorsFile, Source, read_json, write_tensors
+from llmcore.safetensors_io import Array, SafetensorsFile, Source, read_json, write_tensors
 
 if TYPE_CHECKING:
     from llmcore.tokenizer import Tokenizer
@@ -89,13 +91,14 @@ class Checkpoint:
 
     Attributes:
         config: The architecture.
-        parameters: Yields (name, float32 array) once, as `hf.load_state` does.
+        parameters: Yields (name, array) once; the arrays are views of the files, as stored:
+            float32, float16, or the bits of bfloat16 in uint16.
         state: The state of training, or None if only a model was saved.
         files: Where each file is now, by name; tokenizer files among them.
     """
 
     config: ModelConfig
-    parameters: Iterator[tuple[str, Float32]]
+    parameters: Iterator[tuple[str, Array]]
     state: TrainState | None
     files: Mapping[str, Path]
 
@@ -186,10 +189,10 @@ def load(
     raise CheckpointError(f"{directory}: is saved over faster than it can be read; try again")
 
 
-def copy_parameters(source: Iterable[tuple[str, Float32]], target: Mapping[str, Any]) -> None:
-    """Copy arrays, by name, into the parameters of a model of the same architecture."""
-    for name, array in source:
-        np.copyto(target[name].numpy(), array)
+def copy_parameters(source: Iterable[tuple[str, Array]], target: Mapping[str, Tensor]) -> None:
+    """Copy what `Checkpoint.parameters` yields into a model of the same architecture, widened."""
+    arrays = dict(source)
+    _core.widen(list(arrays.values()), [target[name] for name in arrays])
 
 
 def exists(directory: Path) -> bool:
@@ -269,11 +272,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     Raises:
         DataError: its files are damaged.
     """
+    if not checkpoint.files.keys() & {"tokenizer.json", "vocab.json"}:
+        return None
     from llmcore.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 
     files = {name: checkpoint.files[name] for name in TOKENIZER_FILES if name in checkpoint.files}
-    if not files.keys() & {"tokenizer.json", "vocab.json"}:
-        return None
     if all(path.name == name for name, path in files.items()):
         return Tokenizer.load(next(iter(files.values())).parent)
     # A save was interrupted in the middle of its renames; the tokenizer wants the final names.
