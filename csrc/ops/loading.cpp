@@ -38,7 +38,9 @@ void widen(const Context& context, const std::vector<StoredMatrix>& matrices) {
         m.dtype == DType::kFloat32 || m.dtype == DType::kBFloat16 || m.dtype == DType::kFloat16;
     CHECK(known, DTypeError, "widen: x must be float32, bfloat16 or float16, got ",
           dtype_name(m.dtype));
-    CHECK(m.rows_adjacent() || m.rows == 1 || m.row_stride == dtype_size(m.dtype), ShapeError,
+    CHECK(m.rows * m.cols == 0 || m.rows_adjacent() || m.rows == 1 ||
+              m.row_stride == dtype_size(m.dtype),
+          ShapeError,
           "widen: elements of a row or of a column of x must be adjacent, its strides are ",
           m.row_stride, " and ", m.col_stride, " bytes");
   }

@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -130,6 +128,7 @@ def save(
         >>> from llmcore.parameters import parameter_shapes
         >>> config = ModelConfig.preset("gpt-nano", num_decoder_layers=1)
         >>> parameters = {n: np.ones(s, np.float32) for n, s in parameter_shapes(config).items()}
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(folder, config=config, parameters=parameters, state=TrainState(step=7))
         ...     load(folder).state.step
@@ -279,6 +278,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     files = {name: checkpoint.files[name] for name in TOKENIZER_FILES if name in checkpoint.files}
     if all(path.name == name for name, path in files.items()):
         return Tokenizer.load(next(iter(files.values())).parent)
+    import shutil
+    import tempfile
+
     # A save was interrupted in the middle of its renames; the tokenizer wants the final names.
     with tempfile.TemporaryDirectory() as folder:
         for name, path in files.items():
@@ -287,6 +289,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
 
 
 def _tokenizer_files(tokenizer: SavesItself) -> dict[str, FileContent]:
+    import tempfile
+
     try:
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save(folder)
