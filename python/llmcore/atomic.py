@@ -32,6 +32,10 @@ PENDING = "checkpoint.pending.json"
 _CHUNK = 1 << 22  # bytes written and checksummed at a time: the second pass finds them in cache
 
 
+#: The bytes of a file, mapped where there are any.
+Content = mmap.mmap | bytes
+
+
 class ChecksumWriter:
     """A new file that is flushed to the disk on closing and knows its CRC-32.
 
@@ -162,12 +166,16 @@ def finish(directory: Path) -> None:
     sync_directory(directory)
 
 
-def current_files(directory: Path, verify: bool = True) -> dict[str, Path] | None:
+def current_files(
+    directory: Path, verify: bool = True, verified: dict[Path, Content] | None = None
+) -> dict[str, Path] | None:
     """Return where each file of the current set is, or None where there is no manifest.
 
     Args:
         directory: Written by `write_files`, or by anyone.
         verify: Compare every size and checksum with the manifest.
+        verified: Takes the content of every file that was compared, so that what is read is what
+            was checked, and no page is mapped twice.
 
     Raises:
         CheckpointError: naming a file that is missing, truncated or changed.
@@ -183,7 +191,9 @@ def current_files(directory: Path, verify: bool = True) -> dict[str, Path] | Non
         staged = _staged(directory, name)
         path = paths[name] = staged if pending and staged.exists() else directory / name
         if verify:
-            _verify(path, *expected)
+            content = _verify(path, *expected)
+            if verified is not None:
+                verified[path] = content
     return paths
 
 
@@ -205,15 +215,16 @@ def manifests(directory: Path) -> tuple[bytes | None, bytes | None]:
     return content(directory / MANIFEST), pending
 
 
-def _verify(path: Path, size: int, crc32: int) -> None:
+def _verify(path: Path, size: int, crc32: int) -> Content:
+    content: Content = b""
     actual_crc32 = 0
     try:
         with open(path, "rb") as file:
             actual_size = os.fstat(file.fileno()).st_size
             head = file.read(1024)
             if actual_size == size > 0:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    actual_crc32 = _core.crc32(content)
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                actual_crc32 = _core.crc32(content)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: missing, though {MANIFEST} beside it lists it; copy the checkpoint again"
@@ -221,7 +232,7 @@ def _verify(path: Path, size: int, crc32: int) -> None:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
     if (actual_size, actual_crc32) == (size, crc32):
-        return
+        return content
     if is_recognised(head, path):
         raise CheckpointError(f"{path}: {what_it_is(path, head, actual_size)}")
     what = f"expected checksum {crc32:08x}, got {actual_crc32:08x}"

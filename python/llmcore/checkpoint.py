@@ -26,6 +26,7 @@ from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.atomic import (
     ChecksumWriter,
+    Content,
     FileContent,
     current_files,
     manifests,
@@ -153,6 +154,8 @@ def load(
     """Read a checkpoint; the names, shapes and checksums of everything are checked first.
 
     Safe while another process saves to the same directory: the result is one of its checkpoints.
+    Weights are mapped until they are copied: who cuts a file short in place meanwhile, instead of
+    renaming a new one over it as `save` does, ends this process with SIGBUS.
 
     Args:
         directory: Written by `save`, or a Hugging Face model directory.
@@ -210,7 +213,8 @@ def _load(
     fresh: Collection[str],
     drop: Collection[str],
 ) -> Checkpoint:
-    current = current_files(directory, verify)
+    contents: dict[Path, Content] = {}
+    current = current_files(directory, verify, contents)
     if current is None:
         files = {path.name: path for path in directory.iterdir()}
         weights = weight_files(directory)
@@ -221,8 +225,10 @@ def _load(
         files.get("config.json", directory / "config.json"), files.get("generation_config.json")
     )
     config = wanted or config
-    parameters = read_state(directory, weights, config, family, fresh=fresh, drop=drop)
-    state = _read_training_state(files) if _STATE in files else None
+    parameters = read_state(
+        directory, weights, config, family, fresh=fresh, drop=drop, contents=contents
+    )
+    state = _read_training_state(files, contents) if _STATE in files else None
     return Checkpoint(config, parameters, state, files)
 
 
@@ -252,7 +258,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"expected numbers, strings, lists and dicts, got a {type(value).__name__}")
 
 
-def _read_training_state(files: Mapping[str, Path]) -> TrainState:
+def _read_training_state(files: Mapping[str, Path], contents: Mapping[Path, Content]) -> TrainState:
     path = files[_STATE]
     values = read_json(path)
     known = {f.name for f in dataclasses.fields(TrainState)} - {"moments"}
@@ -261,7 +267,7 @@ def _read_training_state(files: Mapping[str, Path]) -> TrainState:
         raise CheckpointError(f"{path}: its keys are not those of a training state: {difference}")
     if _MOMENTS not in files:
         raise CheckpointError(f"{path}: {_MOMENTS}, which belongs to it, is missing")
-    moments = SafetensorsFile(files[_MOMENTS])
+    moments = SafetensorsFile(files[_MOMENTS], contents.get(files[_MOMENTS]))
     return TrainState(moments={name: moments.float32(name) for name in moments.entries}, **values)
 
 

@@ -6,10 +6,11 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from llmcore.atomic import is_file_name
+from llmcore.atomic import Content, is_file_name
 from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError
 from llmcore.families import Family, Row
@@ -52,14 +53,17 @@ def read_state(
     *,
     fresh: Collection[str] = (),
     drop: Collection[str] = (),
+    contents: Mapping[Path, Content] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Array]]:
     """Do the work of `load_state` for given files; `path` is what errors name.
 
-    Arrays are views of the files, as stored: `widened` makes float32 of them.
+    Arrays are views of the files, as stored: `widened` makes float32 of them. `contents` has those
+    of the files that are mapped already.
     """
     shapes, kept = parameter_shapes(family.widen(config)), parameter_shapes(config)
     rows = family.layout(config)
-    stored = _find(path, files, family, drop)
+    opened = [SafetensorsFile(file, contents.get(file)) for file in files]
+    stored = _find(path, opened, family, drop)
     needed = [name for name in kept if not _matches(name, fresh)]
     _check_names(path, stored, config, family, rows, shapes, needed)
 
@@ -90,11 +94,11 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
 
 
 def _find(
-    path: Path, files: Sequence[Path], family: Family, drop: Collection[str]
+    path: Path, files: Sequence[SafetensorsFile], family: Family, drop: Collection[str]
 ) -> dict[str, Stored]:
     """Map the foreign name of every tensor in `files`, with its base prefix, to where it is."""
     stored: dict[str, Stored] = {}
-    for file in map(SafetensorsFile, files):
+    for file in files:
         for name in file.entries:
             if name in stored:
                 raise CheckpointError(f"{path}: {name} is in two files")
@@ -106,6 +110,9 @@ def _find(
         names = (name for row in family.rows for name in row.names)
         heads = {name for name in names if not name.startswith(prefix)}
         stored = {name if name in heads else prefix + name: at for name, at in stored.items()}
+
+    if not drop:
+        return stored
 
     def dropped(foreign: str) -> bool:
         ours = family.our_names(foreign)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmcore.atomic import ChecksumWriter, reason
+from llmcore.atomic import ChecksumWriter, Content, reason
 from llmcore.errors import CheckpointError
 from llmcore.identify import what_it_is
 
@@ -77,18 +77,20 @@ class SafetensorsFile:
 
     Args:
         path: The file.
+        content: Its content, where it is mapped already.
 
     Raises:
         CheckpointError: saying what the file is instead, or where it breaks the format.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], content: Content | None = None) -> None:
         self.path = Path(path)
         try:
             with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 self.entries = _read_header(file, size, self.path)
-            self._bytes: Array = np.asarray(np.memmap(self.path, dtype=np.uint8, mode="r"))
+            whole = np.memmap(self.path, mode="r") if content is None else content
+            self._bytes: Array = np.frombuffer(whole, np.uint8)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read: {reason(error)}") from error
 
