@@ -2,10 +2,11 @@
 
 python benchmarks/loading.py [--model gpt2] [--rounds 7] [--threads 2]
 
-Every round starts a process for each engine, one after the other: "first" is its first load, with
-what the engine still imports then; "again" is the second in the same process. The files are in the
-page cache. "llmcore, hf" reads the same folder without checkpoint.json, as one by transformers is:
-no checksums to compare. The prompt is 8 tokens long.
+Every round starts a process for each engine, in changing order: a virtual machine may take a second
+to give memory that another process did not just leave. "first" is the process's first load, with
+what the engine still imports then, "again" the second. The files are in the page cache. "llmcore,
+hf" reads the same folder without checkpoint.json, as one by transformers is: no checksums to
+compare. The prompt is 8 tokens long.
 """
 
 from __future__ import annotations
@@ -78,8 +79,10 @@ def main() -> None:
                 times[contestant.name] = []
             except Stopped as stopped:
                 print(f"{contestant.name}: {stopped}")
-        for _ in range(options.rounds):
-            for contestant in found:
+        for number in range(options.rounds):
+            first = number % len(found)
+            order = [*found[first:], *found[:first]]
+            for contestant in order if number % 2 else reversed(order):
                 if contestant.name in times:
                     times[contestant.name].append(load_times(contestant, options.threads))
     medians = {
