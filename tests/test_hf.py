@@ -11,6 +11,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import llmcore
 from llmcore import hf
 from llmcore.config import LoraConfig, ModelConfig, RopeScaling
 from llmcore.errors import CheckpointError, ConfigError
@@ -527,6 +528,8 @@ def test_we_read_what_transformers_writes(family, values, dtype, tmp_path):
     assert config.sliding_window == (values.get("sliding_window") or 0)
     assert config.num_parameters() == sum(p.numel() for p in model.parameters())
     state = dict(hf.load_state(tmp_path, config))
+    loaded = llmcore.Transformer.from_pretrained(tmp_path).parameters()
+    assert_same(((name, tensor.numpy()) for name, tensor in loaded.items()), state)
     hf.save_state(config, state, tmp_path / "ours")
     back = safetensors.numpy.load_file(tmp_path / "ours" / "model.safetensors")
     expected = torch_state(model.float())

@@ -21,4 +21,5 @@ PYBIND11_MODULE(_core, module) {
   bind_activation(module);
   bind_elementwise(module);
   bind_cross_entropy(module);
+  bind_loading(module);
 }

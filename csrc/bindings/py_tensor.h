@@ -55,5 +55,6 @@ void bind_attention(py::module_& module);
 void bind_activation(py::module_& module);
 void bind_elementwise(py::module_& module);
 void bind_cross_entropy(py::module_& module);
+void bind_loading(py::module_& module);
 
 }  // namespace llmcore::bindings

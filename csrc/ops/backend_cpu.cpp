@@ -39,11 +39,12 @@ struct Table {
 const Table kTables[] = {
     {&generic::kernels, true},
     {&avx2::kernels, static_cast<bool>(__builtin_cpu_supports("avx2")) &&
-                         __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")},
+                         __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+                         __builtin_cpu_supports("pclmul")},
     {&avx512::kernels,
      static_cast<bool>(__builtin_cpu_supports("avx512f")) && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512cd")},
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("pclmul")},
 };
 #elif defined(__aarch64__)
 const Table kTables[] = {{&neon::kernels, true}};

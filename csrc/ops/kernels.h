@@ -28,6 +28,7 @@ struct CrossEntropyKernels;
 struct ElementwiseKernels;
 struct OptimizerKernels;
 struct CeilingKernels;
+struct LoadingKernels;
 
 struct Kernels {
   const char* name;  // "generic", "avx2", "avx512", "neon"
@@ -41,6 +42,7 @@ struct Kernels {
   const ElementwiseKernels* elementwise;
   const OptimizerKernels* optimizer;
   const CeilingKernels* ceiling;
+  const LoadingKernels* loading;
 };
 
 // The table for this machine's processor, chosen once; LLMCORE_CPU_ISA overrides. Throws

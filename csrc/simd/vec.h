@@ -49,6 +49,21 @@ LLMCORE_INLINE void store(float* p, Vec v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
+// For what is not read again soon: where a vector is a cache line, writes past the caches, without
+// reading what was there. p is aligned to a vector. Before other threads read, end_streaming().
+LLMCORE_INLINE void stream(float* p, Vec v) {
+#if defined(__AVX512F__)
+  __builtin_ia32_movntps512(p, v);
+#else
+  store(p, v);
+#endif
+}
+LLMCORE_INLINE void end_streaming() {
+#if defined(__AVX512F__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 // The first `count` < kLanes elements; the other lanes are `fill`.
 LLMCORE_INLINE Vec load_partial(const float* p, int64_t count, float fill = 0.0f) {
   Vec v = broadcast(fill);

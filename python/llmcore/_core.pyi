@@ -6,6 +6,7 @@ The compiled core of llmcore. Use the llmcore package; names here may change.
 from __future__ import annotations
 import collections.abc
 import numpy
+import numpy
 import typing
 import typing_extensions
 
@@ -34,6 +35,7 @@ __all__: list[str] = [
     "choose_tokens",
     "column_sum",
     "copy",
+    "crc32",
     "cross_entropy",
     "cuda_unavailable_reason",
     "device_info",
@@ -64,6 +66,7 @@ __all__: list[str] = [
     "softmax_backward",
     "softmax_forward",
     "square_sum",
+    "widen",
     "zeros",
 ]
 
@@ -491,6 +494,9 @@ def choose_tokens(
 ) -> tuple: ...
 def column_sum(*, x: Tensor, out: Tensor) -> None: ...
 def copy(*, source: Tensor, target: Tensor) -> None: ...
+def crc32(
+    data: typing_extensions.Buffer, start: typing.SupportsInt | typing.SupportsIndex = 0
+) -> int: ...
 def cross_entropy(
     *,
     logits: Tensor,
@@ -674,6 +680,9 @@ def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None: .
 def softmax_backward(*, log: bool, dy: Tensor, y: Tensor, dx: Tensor) -> None: ...
 def softmax_forward(*, log: bool, x: Tensor, y: Tensor) -> None: ...
 def square_sum(x: Tensor) -> float: ...
+def widen(
+    sources: collections.abc.Sequence[numpy.ndarray], targets: collections.abc.Sequence[Tensor]
+) -> None: ...
 def zeros(
     shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     dtype: str = "float32",

@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,8 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from llmcore import _core
+from llmcore._core import Tensor
 from llmcore.atomic import (
     ChecksumWriter,
+    Content,
     FileContent,
     current_files,
     manifests,
@@ -37,7 +38,7 @@ from llmcore.errors import CheckpointError
 from llmcore.families import Float32
 from llmcore.hf import model_files, read_config
 from llmcore.hf_weights import read_state, weight_files
-from llmcore.safetensors_io import SafetensorsFile, Source, read_json, write_tensors
+from llmcore.safetensors_io import Array, SafetensorsFile, Source, read_json, write_tensors
 
 if TYPE_CHECKING:
     from llmcore.tokenizer import Tokenizer
@@ -89,13 +90,14 @@ class Checkpoint:
 
     Attributes:
         config: The architecture.
-        parameters: Yields (name, float32 array) once, as `hf.load_state` does.
+        parameters: Yields (name, array) once; the arrays are views of the files, as stored:
+            float32, float16, or the bits of bfloat16 in uint16.
         state: The state of training, or None if only a model was saved.
         files: Where each file is now, by name; tokenizer files among them.
     """
 
     config: ModelConfig
-    parameters: Iterator[tuple[str, Float32]]
+    parameters: Iterator[tuple[str, Array]]
     state: TrainState | None
     files: Mapping[str, Path]
 
@@ -127,6 +129,7 @@ def save(
         >>> from llmcore.parameters import parameter_shapes
         >>> config = ModelConfig.preset("gpt-nano", num_decoder_layers=1)
         >>> parameters = {n: np.ones(s, np.float32) for n, s in parameter_shapes(config).items()}
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(folder, config=config, parameters=parameters, state=TrainState(step=7))
         ...     load(folder).state.step
@@ -151,6 +154,8 @@ def load(
     """Read a checkpoint; the names, shapes and checksums of everything are checked first.
 
     Safe while another process saves to the same directory: the result is one of its checkpoints.
+    Weights are mapped until they are copied: who cuts a file short in place meanwhile, instead of
+    renaming a new one over it as `save` does, ends this process with SIGBUS.
 
     Args:
         directory: Written by `save`, or a Hugging Face model directory.
@@ -186,10 +191,10 @@ def load(
     raise CheckpointError(f"{directory}: is saved over faster than it can be read; try again")
 
 
-def copy_parameters(source: Iterable[tuple[str, Float32]], target: Mapping[str, Any]) -> None:
-    """Copy arrays, by name, into the parameters of a model of the same architecture."""
-    for name, array in source:
-        np.copyto(target[name].numpy(), array)
+def copy_parameters(source: Iterable[tuple[str, Array]], target: Mapping[str, Tensor]) -> None:
+    """Copy what `Checkpoint.parameters` yields into a model of the same architecture, widened."""
+    arrays = dict(source)
+    _core.widen(list(arrays.values()), [target[name] for name in arrays])
 
 
 def exists(directory: Path) -> bool:
@@ -208,7 +213,8 @@ def _load(
     fresh: Collection[str],
     drop: Collection[str],
 ) -> Checkpoint:
-    current = current_files(directory, verify)
+    contents: dict[Path, Content] = {}
+    current = current_files(directory, verify, contents)
     if current is None:
         files = {path.name: path for path in directory.iterdir()}
         weights = weight_files(directory)
@@ -219,8 +225,10 @@ def _load(
         files.get("config.json", directory / "config.json"), files.get("generation_config.json")
     )
     config = wanted or config
-    parameters = read_state(directory, weights, config, family, fresh=fresh, drop=drop)
-    state = _read_training_state(files) if _STATE in files else None
+    parameters = read_state(
+        directory, weights, config, family, fresh=fresh, drop=drop, contents=contents
+    )
+    state = _read_training_state(files, contents) if _STATE in files else None
     return Checkpoint(config, parameters, state, files)
 
 
@@ -250,7 +258,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"expected numbers, strings, lists and dicts, got a {type(value).__name__}")
 
 
-def _read_training_state(files: Mapping[str, Path]) -> TrainState:
+def _read_training_state(files: Mapping[str, Path], contents: Mapping[Path, Content]) -> TrainState:
     path = files[_STATE]
     values = read_json(path)
     known = {f.name for f in dataclasses.fields(TrainState)} - {"moments"}
@@ -259,7 +267,7 @@ def _read_training_state(files: Mapping[str, Path]) -> TrainState:
         raise CheckpointError(f"{path}: its keys are not those of a training state: {difference}")
     if _MOMENTS not in files:
         raise CheckpointError(f"{path}: {_MOMENTS}, which belongs to it, is missing")
-    moments = SafetensorsFile(files[_MOMENTS])
+    moments = SafetensorsFile(files[_MOMENTS], contents.get(files[_MOMENTS]))
     return TrainState(moments={name: moments.float32(name) for name in moments.entries}, **values)
 
 
@@ -269,13 +277,16 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     Raises:
         DataError: its files are damaged.
     """
+    if not checkpoint.files.keys() & {"tokenizer.json", "vocab.json"}:
+        return None
     from llmcore.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 
     files = {name: checkpoint.files[name] for name in TOKENIZER_FILES if name in checkpoint.files}
-    if not files.keys() & {"tokenizer.json", "vocab.json"}:
-        return None
     if all(path.name == name for name, path in files.items()):
         return Tokenizer.load(next(iter(files.values())).parent)
+    import shutil
+    import tempfile
+
     # A save was interrupted in the middle of its renames; the tokenizer wants the final names.
     with tempfile.TemporaryDirectory() as folder:
         for name, path in files.items():
@@ -284,6 +295,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
 
 
 def _tokenizer_files(tokenizer: SavesItself) -> dict[str, FileContent]:
+    import tempfile
+
     try:
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save(folder)

@@ -24,7 +24,7 @@ from llmcore.errors import CheckpointError, ConfigError
 from llmcore.families import FAMILIES, Family, Float32, encode_ids
 from llmcore.hf_weights import read_state, some_of, weight_files
 from llmcore.parameters import parameter_shapes
-from llmcore.safetensors_io import Source, read_json, write_tensors
+from llmcore.safetensors_io import Source, read_json, widened, write_tensors
 
 
 def config_from_hf(
@@ -177,7 +177,8 @@ def load_state(
     path = Path(path)
     exists = (path / "config.json").exists()
     family = read_config(path / "config.json")[1] if exists else family_for(config)
-    return read_state(path, weight_files(path), config, family, fresh=fresh, drop=drop)
+    state = read_state(path, weight_files(path), config, family, fresh=fresh, drop=drop)
+    return ((name, widened(array)) for name, array in state)
 
 
 def save_state(

@@ -6,15 +6,16 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from llmcore.atomic import is_file_name
+from llmcore.atomic import Content, is_file_name
 from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError
-from llmcore.families import Family, Float32, Row
+from llmcore.families import Family, Row
 from llmcore.parameters import parameter_shapes
-from llmcore.safetensors_io import SafetensorsFile, Shape, read_json
+from llmcore.safetensors_io import Array, SafetensorsFile, Shape, read_json, widened
 
 # Where a tensor is stored: the file, and its name there.
 Stored = tuple[SafetensorsFile, str]
@@ -52,20 +53,26 @@ def read_state(
     *,
     fresh: Collection[str] = (),
     drop: Collection[str] = (),
-) -> Iterator[tuple[str, Float32]]:
-    """Do the work of `load_state` for given files; `path` is what errors name."""
+    contents: Mapping[Path, Content] = MappingProxyType({}),
+) -> Iterator[tuple[str, Array]]:
+    """Do the work of `load_state` for given files; `path` is what errors name.
+
+    Arrays are views of the files, as stored: `widened` makes float32 of them. `contents` has those
+    of the files that are mapped already.
+    """
     shapes, kept = parameter_shapes(family.widen(config)), parameter_shapes(config)
     rows = family.layout(config)
-    stored = _find(path, files, family, drop)
+    opened = [SafetensorsFile(file, contents.get(file)) for file in files]
+    stored = _find(path, opened, family, drop)
     needed = [name for name in kept if not _matches(name, fresh)]
     _check_names(path, stored, config, family, rows, shapes, needed)
 
-    def tensors() -> Iterator[tuple[str, Float32]]:
+    def tensors() -> Iterator[tuple[str, Array]]:
         for row in rows:
             found = [name for name in (*row.names, row.otherwise) if name in stored]
             if found:
                 file, name_there = stored[found[0]]
-                foreign = file.float32(name_there)
+                foreign = file.floats(name_there)
             elif row.optional:
                 foreign = np.zeros(row.foreign_shape(shapes), np.float32)
             else:
@@ -73,7 +80,7 @@ def read_state(
             for name, tensor in row.split(foreign, shapes):
                 if name in kept:
                     yield name, tensor
-                elif tensor.any():
+                elif widened(tensor).any():
                     raise CheckpointError(
                         f"{path}: {found[0]} is not zero, but the model has no {name}; "
                         "to load it with biases, remove the key 'llmcore' from config.json"
@@ -87,11 +94,11 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
 
 
 def _find(
-    path: Path, files: Sequence[Path], family: Family, drop: Collection[str]
+    path: Path, files: Sequence[SafetensorsFile], family: Family, drop: Collection[str]
 ) -> dict[str, Stored]:
     """Map the foreign name of every tensor in `files`, with its base prefix, to where it is."""
     stored: dict[str, Stored] = {}
-    for file in map(SafetensorsFile, files):
+    for file in files:
         for name in file.entries:
             if name in stored:
                 raise CheckpointError(f"{path}: {name} is in two files")
@@ -103,6 +110,9 @@ def _find(
         names = (name for row in family.rows for name in row.names)
         heads = {name for name in names if not name.startswith(prefix)}
         stored = {name if name in heads else prefix + name: at for name, at in stored.items()}
+
+    if not drop:
+        return stored
 
     def dropped(foreign: str) -> bool:
         ours = family.our_names(foreign)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmcore.atomic import FileContent, current_files, write_files
+from llmcore.atomic import Content, FileContent, current_files, write_files
 from llmcore.config import LORA_TARGETS, LoraConfig, ModelConfig
 from llmcore.errors import CheckpointError, ConfigError
 from llmcore.hf import family_for
@@ -252,9 +252,11 @@ def load(path: str | os.PathLike[str], config: ModelConfig) -> Adapter:
             is not supported.
     """
     path = Path(path)
-    files = current_files(path) or {}
+    contents: dict[Path, Content] = {}
+    files = current_files(path, verified=contents) or {}
     values = read_json(files.get(_CONFIG, path / _CONFIG))
-    file = SafetensorsFile(files.get(_WEIGHTS, path / _WEIGHTS))
+    weights = files.get(_WEIGHTS, path / _WEIGHTS)
+    file = SafetensorsFile(weights, contents.get(weights))
     _check_config(path, values)
     layout, kept = _Layout.of(config), parameter_shapes(config)
     halves, whole = _find(path, file, layout)

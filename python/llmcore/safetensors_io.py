@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmcore.atomic import ChecksumWriter, reason
+from llmcore.atomic import ChecksumWriter, Content, reason
 from llmcore.errors import CheckpointError
 from llmcore.identify import what_it_is
 
@@ -59,7 +59,7 @@ class Entry:
 
     @property
     def is_float(self) -> bool:
-        """Whether `SafetensorsFile.float32` reads it."""
+        """Whether `SafetensorsFile.floats` reads it."""
         return self.dtype in _FLOATS
 
 
@@ -77,18 +77,20 @@ class SafetensorsFile:
 
     Args:
         path: The file.
+        content: Its content, where it is mapped already.
 
     Raises:
         CheckpointError: saying what the file is instead, or where it breaks the format.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], content: Content | None = None) -> None:
         self.path = Path(path)
         try:
             with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 self.entries = _read_header(file, size, self.path)
-            self._bytes: Array = np.asarray(np.memmap(self.path, dtype=np.uint8, mode="r"))
+            whole = np.memmap(self.path, mode="r") if content is None else content
+            self._bytes: Array = np.frombuffer(whole, np.uint8)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read: {reason(error)}") from error
 
@@ -100,15 +102,21 @@ class SafetensorsFile:
         Raises:
             CheckpointError: for a tensor of whole numbers.
         """
+        return widened(self.floats(name))
+
+    def floats(self, name: str) -> Array:
+        """Return a tensor as `widened` takes it: as stored, but for float64, which is rounded.
+
+        Raises:
+            CheckpointError: for a tensor of whole numbers.
+        """
         entry = self.entries[name]
         if not entry.is_float:
             raise CheckpointError(
                 f"{self.path}: {name}: expected one of {', '.join(_FLOATS)}, got {entry.dtype}"
             )
         raw = self.raw(name)
-        if entry.dtype == "BF16":
-            return (raw.astype(np.uint32) << 16).view(np.float32)
-        return raw.astype(np.float32, copy=False)
+        return raw.astype(np.float32) if entry.dtype == "F64" else raw
 
     def raw(self, name: str) -> Array:
         """Return a tensor as stored, a read-only view; bfloat16 comes as its bits in uint16."""
@@ -118,6 +126,18 @@ class SafetensorsFile:
         if data.ctypes.data % dtype.itemsize:
             data = data.copy()  # another writer's header need not keep the data aligned
         return data.view(dtype).reshape(entry.shape)
+
+
+def widened(array: Array) -> NDArray[np.float32]:
+    """Return floats of a file as float32; those in uint16 are the bits of bfloat16.
+
+    Example:
+        >>> widened(np.array([0x3F80, 0xC000], np.uint16)).tolist()
+        [1.0, -2.0]
+    """
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32, copy=False)
 
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> dict[str, Entry]:

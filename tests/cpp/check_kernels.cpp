@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
     check_attention();
     check_rows();
     check_tables();
+    check_loading();
   } catch (const std::exception& error) {
     std::printf("FAILED: %s\n", error.what());
     return 1;

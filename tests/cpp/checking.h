@@ -112,6 +112,7 @@ void check_matmul();
 void check_attention();
 void check_rows();    // norms, activations, softmax, losses, elementwise
 void check_tables();  // embedding, RoPE, AdamW
+void check_loading();
 int train(const std::string& model, const std::string& input, const std::string& output);
 
 }  // namespace llmcore::checking

@@ -28,11 +28,13 @@ class Built:
         version: Of the engine.
         witness: Numbers by which it can be seen that the engines do the same: the first loss, or
             the first ids of a greedy search.
+        load_seconds: What loading took the first time, to the first token; None where nothing is.
     """
 
     runs: Mapping[str, Run]
     version: str
     witness: Any = None
+    load_seconds: float | None = None
 
 
 def timed(call: Callable[[], object]) -> Run:
@@ -86,6 +88,7 @@ def serve() -> None:
                         "measures": list(built.runs),
                         "version": built.version,
                         "witness": built.witness,
+                        "load_seconds": built.load_seconds,
                     }
             else:
                 assert built is not None  # the parent builds first

@@ -110,7 +110,7 @@ class Row:
             return (1, *stacked)
         return stacked[::-1] if self.transposed else stacked
 
-    def split(self, foreign: Float32, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Float32]]:
+    def split(self, foreign: Array, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Array]]:
         """Yield (our name, view of the foreign tensor)."""
         stacked = foreign[0] if self.batched else foreign.T if self.transposed else foreign
         start = 0

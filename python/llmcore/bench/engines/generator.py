@@ -30,7 +30,7 @@ class Generator(Protocol):
 
 def measure_generator(generator: Generator, workload: Generation) -> Built:
     """Load the model, and return what the workload asks to be measured of it."""
-    generator.load()
+    first = _load(generator, workload)
     runs: dict[str, Run] = {"load": partial(_load, generator, workload)}
     if workload.config.kind == "decoder":
         long_prompt = workload.prompts(1, workload.prefill)
@@ -45,7 +45,7 @@ def measure_generator(generator: Generator, workload: Generation) -> Built:
             runs[f"translate batch {batch}"] = whole
     count = min(workload.new, _WITNESSES)
     [witness] = generator.generate(workload.prompts(1, workload.prompt), count, workload.beams)
-    return Built(runs, generator.version, witness)
+    return Built(runs, generator.version, witness, first)
 
 
 def _load(generator: Generator, workload: Generation) -> float:
