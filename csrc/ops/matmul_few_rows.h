@@ -36,28 +36,28 @@ __attribute__((noinline)) static void few_rows_strip(const FewRows& p, int64_t r
       const int64_t end = chain + kMatmulChain < block_end ? chain + kMatmulChain : block_end;
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) sum[m] = Vec{};
-      for (int64_t k = chain; k < end; k += kLanes) {
+      int64_t k = chain;
+      for (; k + kLanes <= end && valid == kLanes; k += kLanes) {
         Vec lane[kLanes];
-        if (end - k >= kLanes && valid == kLanes) {
 #pragma GCC unroll 16
-          for (int i = 0; i < kLanes; ++i) {
-            lane[i] = load(w + i * p.k + k);
-            if (i % (kCacheLine / kLanes) == 0) __builtin_prefetch(next + k * kLanes + i * kLanes);
-          }
-        } else {
-          for (int64_t i = 0; i < kLanes; ++i)
-            lane[i] = i < valid ? load_up_to(w + i * p.k + k, end - k) : Vec{};
+        for (int i = 0; i < kLanes; ++i) {
+          lane[i] = load(w + i * p.k + k);
+          if (i % (kCacheLine / kLanes) == 0)
+            __builtin_prefetch(next + k * kLanes + i * kLanes, 0, 2);
         }
         transpose(lane);
-        if (end - k >= kLanes) {
 #pragma GCC unroll 16
-          for (int i = 0; i < kLanes; ++i)
+        for (int i = 0; i < kLanes; ++i)
 #pragma GCC unroll 8
-            for (int m = 0; m < kRows; ++m) sum[m] = fma(lane[i], broadcast(x[m][k + i]), sum[m]);
-        } else {
-          for (int64_t i = 0; i < end - k; ++i)
-            for (int m = 0; m < kRows; ++m) sum[m] = fma(lane[i], broadcast(x[m][k + i]), sum[m]);
-        }
+          for (int m = 0; m < kRows; ++m) sum[m] = fma(lane[i], broadcast(x[m][k + i]), sum[m]);
+      }
+      for (; k < end; k += kLanes) {
+        Vec lane[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i)
+          lane[i] = i < valid ? load_up_to(w + i * p.k + k, end - k) : Vec{};
+        transpose(lane);
+        for (int64_t i = 0; i < kLanes && i < end - k; ++i)
+          for (int m = 0; m < kRows; ++m) sum[m] = fma(lane[i], broadcast(x[m][k + i]), sum[m]);
       }
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) block[m] = chain == begin ? sum[m] : block[m] + sum[m];
