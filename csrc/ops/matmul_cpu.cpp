@@ -17,8 +17,8 @@ constexpr int64_t kStreamedFloats = 128 << 10;
 // Up to so many rows, panels are not worth their copy.
 constexpr int64_t kInPlaceRows = 16;
 
-// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < cols; the elements up to the
-// next whole vector of i are zero.
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < cols. Whole vectors of
+// i are written, j after j; what lies beyond `rows` is zero, or else the beginning of the next j.
 void copy_transposed(const float* from, int64_t from_stride, int64_t rows, int64_t cols, float* to,
                      int64_t to_stride) {
   for (int64_t i = 0; i < rows; i += kLanes) {
@@ -234,8 +234,14 @@ bool has_few_rows(const MatmulArgs& args) {
   return !args.transpose_a && args.transpose_b && args.c.dim(0) <= kFewRows;
 }
 
+// Of the copy of x, which one row does without.
+int64_t few_rows_floats(const MatmulArgs& args) {
+  const int64_t rows = args.c.dim(0), depth = args.a.dim(1);
+  return rows == 1 ? 0 : round_up(depth * few_rows_stride(rows) + kLanes, kCacheLine);
+}
+
 int64_t scratch_bytes(const MatmulArgs& args) {
-  if (has_few_rows(args)) return 0;
+  if (has_few_rows(args)) return few_rows_floats(args) * static_cast<int64_t>(sizeof(float));
   const auto [p, plan] = plan_product(args);
   const int64_t sums = needs_own_sums(args, p.depth) ? args.c.numel() : 0;
   return (args.workers * plan.worker_floats() + sums) * static_cast<int64_t>(sizeof(float));
@@ -252,7 +258,13 @@ LLMCORE_INLINE void for_each_task(bool alone, int64_t count, Body body) {
 
 void matmul_few_rows(const MatmulArgs& args) {
   const Output out = make_output(args, args.c.f32());
-  const FewRows few{args.a.f32(), args.b.f32(), args.c.dim(0), args.c.dim(1), args.a.dim(1), out};
+  const int64_t rows = args.c.dim(0), depth = args.a.dim(1);
+  const float* x = args.a.f32();
+  if (rows > 1) {  // beside each other: one stream, whatever the distance between rows
+    copy_transposed(x, depth, rows, depth, args.scratch.f32(), few_rows_stride(rows));
+    x = args.scratch.f32();
+  }
+  const FewRows few{x, args.b.f32(), rows, args.c.dim(1), depth, out};
   const int64_t grain = max(round_up(kStreamedFloats / max(few.k, 1), kLanes), kLanes);
   for_each_task(
       args.workers == 1 || few.n <= grain, ceil_div(few.n, grain),

@@ -14,25 +14,46 @@ struct LaneRange<0, kLane...> {
   using Type = LaneList<kLane...>;
 };
 
-// Exchanges the upper right with the lower left element of every 2 x 2 block of (blocks of) lanes
-// `kDistance` apart, of rows that are as far apart.
-template <int kDistance, int... kLane>
-LLMCORE_INLINE void exchange(Vec& upper, Vec& lower, LaneList<kLane...>) {
-  const Vec a = upper, b = lower;
-  upper =
-      __builtin_shufflevector(a, b, (kLane & kDistance ? kLanes + kLane - kDistance : kLane)...);
-  lower =
-      __builtin_shufflevector(a, b, (kLane & kDistance ? kLanes + kLane : kLane + kDistance)...);
+// In every group of four lanes: the first (or the last) two of a and of b, interleaved.
+template <bool kLast, int... kLane>
+LLMCORE_INLINE Vec interleave(Vec a, Vec b, LaneList<kLane...>) {
+  return __builtin_shufflevector(
+      a, b, (kLane / 4 * 4 + (kLast ? 2 : 0) + kLane % 4 / 2 + (kLane % 2 ? kLanes : 0))...);
 }
 
-// Element j of rows[i] goes to element i of rows[j]: blocks of size 1, 2, 4, ... are exchanged.
-template <int kDistance = 1>
+// The even (or the odd) groups of four lanes of a, then those of b.
+template <bool kOdd, int... kLane>
+LLMCORE_INLINE Vec every_other_group(Vec a, Vec b, LaneList<kLane...>) {
+  return __builtin_shufflevector(a, b, ((kLane / 4 * 2 + (kOdd ? 1 : 0)) * 4 + kLane % 4)...);
+}
+
+// Element j of rows[i] goes to element i of rows[j]: first within groups of four rows and lanes,
+// then whole groups. Each step is one instruction that leaves its operands alone.
 LLMCORE_INLINE void transpose(Vec (&rows)[kLanes]) {
+  constexpr typename LaneRange<kLanes>::Type kAll{};
+  Vec from[kLanes];
+#pragma GCC unroll 2
+  for (int round = 0; round < 2; ++round) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i)
-    if ((i & kDistance) == 0)
-      exchange<kDistance>(rows[i], rows[i + kDistance], typename LaneRange<kLanes>::Type{});
-  if constexpr (kDistance * 2 < kLanes) transpose<kDistance * 2>(rows);
+    for (int i = 0; i < kLanes; ++i) from[i] = rows[i];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i += 2) {
+      const int first = i / 4 * 4 + i % 4 / 2;
+      rows[i] = interleave<false>(from[first], from[first + 2], kAll);
+      rows[i + 1] = interleave<true>(from[first], from[first + 2], kAll);
+    }
+  }
+#pragma GCC unroll 2
+  for (int groups = kLanes / 4; groups > 1; groups /= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) from[i] = rows[i];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) {
+      const int first = i / 4 * 8 + i % 4;
+      rows[i] = every_other_group<false>(from[first], from[first + 4], kAll);
+      rows[i + kLanes / 2] = every_other_group<true>(from[first], from[first + 4], kAll);
+    }
+  }
 }
 
 }  // namespace llmcore::LLMCORE_ISA

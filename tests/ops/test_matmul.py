@@ -199,7 +199,9 @@ def test_a_row_alone_is_the_row_in_a_batch(rng, n, k, transpose_a, transpose_b):
 
 
 @pytest.mark.parametrize(("transpose_a", "transpose_b"), FORMS)
-@pytest.mark.parametrize("size", [(300, 200, 1600), (1, 2000, 770), (9, 3000, 130), (1100, 50, 64)])
+@pytest.mark.parametrize(
+    "size", [(300, 200, 1600), (1, 2000, 770), (7, 900, 770), (9, 3000, 130), (1100, 50, 64)]
+)
 def test_results_do_not_depend_on_threads(rng, threads, size, transpose_a, transpose_b):
     a, b = operands(rng, *size, transpose_a, transpose_b)
     c = rng.standard_normal(size[:2], dtype=np.float32)
