@@ -25,6 +25,7 @@ ModelPtr make_model(const py::dict& values, const std::string& device,
 py::dict named_views(const ModelPtr& model, const Tensor& flat) {
   py::dict views;
   for (const ParamInfo& info : model->params().table()) {
+    if (info.offset < 0) continue;  // packed
     PyTensor tensor{flat, model};
     tensor.view.data = flat.f32() + info.offset;
     tensor.view.rank = static_cast<int32_t>(info.shape.size());

@@ -70,7 +70,9 @@ TrainStep::TrainStep(Transformer& model, uint64_t dropout_seed)
       model_(model),
       size_(model.params().size()),
       m_(size_ * static_cast<int64_t>(sizeof(float))),
-      v_(size_ * static_cast<int64_t>(sizeof(float))) {}
+      v_(size_ * static_cast<int64_t>(sizeof(float))) {
+  model.params().gradients();
+}
 
 StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const AdamWOptions& options) {
   CHECK(!trainable_runs(model_.params(), false).empty(), ConfigError,

@@ -28,9 +28,10 @@ struct CrossEntropyKernels;
 struct ElementwiseKernels;
 struct OptimizerKernels;
 struct CeilingKernels;
+struct PackedKernels;
 
 struct Kernels {
-  const char* name;  // "generic", "avx2", "avx512", "neon"
+  const char* name;  // "generic", "avx2", "avx512", "avx512_bf16", "neon"
   const MatmulKernels* matmul;
   const AttentionKernels* attention;
   const NormKernels* norm;
@@ -41,6 +42,7 @@ struct Kernels {
   const ElementwiseKernels* elementwise;
   const OptimizerKernels* optimizer;
   const CeilingKernels* ceiling;
+  const PackedKernels* packed;
 };
 
 // The table for this machine's processor, chosen once; LLMCORE_CPU_ISA overrides. Throws
@@ -49,7 +51,7 @@ const Kernels& cpu_kernels();
 
 // Names of the CPU tables this build has and this processor can run, best last.
 struct KernelNames {
-  const char* names[4];
+  const char* names[5];
   int count;
 };
 KernelNames available_cpu_kernels();

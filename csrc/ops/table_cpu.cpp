@@ -16,6 +16,7 @@ extern const CrossEntropyKernels cross_entropy_kernels;
 extern const ElementwiseKernels elementwise_kernels;
 extern const OptimizerKernels optimizer_kernels;
 extern const CeilingKernels ceiling_kernels;
+extern const PackedKernels packed_kernels;
 
 extern const Kernels kernels;
 const Kernels kernels = {
@@ -30,6 +31,7 @@ const Kernels kernels = {
     .elementwise = &elementwise_kernels,
     .optimizer = &optimizer_kernels,
     .ceiling = &ceiling_kernels,
+    .packed = &packed_kernels,
 };
 
 }  // namespace llmcore::LLMCORE_ISA

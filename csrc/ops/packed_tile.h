@@ -1,0 +1,149 @@
+// Tiles of y = x W^T for packed weights: some rows of x times some panels, sums in registers.
+#pragma once
+
+#include "ops/matmul_tile.h"
+#include "ops/packed.h"
+#include "simd/dot.h"
+
+namespace llmcore::LLMCORE_ISA {
+
+// Vectors of a panel's outputs, and rows of x whose sums fill the registers, in as many panels.
+inline constexpr int kPanelVectors = kPanelOutputs / kLanes;
+#if defined(__AVX512F__)
+inline constexpr int kMostRows = 14, kMostPanels = 2;
+#elif defined(__aarch64__)
+inline constexpr int kMostRows = 6, kMostPanels = 1;
+#elif defined(__AVX2__)
+inline constexpr int kMostRows = 4, kMostPanels = 1;
+#else
+inline constexpr int kMostRows = 2, kMostPanels = 1;
+#endif
+
+// kRows rows of x side by side: words[w * kRows + r] is word w of row r.
+struct Strip {
+  DotWord* words;
+  int32_t* starts;  // what the integer sums of [group][row] start from: weights are stored unsigned
+  float* scales;    // of the rows
+};
+
+LLMCORE_INLINE VecU load_words(const uint32_t* p) {
+  VecU v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+LLMCORE_INLINE Vec to_float(VecI v) {
+  return __builtin_convertvector(v, Vec);
+}
+LLMCORE_INLINE VecI broadcast_sum(int32_t x) {
+  return x - VecI{};
+}
+
+struct BFloat16Format {
+  static constexpr DType kDType = DType::kPackedBFloat16;
+  static constexpr int kRows = kMostRows, kPanels = kMostPanels;
+
+  template <int kRows, int kPanels>
+  LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
+                                  int64_t depth, Vec (&out)[kRows][kPanels * kPanelVectors]) {
+    Vec sum[kRows][kPanels * kPanelVectors] = {};
+    const DotWord* x = strip.words;
+    for (int64_t w = 0; w < (depth + 1) / 2; ++w, x += kRows) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanels * kPanelVectors; ++v) {
+        const DotLanes lanes = bfloat16_lanes(load_words(
+            panel + v / kPanelVectors * panel_words + w * kPanelOutputs + v % kPanelVectors * kLanes));
+#pragma GCC unroll 14
+        for (int r = 0; r < kRows; ++r) sum[r][v] = dot_bfloat16(sum[r][v], lanes, x[r]);
+      }
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanels * kPanelVectors; ++v) out[r][v] = sum[r][v];
+  }
+};
+
+struct Int8Format {
+  static constexpr DType kDType = DType::kPackedInt8;
+  static constexpr int kRows = kMostRows, kPanels = kMostPanels;
+
+  template <int kRows, int kPanels>
+  LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
+                                  int64_t depth, Vec (&out)[kRows][kPanels * kPanelVectors]) {
+    VecI sum[kRows][kPanels * kPanelVectors];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanels * kPanelVectors; ++v) sum[r][v] = broadcast_sum(strip.starts[r]);
+    const DotWord* x = strip.words;
+    const int64_t words = (depth + 3) / 4;
+    for (int64_t w = 0; w < words; ++w, x += kRows) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanels * kPanelVectors; ++v) {
+        const DotLanes lanes = int8_lanes(load_words(
+            panel + v / kPanelVectors * panel_words + w * kPanelOutputs + v % kPanelVectors * kLanes));
+#pragma GCC unroll 14
+        for (int r = 0; r < kRows; ++r) sum[r][v] = dot_int8(sum[r][v], lanes, x[r]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanels * kPanelVectors; ++v) {
+      const Vec scale = as_floats(load_words(panel + v / kPanelVectors * panel_words +
+                                             words * kPanelOutputs + v % kPanelVectors * kLanes));
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r) out[r][v] = to_float(sum[r][v]) * scale * strip.scales[r];
+    }
+  }
+};
+
+struct Int4Format {
+  static constexpr DType kDType = DType::kPackedInt4;
+  static constexpr int kRows = kMostRows / (kLanes == 16 ? 1 : 2), kPanels = 1;
+
+  template <int kRows, int kPanels>
+  LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t, int64_t depth,
+                                  Vec (&out)[kRows][kPanels * kPanelVectors]) {
+    static_assert(kPanels == 1);
+    Vec total[kRows][kPanelVectors] = {};
+    const DotWord* x = strip.words;
+    const int32_t* starts = strip.starts;
+    for (int64_t k = 0; k < depth; k += 2 * kInt4Group, panel += 9 * kPanelOutputs) {
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half, x += 8 * kRows, starts += kRows) {
+        VecI sum[kRows][kPanelVectors];
+#pragma GCC unroll 14
+        for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+          for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = broadcast_sum(starts[r]);
+        for (int line = 0; line < 4; ++line) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kPanelVectors; ++v) {
+            const VecU bytes =
+                load_words(panel + (4 * half + line) * kPanelOutputs + v * kLanes);
+            const DotLanes low = int8_lanes(bytes & 0x0f0f0f0fu);
+            const DotLanes high = int8_lanes((bytes >> 4) & 0x0f0f0f0fu);
+#pragma GCC unroll 14
+            for (int r = 0; r < kRows; ++r) {
+              sum[r][v] = dot_int8(sum[r][v], low, x[2 * line * kRows + r]);
+              sum[r][v] = dot_int8(sum[r][v], high, x[(2 * line + 1) * kRows + r]);
+            }
+          }
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelVectors; ++v) {
+          const VecU both = load_words(panel + 8 * kPanelOutputs + v * kLanes);
+          const Vec scale = as_floats(half == 0 ? both << 16 : both & 0xffff0000u);
+#pragma GCC unroll 14
+          for (int r = 0; r < kRows; ++r)
+            total[r][v] = fma(to_float(sum[r][v]), scale, total[r][v]);
+        }
+      }
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelVectors; ++v) out[r][v] = total[r][v] * strip.scales[r];
+  }
+};
+
+}  // namespace llmcore::LLMCORE_ISA
