@@ -9,8 +9,9 @@ namespace {
 constexpr int64_t kChunk = 2 * kInt4Group;
 // Panels that one task streams: some 5 microseconds.
 constexpr int64_t kTaskBytes = 96 << 10;
-// Rows of x that stay in the second-level cache while a task's panels pass by.
-constexpr int64_t kStripsBytes = 256 << 10;
+// Panels that stay in the second-level cache while strips of x pass by, and what their number is a
+// multiple of.
+constexpr int64_t kGroupBytes = 256 << 10, kGroupStep = 2;
 constexpr int64_t kTasksPerThread = 4;
 
 // ---- Rounding
@@ -369,42 +370,27 @@ struct Product {
       }
   }
 
-  // A strip times one or more panels from `panel` on; returns how many.
-  int64_t multiply(int64_t index, int64_t panel, int64_t end) const {
-    const int64_t count = tile_rows(rows - index * Format::kRows);
-    if (count == Format::kRows) {
-      if (panel + Format::kPanels <= end) {
-        tile<Format::kRows, Format::kPanels>(index, panel);
-        return Format::kPanels;
-      }
-      tile<Format::kRows, 1>(index, panel);
-    } else if (count == 8) {
-      tile<min(8, Format::kRows), 1>(index, panel);
-    } else if (count == 4) {
-      tile<min(4, Format::kRows), 1>(index, panel);
-    } else if (count == 2) {
-      tile<min(2, Format::kRows), 1>(index, panel);
-    } else {
-      tile<1, 1>(index, panel);
-    }
-    return 1;
+  // A strip of kRows rows times panels [begin, end).
+  template <int kRows>
+  void multiply(int64_t index, int64_t begin, int64_t end) const {
+    constexpr int kPanels = Format::panels(kRows);
+    int64_t panel = begin;
+    for (; panel + kPanels <= end; panel += kPanels) tile<kRows, kPanels>(index, panel);
+    for (; panel < end; ++panel) tile<kRows, 1>(index, panel);
   }
 
-  // Strips [first, last) times panels [begin, end).
-  void block(int64_t first, int64_t last, int64_t begin, int64_t end) const {
-    for (int64_t panel = begin; panel < end;) {
-      int64_t done = 1;
-      for (int64_t index = first; index < last; ++index) {
-        if (tile_rows(rows - index * Format::kRows) == Format::kRows || Format::kPanels == 1) {
-          done = multiply(index, panel, end);
-          continue;
-        }
-        for (int64_t each = panel; each < min(panel + Format::kPanels, end); ++each)
-          multiply(index, each, end);
-        done = min(Format::kPanels, end - panel);
-      }
-      panel += done;
-    }
+  void multiply(int64_t index, int64_t begin, int64_t end) const {
+    const int64_t count = tile_rows(rows - index * Format::kRows);
+    if (count == Format::kRows)
+      multiply<Format::kRows>(index, begin, end);
+    else if (count == 8)
+      multiply<min(8, Format::kRows)>(index, begin, end);
+    else if (count == 4)
+      multiply<min(4, Format::kRows)>(index, begin, end);
+    else if (count == 2)
+      multiply<min(2, Format::kRows)>(index, begin, end);
+    else
+      multiply<1>(index, begin, end);
   }
 
   void run() const {
@@ -412,15 +398,15 @@ struct Product {
       fill_strip(0);
     else
       parallel_for(strips(), [&](int64_t index, int) { fill_strip(index); });
-    const int64_t panels = packed_panels(outputs);
-    const int64_t tasks =
-        max(ceil_div(panels * panel_words * 4, kTaskBytes),
-            strips() == 1 ? 1 : min(panels / Format::kPanels, args.workers * kTasksPerThread));
-    const int64_t grain = round_up(max(ceil_div(panels, max(tasks, 1)), 1), Format::kPanels);
-    const int64_t together = max(kStripsBytes / layout.bytes, 1);
+    const int64_t panels = packed_panels(outputs), bytes = panel_words * 4;
+    const int64_t tasks = strips() == 1 ? ceil_div(panels * bytes, kTaskBytes)
+                                        : min(panels, args.workers * kTasksPerThread);
+    const int64_t grain = round_up(ceil_div(panels, tasks), kGroupStep);
+    const int64_t group = strips() == 1 ? grain : round_up(max(kGroupBytes / bytes, 1), kGroupStep);
     parallel_chunks(panels, grain, [&](int64_t begin, int64_t end, int) {
-      for (int64_t index = 0; index < strips(); index += together)
-        block(index, min(index + together, strips()), begin, end);
+      for (int64_t panel = begin; panel < end; panel += group)
+        for (int64_t index = 0; index < strips(); ++index)
+          multiply(index, panel, min(panel + group, end));
     });
   }
 };

@@ -7,16 +7,18 @@
 
 namespace llmcore::LLMCORE_ISA {
 
-// Vectors of a panel's outputs, and rows of x whose sums fill the registers, in as many panels.
+// Vectors of a panel's outputs, and rows of x whose sums fill the registers. Fewer rows are bound by
+// reading: one panel at a time is one stream of memory. How many panels lie side by side where the
+// arithmetic needs more chains (measured, benchmarks/README.md) is the format's panels(rows).
 inline constexpr int kPanelVectors = kPanelOutputs / kLanes;
 #if defined(__AVX512F__)
-inline constexpr int kMostRows = 14, kMostPanels = 2;
+inline constexpr int kMostRows = 14;
 #elif defined(__aarch64__)
-inline constexpr int kMostRows = 6, kMostPanels = 1;
+inline constexpr int kMostRows = 6;
 #elif defined(__AVX2__)
-inline constexpr int kMostRows = 4, kMostPanels = 1;
+inline constexpr int kMostRows = 4;
 #else
-inline constexpr int kMostRows = 2, kMostPanels = 1;
+inline constexpr int kMostRows = 2;
 #endif
 
 // kRows rows of x side by side: words[w * kRows + r] is word w of row r.
@@ -40,7 +42,8 @@ LLMCORE_INLINE VecI broadcast_sum(int32_t x) {
 
 struct BFloat16Format {
   static constexpr DType kDType = DType::kPackedBFloat16;
-  static constexpr int kRows = kMostRows, kPanels = kMostPanels;
+  static constexpr int kRows = kMostRows;
+  static constexpr int panels(int rows) { return kLanes < 16 || rows < 4 ? 1 : rows == 8 ? 3 : 2; }
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
@@ -48,12 +51,17 @@ struct BFloat16Format {
     Vec sum[kRows][kPanels * kPanelVectors] = {};
     const DotWord* x = strip.words;
     for (int64_t w = 0; w < (depth + 1) / 2; ++w, x += kRows) {
+      DotLanes lanes[kPanels * kPanelVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kPanels * kPanelVectors; ++v) {
-        const DotLanes lanes = bfloat16_lanes(load_words(
-            panel + v / kPanelVectors * panel_words + w * kPanelOutputs + v % kPanelVectors * kLanes));
+      for (int v = 0; v < kPanels * kPanelVectors; ++v)
+        lanes[v] = bfloat16_lanes(load_words(panel + v / kPanelVectors * panel_words +
+                                        w * kPanelOutputs + v % kPanelVectors * kLanes));
 #pragma GCC unroll 14
-        for (int r = 0; r < kRows; ++r) sum[r][v] = dot_bfloat16(sum[r][v], lanes, x[r]);
+      for (int r = 0; r < kRows; ++r) {
+        const DotLanes row = broadcast(x[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanels * kPanelVectors; ++v)
+          sum[r][v] = dot_bfloat16(sum[r][v], lanes[v], row);
       }
     }
 #pragma GCC unroll 14
@@ -65,7 +73,8 @@ struct BFloat16Format {
 
 struct Int8Format {
   static constexpr DType kDType = DType::kPackedInt8;
-  static constexpr int kRows = kMostRows, kPanels = kMostPanels;
+  static constexpr int kRows = kMostRows;
+  static constexpr int panels(int rows) { return kLanes < 16 || rows < kRows ? 1 : 2; }
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
@@ -78,12 +87,17 @@ struct Int8Format {
     const DotWord* x = strip.words;
     const int64_t words = (depth + 3) / 4;
     for (int64_t w = 0; w < words; ++w, x += kRows) {
+      DotLanes lanes[kPanels * kPanelVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kPanels * kPanelVectors; ++v) {
-        const DotLanes lanes = int8_lanes(load_words(
-            panel + v / kPanelVectors * panel_words + w * kPanelOutputs + v % kPanelVectors * kLanes));
+      for (int v = 0; v < kPanels * kPanelVectors; ++v)
+        lanes[v] = int8_lanes(load_words(panel + v / kPanelVectors * panel_words +
+                                        w * kPanelOutputs + v % kPanelVectors * kLanes));
 #pragma GCC unroll 14
-        for (int r = 0; r < kRows; ++r) sum[r][v] = dot_int8(sum[r][v], lanes, x[r]);
+      for (int r = 0; r < kRows; ++r) {
+        const DotLanes row = broadcast(x[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanels * kPanelVectors; ++v)
+          sum[r][v] = dot_int8(sum[r][v], lanes[v], row);
       }
     }
 #pragma GCC unroll 4
@@ -98,7 +112,8 @@ struct Int8Format {
 
 struct Int4Format {
   static constexpr DType kDType = DType::kPackedInt4;
-  static constexpr int kRows = kMostRows / (kLanes == 16 ? 1 : 2), kPanels = 1;
+  static constexpr int kRows = kMostRows / (kLanes == 16 ? 1 : 2);
+  static constexpr int panels(int) { return 1; }
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t, int64_t depth,
@@ -115,6 +130,7 @@ struct Int4Format {
         for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
           for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = broadcast_sum(starts[r]);
+#pragma GCC unroll 4
         for (int line = 0; line < 4; ++line) {
 #pragma GCC unroll 4
           for (int v = 0; v < kPanelVectors; ++v) {
@@ -124,8 +140,8 @@ struct Int4Format {
             const DotLanes high = int8_lanes((bytes >> 4) & 0x0f0f0f0fu);
 #pragma GCC unroll 14
             for (int r = 0; r < kRows; ++r) {
-              sum[r][v] = dot_int8(sum[r][v], low, x[2 * line * kRows + r]);
-              sum[r][v] = dot_int8(sum[r][v], high, x[(2 * line + 1) * kRows + r]);
+              sum[r][v] = dot_int8(sum[r][v], low, broadcast(x[2 * line * kRows + r]));
+              sum[r][v] = dot_int8(sum[r][v], high, broadcast(x[(2 * line + 1) * kRows + r]));
             }
           }
         }

@@ -31,8 +31,11 @@ struct DotWord {
   uint32_t part[kDotParts];
 };
 
-LLMCORE_INLINE VecU broadcast_word(uint32_t word) {
-  return word - VecU{};
+LLMCORE_INLINE DotLanes broadcast(const DotWord& x) {
+  DotLanes lanes;
+#pragma GCC unroll 2
+  for (int i = 0; i < kDotParts; ++i) lanes.part[i] = x.part[i] - VecU{};
+  return lanes;
 }
 
 // Four unsigned bytes of weights a lane.
@@ -77,14 +80,14 @@ LLMCORE_INLINE VecI dot_halves(VecI sum, VecU a, VecU b) {
 #endif
 
 // Exact: every instruction set gives the same integers.
-LLMCORE_INLINE VecI dot_int8(VecI sum, const DotLanes& w, const DotWord& x) {
+LLMCORE_INLINE VecI dot_int8(VecI sum, const DotLanes& w, const DotLanes& x) {
 #if defined(LLMCORE_HAS_DOT)
   // In GCC 12 the intrinsic moves every sum through memory.
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w.part[0]), "v"(broadcast_word(x.part[0])));
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w.part[0]), "v"(x.part[0]));
   return sum;
 #else
-  sum = dot_halves(sum, w.part[0], broadcast_word(x.part[0]));
-  return dot_halves(sum, w.part[1], broadcast_word(x.part[1]));
+  sum = dot_halves(sum, w.part[0], x.part[0]);
+  return dot_halves(sum, w.part[1], x.part[1]);
 #endif
 }
 
@@ -105,13 +108,13 @@ LLMCORE_INLINE DotWord bfloat16_word(uint32_t x) {
 #endif
 }
 
-LLMCORE_INLINE Vec dot_bfloat16(Vec sum, const DotLanes& w, const DotWord& x) {
+LLMCORE_INLINE Vec dot_bfloat16(Vec sum, const DotLanes& w, const DotLanes& x) {
 #if defined(LLMCORE_HAS_DOT)
-  __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w.part[0]), "v"(broadcast_word(x.part[0])));
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w.part[0]), "v"(x.part[0]));
   return sum;
 #else
-  sum = fma(as_floats(w.part[0]), as_floats(broadcast_word(x.part[0])), sum);
-  return fma(as_floats(w.part[1]), as_floats(broadcast_word(x.part[1])), sum);
+  sum = fma(as_floats(w.part[0]), as_floats(x.part[0]), sum);
+  return fma(as_floats(w.part[1]), as_floats(x.part[1]), sum);
 #endif
 }
 
