@@ -43,7 +43,7 @@ LLMCORE_INLINE VecI broadcast_sum(int32_t x) {
 struct BFloat16Format {
   static constexpr DType kDType = DType::kPackedBFloat16;
   static constexpr int kRows = kMostRows;
-  static constexpr int panels(int rows) { return kLanes < 16 || rows < 4 ? 1 : rows == 8 ? 3 : 2; }
+  static constexpr int panels(int rows) { return kLanes < 16 || rows < 8 ? 1 : rows == 8 ? 3 : 2; }
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
