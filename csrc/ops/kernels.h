@@ -29,6 +29,7 @@ struct ElementwiseKernels;
 struct OptimizerKernels;
 struct CeilingKernels;
 struct PackedKernels;
+struct MatmulBFloat16Kernels;
 
 struct Kernels {
   const char* name;  // "generic", "avx2", "avx512", "avx512_bf16", "neon"
@@ -43,6 +44,7 @@ struct Kernels {
   const OptimizerKernels* optimizer;
   const CeilingKernels* ceiling;
   const PackedKernels* packed;
+  const MatmulBFloat16Kernels* matmul_bfloat16;
 };
 
 // The table for this machine's processor, chosen once; LLMCORE_CPU_ISA overrides. Throws

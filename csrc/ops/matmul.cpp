@@ -45,7 +45,14 @@ void run(const Context& context, const MatmulArgs& args) {
   ScratchScope scope(*context.arena);
   MatmulArgs call = args;
   call.workers = num_threads();
-  call.scratch = context.arena->scratch(DType::kInt8, context.kernels->matmul->scratch_bytes(call));
+  const auto scratch = [&](int64_t bytes) {
+    call.scratch = context.arena->scratch(DType::kInt8, bytes);
+  };
+  if (context.bfloat16) {
+    scratch(context.kernels->matmul_bfloat16->scratch_bytes(call));
+    return context.kernels->matmul_bfloat16->matmul(call);
+  }
+  scratch(context.kernels->matmul->scratch_bytes(call));
   context.kernels->matmul->matmul(context, call);
 }
 

@@ -30,6 +30,18 @@ static constexpr int least_common_multiple(int a, int b) {
 inline constexpr int kTileRows = least_common_multiple(kStripRows, kLanes);
 inline constexpr int kTileStrips = kTileRows / kStripRows, kTileCols = kTileVectors * kLanes;
 
+// One side of the product. Its items (rows or columns of the problem) are contiguous along k, or
+// lie beside each other.
+struct Operand {
+  const float* data;
+  int64_t stride;
+  bool along_k;
+
+  const float* at(int64_t item, int64_t k) const {
+    return along_k ? data + item * stride + k : data + k * stride + item;
+  }
+};
+
 // Memory that will be wanted next, brought near while a strip is multiplied: every 16 steps of k
 // `count` cache lines `stride` apart, then all of them move on by `step`.
 struct Ahead {

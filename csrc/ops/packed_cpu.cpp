@@ -1,6 +1,6 @@
 // Packed weights on the CPU: rounding, the order of panels, rows in and out of them, the product.
 #include "core/parallel.h"
-#include "ops/packed_tile.h"
+#include "ops/bfloat16_words.h"
 
 namespace llmcore::LLMCORE_ISA {
 namespace {
@@ -250,7 +250,6 @@ void unpack_rows(const UnpackRowsArgs& args) {
 // Where strips of `rows` rows keep what, for depth K.
 template <class Format>
 struct StripLayout {
-  static constexpr bool kIntegers = Format::kDType != DType::kPackedBFloat16;
   int64_t words, groups, bytes;
 
   explicit StripLayout(int64_t depth) {
@@ -259,7 +258,7 @@ struct StripLayout {
                                                      : ceil_div(depth, kChunk) * kChunk / 4;
     groups = Format::kDType == DType::kPackedInt4 ? ceil_div(depth, kChunk) * 2 : 1;
     const int64_t row = words * static_cast<int64_t>(sizeof(DotWord)) + groups * 4 + 4;
-    bytes = round_up(row * Format::kRows, 64);
+    bytes = round_up(row * Format::kRows + kVecBytes * kDotParts, 64);  // copy_bfloat16's last vector
   }
 
   Strip at(char* scratch, int64_t strip) const {
@@ -271,26 +270,11 @@ struct StripLayout {
   }
 };
 
-// Row `r` of the `rows` of a strip.
+// Row `r` of the `rows` of a strip, rounded to int8.
 template <class Format>
 void fill_row(const Strip& strip, const StripLayout<Format>& layout, int64_t r, int64_t rows,
               const float* x, int64_t depth) {
   DotWord* to = strip.words + r;
-  if constexpr (!StripLayout<Format>::kIntegers) {
-    constexpr int64_t kHalves = 64;
-    alignas(64) uint16_t halves[kHalves];
-    for (int64_t k = 0; k < depth; k += kHalves) {
-      for (int64_t i = 0; i < kHalves; i += kLanes)
-        store_half(halves + i, narrow_bfloat16(load_up_to(x + k + i, max(depth - k - i, 0))));
-      const int64_t count = min(ceil_div(depth - k, 2), kHalves / 2);
-      for (int64_t w = 0; w < count; ++w, to += rows) {
-        uint32_t word;
-        __builtin_memcpy(&word, halves + 2 * w, sizeof(word));
-        *to = bfloat16_word(word);
-      }
-    }
-    return;
-  }
   const Rounding rounding = int8_rounding(x, depth);
   strip.scales[r] = rounding.scale;
   int32_t whole = 0;
@@ -314,102 +298,54 @@ void fill_row(const Strip& strip, const StripLayout<Format>& layout, int64_t r, 
   if constexpr (Format::kDType == DType::kPackedInt8) strip.starts[r] = -128 * whole;
 }
 
+// x [valid, K] as a strip of `rows` rows; those beyond repeat the last.
 template <class Format>
-struct Product {
-  const MatmulArgs& args;
-  const Output out;
-  const int64_t rows, outputs, depth, panel_words;
-  const StripLayout<Format> layout;
-  char* const scratch;
+void fill_strip(const Strip& strip, const StripLayout<Format>& layout, int64_t rows,
+                const Tensor& x) {
+  const int64_t valid = x.dim(0), depth = x.dim(1);
+  if constexpr (Format::kDType == DType::kPackedBFloat16)
+    copy_bfloat16({x.f32(), depth, true}, 0, valid, 0, depth, strip.words, rows);
+  else
+    for (int64_t r = 0; r < rows; ++r)
+      fill_row<Format>(strip, layout, r, rows, x.f32() + min(r, valid - 1) * depth, depth);
+}
 
-  explicit Product(const MatmulArgs& args)
-      : args(args),
-        out(make_output(args, args.c.f32())),
-        rows(args.c.dim(0)),
-        outputs(args.c.dim(1)),
-        depth(args.a.dim(1)),
-        panel_words(panel_bytes(Format::kDType, depth) / 4),
-        layout(depth),
-        scratch(args.scratch.as<char>()) {}
+template <class Format>
+void multiply(const MatmulArgs& args) {
+  const Output out = make_output(args, args.c.f32());
+  const int64_t depth = args.a.dim(1), outputs = args.c.dim(1);
+  const int64_t panels = packed_panels(outputs), bytes = panel_bytes(Format::kDType, depth);
+  const Tiles<Format> tiles{.out = out,
+                            .rows = args.c.dim(0),
+                            .outputs = outputs,
+                            .depth = depth,
+                            .panel_words = bytes / 4,
+                            .add = args.accumulate};
+  const StripLayout<Format> layout(depth);
+  const int64_t strips = ceil_div(tiles.rows, Format::kRows);
+  const auto strip_at = [&](int64_t i) { return layout.at(args.scratch.as<char>(), i); };
+  const auto fill = [&](int64_t i, int) {
+    const int64_t row = i * Format::kRows;
+    fill_strip<Format>(strip_at(i), layout, Tiles<Format>::tile_rows(tiles.rows - row),
+                       row_slice(args.a, row, min(Format::kRows, tiles.rows - row)));
+  };
+  if (strips == 1)
+    fill(0, 0);
+  else
+    parallel_for(strips, fill);
 
-  int64_t strips() const { return ceil_div(rows, Format::kRows); }
-
-  // Rows there is a tile for: 1, 2, 4, 8 or as many as there are at most.
-  static int64_t tile_rows(int64_t rows) {
-    int64_t count = 1;
-    while (count < rows) count *= 2;
-    return min(count, Format::kRows);
-  }
-
-  void fill_strip(int64_t index) const {
-    const int64_t first = index * Format::kRows, valid = min(Format::kRows, rows - first);
-    const int64_t count = tile_rows(valid);
-    for (int64_t r = 0; r < count; ++r)  // beyond the last row, the last once more
-      fill_row<Format>(layout.at(scratch, index), layout, r, count,
-                       args.a.f32() + (first + min(r, valid - 1)) * depth, depth);
-  }
-
-  template <int kRows, int kPanels>
-  __attribute__((noinline)) void tile(int64_t index, int64_t panel) const {
-    Vec sums[kRows][kPanels * kPanelVectors];
-    const uint32_t* words = args.b.as<uint32_t>() + panel * panel_words;
-    Format::template tile<kRows, kPanels>(layout.at(scratch, index), words, panel_words, depth,
-                                          sums);
-    const int64_t row = index * Format::kRows, valid = min(kRows, rows - row);
-    for (int64_t r = 0; r < valid; ++r)
-      for (int64_t v = 0; v < kPanels * kPanelVectors; ++v) {
-        const int64_t col = panel * kPanelOutputs + v * kLanes;
-        if (col >= outputs) break;
-        const Place place{.m = row + r,
-                          .n = col,
-                          .rows = 1,
-                          .cols = min(kLanes, outputs - col),
-                          .add = out.accumulate,
-                          .last = true};
-        store_rows<false>(out, place, &sums[r][v]);
-      }
-  }
-
-  // A strip of kRows rows times panels [begin, end).
-  template <int kRows>
-  void multiply(int64_t index, int64_t begin, int64_t end) const {
-    constexpr int kPanels = Format::panels(kRows);
-    int64_t panel = begin;
-    for (; panel + kPanels <= end; panel += kPanels) tile<kRows, kPanels>(index, panel);
-    for (; panel < end; ++panel) tile<kRows, 1>(index, panel);
-  }
-
-  void multiply(int64_t index, int64_t begin, int64_t end) const {
-    const int64_t count = tile_rows(rows - index * Format::kRows);
-    if (count == Format::kRows)
-      multiply<Format::kRows>(index, begin, end);
-    else if (count == 8)
-      multiply<min(8, Format::kRows)>(index, begin, end);
-    else if (count == 4)
-      multiply<min(4, Format::kRows)>(index, begin, end);
-    else if (count == 2)
-      multiply<min(2, Format::kRows)>(index, begin, end);
-    else
-      multiply<1>(index, begin, end);
-  }
-
-  void run() const {
-    if (strips() == 1)
-      fill_strip(0);
-    else
-      parallel_for(strips(), [&](int64_t index, int) { fill_strip(index); });
-    const int64_t panels = packed_panels(outputs), bytes = panel_words * 4;
-    const int64_t tasks = strips() == 1 ? ceil_div(panels * bytes, kTaskBytes)
-                                        : min(panels, args.workers * kTasksPerThread);
-    const int64_t grain = round_up(ceil_div(panels, tasks), kGroupStep);
-    const int64_t group = strips() == 1 ? grain : round_up(max(kGroupBytes / bytes, 1), kGroupStep);
-    parallel_chunks(panels, grain, [&](int64_t begin, int64_t end, int) {
-      for (int64_t panel = begin; panel < end; panel += group)
-        for (int64_t index = 0; index < strips(); ++index)
-          multiply(index, panel, min(panel + group, end));
-    });
-  }
-};
+  const int64_t tasks = strips == 1 ? ceil_div(panels * bytes, kTaskBytes)
+                                    : min(panels, args.workers * kTasksPerThread);
+  const int64_t grain = round_up(ceil_div(panels, tasks), kGroupStep);
+  const int64_t group = strips == 1 ? grain : round_up(max(kGroupBytes / bytes, 1), kGroupStep);
+  parallel_chunks(panels, grain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t panel = begin; panel < end; panel += group)
+      for (int64_t i = 0; i < strips; ++i)
+        tiles.multiply(strip_at(i), i * Format::kRows,
+                       args.b.as<uint32_t>() + panel * tiles.panel_words, min(group, end - panel),
+                       panel * kPanelOutputs);
+  });
+}
 
 template <class F>
 auto with_format(DType dtype, F f) {
@@ -425,7 +361,7 @@ int64_t scratch_bytes(const MatmulArgs& args) {
 }
 
 void matmul(const MatmulArgs& args) {
-  with_format(args.b.dtype, [&]<class Format>(Format) { Product<Format>(args).run(); });
+  with_format(args.b.dtype, [&]<class Format>(Format) { multiply<Format>(args); });
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ inline constexpr int kPanelVectors = kPanelOutputs / kLanes;
 #if defined(__AVX512F__)
 inline constexpr int kMostRows = 14;
 #elif defined(__aarch64__)
-inline constexpr int kMostRows = 6;
+inline constexpr int kMostRows = 4;
 #elif defined(__AVX2__)
 inline constexpr int kMostRows = 4;
 #else
@@ -159,6 +159,68 @@ struct Int4Format {
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelVectors; ++v) out[r][v] = total[r][v] * strip.scales[r];
+  }
+};
+
+// The tiles of rows of x, a strip at a time, times panels: into C, with what follows the product.
+template <class Format>
+struct Tiles {
+  const Output& out;
+  int64_t rows, outputs, depth, panel_words;
+  bool add = false, last = true;  // to what C holds; the sum is complete
+
+  // Rows of a strip, of which there is a tile for 1, 2, 4, 8 and the most.
+  static int64_t tile_rows(int64_t rows) {
+    int64_t count = 1;
+    while (count < rows) count *= 2;
+    return min(count, Format::kRows);
+  }
+
+  template <int kRows, int kPanels>
+  __attribute__((noinline)) void tile(const Strip& strip, int64_t row, const uint32_t* panel,
+                                      int64_t first_col) const {
+    Vec sums[kRows][kPanels * kPanelVectors];
+    Format::template tile<kRows, kPanels>(strip, panel, panel_words, depth, sums);
+    const int64_t valid = min(kRows, rows - row);
+    for (int64_t r = 0; r < valid; ++r)
+      for (int64_t v = 0; v < kPanels * kPanelVectors; ++v) {
+        const int64_t col = first_col + v * kLanes;
+        if (col >= outputs) break;
+        const Place place{.m = row + r,
+                          .n = col,
+                          .rows = 1,
+                          .cols = min(kLanes, outputs - col),
+                          .add = add,
+                          .last = last};
+        store_rows<false>(out, place, &sums[r][v]);
+      }
+  }
+
+  template <int kRows>
+  void multiply(const Strip& strip, int64_t row, const uint32_t* panel, int64_t count,
+                int64_t col) const {
+    constexpr int kPanels = Format::panels(kRows);
+    int64_t i = 0;
+    for (; i + kPanels <= count; i += kPanels)
+      tile<kRows, kPanels>(strip, row, panel + i * panel_words, col + i * kPanelOutputs);
+    for (; i < count; ++i)
+      tile<kRows, 1>(strip, row, panel + i * panel_words, col + i * kPanelOutputs);
+  }
+
+  // The strip of the rows from `row` on times `count` panels, the first of which has output `col`.
+  void multiply(const Strip& strip, int64_t row, const uint32_t* panel, int64_t count,
+                int64_t col) const {
+    const int64_t height = tile_rows(rows - row);
+    if (height == Format::kRows)
+      multiply<Format::kRows>(strip, row, panel, count, col);
+    else if (height == 8)
+      multiply<min(8, Format::kRows)>(strip, row, panel, count, col);
+    else if (height == 4)
+      multiply<min(4, Format::kRows)>(strip, row, panel, count, col);
+    else if (height == 2)
+      multiply<min(2, Format::kRows)>(strip, row, panel, count, col);
+    else
+      multiply<1>(strip, row, panel, count, col);
   }
 };
 
