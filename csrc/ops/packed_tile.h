@@ -47,7 +47,7 @@ struct BFloat16Format {
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
-                                  int64_t depth, Vec (&out)[kRows][kPanels * kPanelVectors]) {
+                                  int64_t depth, Vec (&out)[kPanels * kPanelVectors][kRows]) {
     Vec sum[kRows][kPanels * kPanelVectors] = {};
     const DotWord* x = strip.words;
     for (int64_t w = 0; w < (depth + 1) / 2; ++w, x += kRows) {
@@ -67,7 +67,7 @@ struct BFloat16Format {
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kPanels * kPanelVectors; ++v) out[r][v] = sum[r][v];
+      for (int v = 0; v < kPanels * kPanelVectors; ++v) out[v][r] = sum[r][v];
   }
 };
 
@@ -78,7 +78,7 @@ struct Int8Format {
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
-                                  int64_t depth, Vec (&out)[kRows][kPanels * kPanelVectors]) {
+                                  int64_t depth, Vec (&out)[kPanels * kPanelVectors][kRows]) {
     VecI sum[kRows][kPanels * kPanelVectors];
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r)
@@ -105,7 +105,7 @@ struct Int8Format {
       const Vec scale = as_floats(load_words(panel + v / kPanelVectors * panel_words +
                                              words * kPanelOutputs + v % kPanelVectors * kLanes));
 #pragma GCC unroll 14
-      for (int r = 0; r < kRows; ++r) out[r][v] = to_float(sum[r][v]) * scale * strip.scales[r];
+      for (int r = 0; r < kRows; ++r) out[v][r] = to_float(sum[r][v]) * scale * strip.scales[r];
     }
   }
 };
@@ -117,7 +117,7 @@ struct Int4Format {
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t, int64_t depth,
-                                  Vec (&out)[kRows][kPanels * kPanelVectors]) {
+                                  Vec (&out)[kPanels * kPanelVectors][kRows]) {
     static_assert(kPanels == 1);
     Vec total[kRows][kPanelVectors] = {};
     const DotWord* x = strip.words;
@@ -158,7 +158,7 @@ struct Int4Format {
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kPanelVectors; ++v) out[r][v] = total[r][v] * strip.scales[r];
+      for (int v = 0; v < kPanelVectors; ++v) out[v][r] = total[r][v] * strip.scales[r];
   }
 };
 
@@ -179,21 +179,25 @@ struct Tiles {
   template <int kRows, int kPanels>
   __attribute__((noinline)) void tile(const Strip& strip, int64_t row, const uint32_t* panel,
                                       int64_t first_col) const {
-    Vec sums[kRows][kPanels * kPanelVectors];
+    const auto place_of = [&](int64_t v) {
+      const int64_t col = first_col + v * kLanes;
+      return Place{.m = row,
+                   .n = col,
+                   .rows = min(kRows, rows - row),
+                   .cols = min(kLanes, outputs - col),
+                   .add = add,
+                   .last = last};
+    };
+    for (int64_t v = 0; v < kPanels * kPanelVectors; ++v) prefetch(out, place_of(v));
+    Vec sums[kPanels * kPanelVectors][kRows];
     Format::template tile<kRows, kPanels>(strip, panel, panel_words, depth, sums);
-    const int64_t valid = min(kRows, rows - row);
-    for (int64_t r = 0; r < valid; ++r)
-      for (int64_t v = 0; v < kPanels * kPanelVectors; ++v) {
-        const int64_t col = first_col + v * kLanes;
-        if (col >= outputs) break;
-        const Place place{.m = row + r,
-                          .n = col,
-                          .rows = 1,
-                          .cols = min(kLanes, outputs - col),
-                          .add = add,
-                          .last = last};
-        store_rows<false>(out, place, &sums[r][v]);
-      }
+    for (int64_t v = 0; v < kPanels * kPanelVectors; ++v) {
+      const Place place = place_of(v);
+      if (place.cols == kLanes)
+        store_rows<0, kLanes>(out, place, sums[v]);
+      else if (place.cols > 0)
+        store_rows<0, 0>(out, place, sums[v]);
+    }
   }
 
   template <int kRows>
