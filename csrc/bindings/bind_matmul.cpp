@@ -10,7 +10,8 @@ void product(const PyTensor& a, const PyTensor& b, const PyTensor& c, bool trans
              bool transpose_b, bool accumulate, const PyTensor* bias,
              const PyTensor* pre_activation, const std::string& activation,
              const PyTensor* gate_input, const std::string& gate_activation, float dropout_p,
-             uint64_t dropout_seed, uint64_t dropout_stream, const PyTensor* residual) {
+             uint64_t dropout_seed, uint64_t dropout_stream, const PyTensor* residual,
+             bool bfloat16) {
   const MatmulArgs args{.a = a.view,
                         .b = b.view,
                         .c = c.view,
@@ -24,8 +25,10 @@ void product(const PyTensor& a, const PyTensor& b, const PyTensor& c, bool trans
                         .gate_activation = activation_from_name(gate_activation.c_str()),
                         .dropout = {dropout_p, dropout_seed, dropout_stream},
                         .residual = view_of(residual)};
+  Context context = op_context(c.view);
+  context.bfloat16 = bfloat16;
   py::gil_scoped_release release;
-  matmul(op_context(c.view), args);
+  matmul(context, args);
 }
 
 void batched(const PyTensor& a, const PyTensor& b, const PyTensor& c, bool transpose_a,
@@ -53,7 +56,8 @@ void bind_matmul(py::module_& module) {
              py::arg("pre_activation") = py::none(), py::arg("activation") = "none",
              py::arg("gate_input") = py::none(), py::arg("gate_activation") = "none",
              py::arg("dropout_p") = 0.0f, py::arg("dropout_seed") = 0,
-             py::arg("dropout_stream") = 0, py::arg("residual") = py::none());
+             py::arg("dropout_stream") = 0, py::arg("residual") = py::none(),
+             py::arg("bfloat16") = false);
   module.def("batched_matmul", &batched, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("c"),
              py::arg("transpose_a") = false, py::arg("transpose_b") = false,
              py::arg("accumulate") = false);

@@ -25,6 +25,7 @@ ModelPtr make_model(const py::dict& values, const std::string& device,
 py::dict named_views(const ModelPtr& model, const Tensor& flat) {
   py::dict views;
   for (const ParamInfo& info : model->params().table()) {
+    if (info.offset < 0) continue;  // packed
     PyTensor tensor{flat, model};
     tensor.view.data = flat.f32() + info.offset;
     tensor.view.rank = static_cast<int32_t>(info.shape.size());
@@ -171,10 +172,11 @@ void bind_model(py::module_& module) {
            [](const ModelPtr& model) { exclusively(*model, [&] { model->arena().trim(); }); });
 
   py::class_<TrainStep, TrainStepPtr>(module, "TrainStep")
-      .def(py::init([](const ModelPtr& model, uint64_t dropout_seed) {
-             return std::make_shared<TrainStep>(*model, dropout_seed);
+      .def(py::init([](const ModelPtr& model, uint64_t dropout_seed, bool bfloat16) {
+             return std::make_shared<TrainStep>(*model, dropout_seed, bfloat16);
            }),
-           py::arg("model"), py::arg("dropout_seed"), py::keep_alive<1, 2>())
+           py::arg("model"), py::arg("dropout_seed"), py::arg("bfloat16") = false,
+           py::keep_alive<1, 2>())
       .def("step", &step, py::arg("model"), py::arg("micro_batches"), py::kw_only(), py::arg("lr"),
            py::arg("betas"), py::arg("eps"), py::arg("weight_decay"), py::arg("max_grad_norm"),
            py::arg("max_loss"), py::arg("max_norm"))

@@ -13,6 +13,7 @@ PYBIND11_MODULE(_core, module) {
   bind_beam(module);
   bind_generate(module);
   bind_matmul(module);
+  bind_packed(module);
   bind_norm(module);
   bind_embedding(module);
   bind_rope(module);

@@ -47,6 +47,7 @@ void bind_model(py::module_& module);
 void bind_sampling(py::module_& module);
 void bind_beam(py::module_& module);
 void bind_matmul(py::module_& module);
+void bind_packed(py::module_& module);
 void bind_norm(py::module_& module);
 void bind_embedding(py::module_& module);
 void bind_rope(py::module_& module);

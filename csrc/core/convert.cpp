@@ -70,6 +70,7 @@ void with_type(DType dtype, Visitor visit) {
       return visit(int32_t{});
     case DType::kInt64:
       return visit(int64_t{});
+    default:  // packed matrices are no arrays of elements
     case DType::kInt8:
       return visit(int8_t{});
     case DType::kBool:

@@ -7,8 +7,10 @@
 
 namespace llmcore {
 namespace {
-constexpr const char* kNames[] = {"float32", "bfloat16", "float16", "int32",
-                                  "int64",   "int8",     "bool"};
+constexpr const char* kNames[] = {"float32",         "bfloat16",    "float16",    "int32",
+                                  "int64",           "int8",        "bool",
+                                  "packed bfloat16", "packed int8", "packed int4"};
+constexpr int kElementTypes = 7;  // those before the packed ones
 }
 
 const char* dtype_name(DType dtype) {
@@ -16,10 +18,10 @@ const char* dtype_name(DType dtype) {
 }
 
 DType dtype_from_name(const char* name) {
-  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i)
+  for (int i = 0; i < kElementTypes; ++i)
     if (std::strcmp(name, kNames[i]) == 0) return static_cast<DType>(i);
   std::string known;
-  for (const char* each : kNames) known += std::string(known.empty() ? "" : ", ") + each;
+  for (int i = 0; i < kElementTypes; ++i) known += std::string(i == 0 ? "" : ", ") + kNames[i];
   throw DTypeError(str("dtype '", name, "' is unknown; there are ", known));
 }
 

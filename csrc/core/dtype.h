@@ -9,7 +9,19 @@
 
 namespace llmcore {
 
-enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kInt32, kInt64, kInt8, kBool };
+// The last three are matrices packed for inference (ops/packed.h): no array of elements.
+enum class DType : int32_t {
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kInt32,
+  kInt64,
+  kInt8,
+  kBool,
+  kPackedBFloat16,
+  kPackedInt8,
+  kPackedInt4
+};
 
 LLMCORE_INLINE int64_t dtype_size(DType dtype) {
   switch (dtype) {

@@ -41,6 +41,13 @@ LLMCORE_INLINE void parallel_for(int64_t count, Body&& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
+// The same, on the calling thread alone where the work is not worth waking others.
+template <class Body>
+LLMCORE_INLINE void parallel_for_if(bool parallel, int64_t count, Body&& body) {
+  if (parallel) return parallel_for(count, body);
+  for (int64_t i = 0; i < count; ++i) body(i, 0);
+}
+
 // body(begin, end, worker) over [0, count) in chunks of `grain`.
 template <class Body>
 LLMCORE_INLINE void parallel_chunks(int64_t count, int64_t grain, Body&& body) {

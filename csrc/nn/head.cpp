@@ -84,9 +84,12 @@ void OutputMatrix::losses_and_gradients(const Context& context, const Tensor& hi
 
 Head::Head(const ParamBuilder& builder, const Config& config, const Param& tokens) {
   output_.scale = config.head_scale;
-  output_.weight = config.tie_embeddings ? tokens
-                                         : builder.matrix("weight", config.vocab_size,
-                                                          config.hidden_size, config.init_std);
+  output_.weight = tokens;
+  if (!config.tie_embeddings) {
+    output_.weight =
+        builder.matrix("weight", config.vocab_size, config.hidden_size, config.init_std);
+    output_.weight.declare_packable();
+  }
   if (config.head_bias) output_.bias = builder.zeros("bias", config.vocab_size);
   if (config.head_transform)
     transform_.emplace(builder, config, "transform", config.activation, true);

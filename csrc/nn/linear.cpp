@@ -22,6 +22,7 @@ Linear::Linear(const ParamBuilder& builder, std::initializer_list<LinearPart> pa
     out_ += part.rows;
   }
   weight_.count = static_cast<int>(parts.size());
+  weight_.declare_packable();
   if (bias) {
     for (const LinearPart& part : parts) {
       const Param zeros = builder.zeros(part.name + ".bias", part.rows);

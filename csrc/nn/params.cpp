@@ -67,11 +67,70 @@ Tensor ParamStore::view(void* base, int index, int count) const {
   return f32_view(data, size / first.shape[1], first.shape[1]);
 }
 
+void ParamStore::declare_packable(int index, int count) {
+  packables_.push_back({.index = index, .count = count});
+}
+
+void ParamStore::pack(const Context& context, DType format) {
+  const Buffer weights = std::move(weights_);
+  std::vector<Tensor> matrices;
+  for (const Packable& each : packables_)
+    matrices.push_back(view(weights.data(), each.index, each.count));
+  const std::vector<ParamInfo> before = table_;
+  pack_zeros(format);
+  for (size_t i = 0; i < packables_.size(); ++i)
+    pack_weight(context, {.weight = matrices[i], .to = {packables_[i].packed}});
+  for (size_t i = 0; i < table_.size(); ++i)
+    if (table_[i].offset >= 0)
+      std::copy_n(static_cast<const float*>(weights.data()) + before[i].offset, before[i].size,
+                  weight(static_cast<int>(i)).f32());
+}
+
+void ParamStore::pack_zeros(DType format) {
+  CHECK(!packed(), ConfigError, "the model's weights are ", dtype_name(format_),
+        " already; load it again to store them otherwise");
+  format_ = format;
+  for (Packable& each : packables_) {
+    const Tensor matrix = view(nullptr, each.index, each.count);
+    each.buffer = Buffer(packed_bytes(format, matrix.dim(0), matrix.dim(1)));
+    each.packed = tensor_view(each.buffer.data(), format, matrix.dim(0), matrix.dim(1));
+    for (int i = each.index; i < each.index + each.count; ++i) table_[i].offset = -1;
+  }
+  size_ = 0;
+  for (ParamInfo& info : table_)
+    if (info.offset >= 0) {
+      info.offset = size_;
+      size_ += info.size;
+    }
+  gradients_ = Buffer();
+  weights_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)));
+}
+
+PackedRows ParamStore::packed_rows(int index) const {
+  for (const Packable& each : packables_) {
+    if (!packed() || index < each.index || index >= each.index + each.count) continue;
+    PackedRows rows{each.packed};
+    for (int i = each.index; i < index; ++i) rows.first += table_[i].shape[0];
+    return rows;
+  }
+  return {};
+}
+
+int ParamStore::find(const std::string& name) const {
+  const auto found = std::find_if(table_.begin(), table_.end(),
+                                  [&](const ParamInfo& info) { return info.name == name; });
+  CHECK(found != table_.end(), ConfigError, "there is no parameter ", name);
+  return static_cast<int>(found - table_.begin());
+}
+
 Tensor ParamStore::weight(int index, int count) const {
+  if (table_[index].offset < 0) return packed_rows(index).packed;
   return view(weights_.data(), index, count);
 }
 
 Tensor ParamStore::gradients() {
+  CHECK(!packed(), ConfigError, "the model's weights are ", dtype_name(format_),
+        ", for inference: they have no gradients; load it as float32 to train it");
   if (!has_gradients()) gradients_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)));
   return f32_view(gradients_.data(), size_);
 }
@@ -81,6 +140,7 @@ Tensor ParamStore::gradient(int index, int count) {
 }
 
 void ParamStore::begin_gradients() {
+  gradients();  // before a pass begins, where there are none to have
   stale_.assign(table_.size(), 1);
 }
 
@@ -122,13 +182,12 @@ void ParamStore::finish_gradients(const Context& context) {
 }
 
 void ParamStore::set_trainable(const std::string& name, bool trainable) {
-  const auto found = std::find_if(table_.begin(), table_.end(),
-                                  [&](const ParamInfo& info) { return info.name == name; });
-  CHECK(found != table_.end(), ConfigError, "set_trainable: there is no parameter ", name);
+  const int index = find(name);
+  ParamInfo& info = table_[index];
   // What an earlier pass left there; memory that none has touched stays so.
-  if (!trainable && found->trainable && has_gradients())
-    std::fill_n(gradient(static_cast<int>(found - table_.begin())).f32(), found->size, 0.0f);
-  found->trainable = trainable;
+  if (!trainable && info.trainable && has_gradients())
+    std::fill_n(gradient(index).f32(), info.size, 0.0f);
+  info.trainable = trainable;
 }
 
 std::string ParamBuilder::full(const std::string& name) const {

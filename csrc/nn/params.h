@@ -12,6 +12,7 @@
 #include "core/buffer.h"
 #include "core/context.h"
 #include "core/tensor.h"
+#include "ops/packed.h"
 
 namespace llmcore {
 
@@ -20,7 +21,7 @@ enum class Init { kZeros, kOnes, kNormal };
 struct ParamInfo {
   std::string name;
   std::vector<int64_t> shape;
-  int64_t offset = 0;  // elements from the start of the flat buffers
+  int64_t offset = 0;  // elements from the start of the flat buffers; -1 once packed
   int64_t size = 0;
   Init init = Init::kZeros;
   float std = 0.0f;
@@ -48,6 +49,19 @@ class ParamStore {
   // Throws ConfigError for a name that is not in the table.
   void set_trainable(const std::string& name, bool trainable);
 
+  // Matrices that layers only multiply with, or look rows up in, may be packed (ops/packed.h).
+  void declare_packable(int index, int count = 1);
+  // From now on the model is for inference: these matrices are kept in `format` alone, rounded from
+  // their weights, or zero until they are set. Throws ConfigError where that has been done before.
+  void pack(const Context& context, DType format);
+  void pack_zeros(DType format);
+  bool packed() const { return format_ != DType::kFloat32; }
+  DType format() const { return format_; }
+  // Where the parameter's rows are once packed; no tensor for others.
+  PackedRows packed_rows(int index) const;
+  // Throws ConfigError for a name that is not in the table.
+  int find(const std::string& name) const;
+
   // `count` consecutive parameters from `index` on, seen as one tensor [rows, cols] (or [rows]).
   Tensor weight(int index, int count = 1) const;
   Tensor gradient(int index, int count = 1);
@@ -65,8 +79,17 @@ class ParamStore {
   void finish_gradients(const Context& context);
 
  private:
+  // A matrix that may be packed: `count` parameters from `index` on.
+  struct Packable {
+    int index, count;
+    Buffer buffer;
+    Tensor packed;
+  };
+
   Tensor view(void* base, int index, int count) const;
 
+  std::vector<Packable> packables_;
+  DType format_ = DType::kFloat32;
   std::vector<ParamInfo> table_;
   std::vector<char> stale_;
   int64_t size_ = 0;
@@ -86,6 +109,7 @@ struct Param {
   int count = 1;
 
   explicit operator bool() const { return store != nullptr; }
+  void declare_packable() const { store->declare_packable(index, count); }
   Tensor weight() const { return store == nullptr ? Tensor{} : store->weight(index, count); }
   Tensor accumulating_gradient(const Context& context) const {
     return store == nullptr ? Tensor{} : store->accumulating_gradient(context, index, count);

@@ -65,17 +65,21 @@ double gradient_norm(const Context& context, ParamStore& params) {
 
 }  // namespace
 
-TrainStep::TrainStep(Transformer& model, uint64_t dropout_seed)
+TrainStep::TrainStep(Transformer& model, uint64_t dropout_seed, bool bfloat16)
     : dropout_seed(dropout_seed),
       model_(model),
+      bfloat16_(bfloat16),
       size_(model.params().size()),
       m_(size_ * static_cast<int64_t>(sizeof(float))),
-      v_(size_ * static_cast<int64_t>(sizeof(float))) {}
+      v_(size_ * static_cast<int64_t>(sizeof(float))) {
+  model.params().gradients();
+}
 
 StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const AdamWOptions& options) {
   CHECK(!trainable_runs(model_.params(), false).empty(), ConfigError,
         "train step: every parameter is frozen; unfreeze those to be trained");
   Context context = model_.context();
+  context.bfloat16 = bfloat16_;
   context.training = true;
   context.dropout_seed = dropout_seed;
   context.step = static_cast<uint32_t>(calls++);

@@ -25,7 +25,9 @@ struct StepResult {
 
 class TrainStep {
  public:
-  TrainStep(Transformer& model, uint64_t dropout_seed);
+  // With `bfloat16` matrix products round their operands to it; weights, moments and everything else
+  // are float all the same.
+  TrainStep(Transformer& model, uint64_t dropout_seed, bool bfloat16 = false);
 
   StepResult step(const std::vector<Batch>& micro_batches, const AdamWOptions& options);
 
@@ -42,6 +44,7 @@ class TrainStep {
   void update(const Context& context, const AdamWOptions& options, float grad_scale);
 
   Transformer& model_;
+  bool bfloat16_;
   int64_t size_;
   Buffer m_, v_;
 };

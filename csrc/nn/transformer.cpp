@@ -34,8 +34,11 @@ void copy(const Context& context, const Tensor& from, const Tensor& to) {
 }
 
 Param token_table(ParamStore& params, const Config& config) {
-  return ParamBuilder(params, "embed")
-      .matrix("tokens.weight", config.vocab_size, config.hidden_size, config.init_std);
+  const Param table = ParamBuilder(params, "embed")
+                          .matrix("tokens.weight", config.vocab_size, config.hidden_size,
+                                  config.init_std);
+  table.declare_packable();
+  return table;
 }
 
 // Alone, a stack's part of the embedding lies beside the tokens; otherwise each has its own.

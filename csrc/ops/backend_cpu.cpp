@@ -17,6 +17,9 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
 #elif defined(__aarch64__)
 namespace neon {
 extern const Kernels kernels;
@@ -36,15 +39,20 @@ struct Table {
 
 #if defined(__x86_64__)
 // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("pclmul");
+}
+
 const Table kTables[] = {
     {&generic::kernels, true},
     {&avx2::kernels, static_cast<bool>(__builtin_cpu_supports("avx2")) &&
                          __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
                          __builtin_cpu_supports("pclmul")},
-    {&avx512::kernels,
-     static_cast<bool>(__builtin_cpu_supports("avx512f")) && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("pclmul")},
+    {&avx512::kernels, has_avx512()},
+    {&avx512_bf16::kernels, has_avx512() && __builtin_cpu_supports("avx512vnni") &&
+                                __builtin_cpu_supports("avx512bf16")},
 };
 #elif defined(__aarch64__)
 const Table kTables[] = {{&neon::kernels, true}};

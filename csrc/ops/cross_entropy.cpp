@@ -7,6 +7,7 @@
 #include "ops/elementwise.h"
 #include "ops/kernels.h"
 #include "ops/matmul.h"
+#include "ops/packed.h"
 
 namespace llmcore {
 namespace {
@@ -49,13 +50,14 @@ void linear_cross_entropy(const Context& context, const LinearCrossEntropyArgs& 
   const char* op = "linear_cross_entropy";
   const int64_t rows = args.hidden.rows(), width = args.hidden.cols(), classes = args.weight.rows();
   check_tensor(op, "hidden", args.hidden, "[N, C]", {rows, width});
-  check_tensor(op, "weight", args.weight, "[V, C]", {classes, width});
+  const bool backward = args.dhidden || args.dweight || args.dbias;
+  check_tensor(op, "weight", args.weight, "[V, C]", {classes, width},
+               is_packed(args.weight.dtype) && !backward ? args.weight.dtype : DType::kFloat32);
   check_optional(op, "bias", args.bias, "[V]", {classes});
   check_targets(op, args.targets, args.losses, args.label_smoothing, rows, classes);
   check_optional(op, "dhidden", args.dhidden, "[N, C]", {rows, width});
   check_optional(op, "dweight", args.dweight, "[V, C]", {classes, width});
   check_optional(op, "dbias", args.dbias, "[V]", {classes});
-  const bool backward = args.dhidden || args.dweight || args.dbias;
   if (backward) check_tensor(op, "row_scale", args.row_scale, "[N]", {rows});
   if (rows == 0 || classes == 0) return;
 

@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "ops/kernels.h"
+#include "ops/packed.h"
 
 namespace llmcore {
 namespace {
@@ -21,7 +22,8 @@ std::string place_string(const Tensor& tensor, int64_t index) {
 void check_lookup(const char* op, const char* ids_name, const Tensor& ids, const char* table_name,
                   const Tensor& table, int64_t rows, int64_t width) {
   check_tensor(op, ids_name, reshaped(ids, ids.numel()), "[N]", {rows}, DType::kInt32);
-  check_tensor(op, table_name, table, "[rows, C]", {table.rank == 2 ? table.dim(0) : 0, width});
+  check_tensor(op, table_name, table, "[rows, C]", {table.rank == 2 ? table.dim(0) : 0, width},
+               is_packed(table.dtype) ? table.dtype : DType::kFloat32);
   check_ids(op, ids_name, ids, table.dim(0));
 }
 
@@ -43,7 +45,15 @@ void embedding_forward(const Context& context, const EmbeddingArgs& args) {
   if (args.positions)
     check_lookup(op, "position_ids", args.position_ids, "positions", args.positions, rows, width);
   if (args.types) check_lookup(op, "type_ids", args.type_ids, "types", args.types, rows, width);
-  if (rows * width > 0) context.kernels->embedding->forward(context, args);
+  if (rows * width == 0) return;
+  if (!is_packed(args.table.dtype)) return context.kernels->embedding->forward(context, args);
+  ScratchScope scope(*context.arena);
+  EmbeddingArgs call = args;
+  call.table = context.arena->scratch(DType::kFloat32, rows, width);
+  call.ids = context.arena->scratch(DType::kInt32, rows);
+  unpack_rows(context, {.packed = args.table, .rows = args.ids, .out = call.table});
+  for (int64_t n = 0; n < rows; ++n) call.ids.as<int32_t>()[n] = static_cast<int32_t>(n);
+  context.kernels->embedding->forward(context, call);
 }
 
 void embedding_backward(const Context& context, const EmbeddingBackwardArgs& args) {

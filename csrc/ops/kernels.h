@@ -29,9 +29,11 @@ struct ElementwiseKernels;
 struct OptimizerKernels;
 struct CeilingKernels;
 struct LoadingKernels;
+struct PackedKernels;
+struct MatmulBFloat16Kernels;
 
 struct Kernels {
-  const char* name;  // "generic", "avx2", "avx512", "neon"
+  const char* name;  // "generic", "avx2", "avx512", "avx512_bf16", "neon"
   const MatmulKernels* matmul;
   const AttentionKernels* attention;
   const NormKernels* norm;
@@ -43,6 +45,8 @@ struct Kernels {
   const OptimizerKernels* optimizer;
   const CeilingKernels* ceiling;
   const LoadingKernels* loading;
+  const PackedKernels* packed;
+  const MatmulBFloat16Kernels* matmul_bfloat16;
 };
 
 // The table for this machine's processor, chosen once; LLMCORE_CPU_ISA overrides. Throws
@@ -51,7 +55,7 @@ const Kernels& cpu_kernels();
 
 // Names of the CPU tables this build has and this processor can run, best last.
 struct KernelNames {
-  const char* names[4];
+  const char* names[5];
   int count;
 };
 KernelNames available_cpu_kernels();

@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "ops/kernels.h"
+#include "ops/packed.h"
 
 namespace llmcore {
 namespace {
@@ -30,7 +31,8 @@ Sizes check_product(const char* op, const MatmulArgs& args, int rank) {
         args.transpose_a ? " transposed" : "", " has ", sizes.k, ", b ", shape_string(b),
         args.transpose_b ? " transposed" : "", " has ", k);
   for (const Tensor* tensor : {&args.a, &args.b, &args.c})
-    CHECK(tensor->dtype == DType::kFloat32, DTypeError, op, ": a, b and c must be float32, got ",
+    CHECK(tensor->dtype == DType::kFloat32 ||
+              (rank == 2 && tensor == &args.b && is_packed(tensor->dtype)), DTypeError, op, ": a, b and c must be float32, got ",
           dtype_name(tensor->dtype));
   const bool epilogue = args.bias || args.pre_activation || args.gate_input || args.residual ||
                         args.activation != Activation::kNone || args.dropout.p > 0.0f;
@@ -43,7 +45,14 @@ void run(const Context& context, const MatmulArgs& args) {
   ScratchScope scope(*context.arena);
   MatmulArgs call = args;
   call.workers = num_threads();
-  call.scratch = context.arena->scratch(DType::kInt8, context.kernels->matmul->scratch_bytes(call));
+  const auto scratch = [&](int64_t bytes) {
+    call.scratch = context.arena->scratch(DType::kInt8, bytes);
+  };
+  if (context.bfloat16) {
+    scratch(context.kernels->matmul_bfloat16->scratch_bytes(call));
+    return context.kernels->matmul_bfloat16->matmul(call);
+  }
+  scratch(context.kernels->matmul->scratch_bytes(call));
   context.kernels->matmul->matmul(context, call);
 }
 
@@ -62,7 +71,9 @@ void matmul(const Context& context, const MatmulArgs& args) {
   check_optional("matmul", "pre_activation", args.pre_activation, "[M, N]", {m, n});
   check_optional("matmul", "gate_input", args.gate_input, "[M, N]", {m, n});
   check_optional("matmul", "residual", args.residual, "[M, N]", {m, n});
-  if (m * n > 0) run(context, args);
+  if (m * n == 0) return;
+  if (is_packed(args.b.dtype)) return packed_matmul(context, args);
+  run(context, args);
 }
 
 void batched_matmul(const Context& context, const MatmulArgs& args) {

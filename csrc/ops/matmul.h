@@ -52,6 +52,14 @@ struct MatmulKernels {
   void (*column_sum)(const Context&, const ColumnSumArgs&);
 };
 
+// The same products of operands rounded to bfloat16, sums in float. Their order too depends on K
+// alone.
+struct MatmulBFloat16Kernels {
+  int64_t (*scratch_bytes)(const MatmulArgs&);
+  void (*matmul)(const MatmulArgs&);
+};
+
+// Rounds a and b to bfloat16 where the context says so.
 void matmul(const Context& context, const MatmulArgs& args);
 void column_sum(const Context& context, const ColumnSumArgs& args);
 

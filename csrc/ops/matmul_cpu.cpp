@@ -247,15 +247,6 @@ int64_t scratch_bytes(const MatmulArgs& args) {
   return (args.workers * plan.worker_floats() + sums) * static_cast<int64_t>(sizeof(float));
 }
 
-// As parallel_for, on the calling thread alone where the work is not worth waking others.
-template <class Body>
-LLMCORE_INLINE void for_each_task(bool alone, int64_t count, Body body) {
-  if (alone)
-    for (int64_t i = 0; i < count; ++i) body(i, 0);
-  else
-    parallel_for(count, body);
-}
-
 void matmul_few_rows(const MatmulArgs& args) {
   const Output out = make_output(args, args.c.f32());
   const int64_t rows = args.c.dim(0), depth = args.a.dim(1);
@@ -266,8 +257,8 @@ void matmul_few_rows(const MatmulArgs& args) {
   }
   const FewRows few{x, args.b.f32(), rows, args.c.dim(1), depth, out};
   const int64_t grain = max(round_up(kStreamedFloats / max(few.k, 1), kLanes), kLanes);
-  for_each_task(
-      args.workers == 1 || few.n <= grain, ceil_div(few.n, grain),
+  parallel_for_if(
+      args.workers > 1 && few.n > grain, ceil_div(few.n, grain),
       [&](int64_t task, int) { few_rows(few, task * grain, min((task + 1) * grain, few.n)); });
 }
 
@@ -281,8 +272,8 @@ void matmul(const Context&, const MatmulArgs& args) {
   const Output out = make_output(args, needs_own_sums(args, p.depth) ? own_sums : args.c.f32());
   for (int worker = 0; worker < args.workers; ++worker)
     *reinterpret_cast<int64_t*>(scratch + worker * plan.worker_floats()) = -1;
-  const bool alone = args.workers == 1 || p.rows * p.cols * max(p.depth, 1) < kAloneWork;
-  for_each_task(alone, plan.tasks(), [&](int64_t task, int worker) {
+  const bool shared = args.workers > 1 && p.rows * p.cols * max(p.depth, 1) >= kAloneWork;
+  parallel_for_if(shared, plan.tasks(), [&](int64_t task, int worker) {
     const int64_t row = task % plan.row_tasks * plan.task_rows;
     const int64_t col = task / plan.row_tasks * plan.task_cols;
     float* own = scratch + worker * plan.worker_floats();

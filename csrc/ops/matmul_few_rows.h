@@ -87,7 +87,7 @@ static void few_rows_strip(const FewRows& p, int64_t row) {
   }
   for (int64_t m = 0; m < p.m; ++m) {
     const Place place{.m = m, .n = row, .rows = 1, .cols = valid, .add = false, .last = true};
-    store_rows<false>(p.out, place, &total[m]);
+    store_rows<0, 0>(p.out, place, &total[m]);
   }
 }
 

@@ -10,31 +10,6 @@
 
 namespace llmcore::LLMCORE_ISA {
 
-static constexpr int64_t min(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-static constexpr int64_t max(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-static constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-static constexpr int64_t round_up(int64_t a, int64_t b) {
-  return ceil_div(a, b) * b;
-}
-
-// One side of the product. Its items (rows or columns of the problem) are contiguous along k, or
-// lie beside each other.
-struct Operand {
-  const float* data;
-  int64_t stride;
-  bool along_k;
-
-  const float* at(int64_t item, int64_t k) const {
-    return along_k ? data + item * stride + k : data + k * stride + item;
-  }
-};
-
 // The product as the kernel sees it. C may lie transposed.
 struct Problem {
   Operand row_side, col_side;

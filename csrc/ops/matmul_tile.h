@@ -30,6 +30,18 @@ static constexpr int least_common_multiple(int a, int b) {
 inline constexpr int kTileRows = least_common_multiple(kStripRows, kLanes);
 inline constexpr int kTileStrips = kTileRows / kStripRows, kTileCols = kTileVectors * kLanes;
 
+// One side of the product. Its items (rows or columns of the problem) are contiguous along k, or
+// lie beside each other.
+struct Operand {
+  const float* data;
+  int64_t stride;
+  bool along_k;
+
+  const float* at(int64_t item, int64_t k) const {
+    return along_k ? data + item * stride + k : data + k * stride + item;
+  }
+};
+
 // Memory that will be wanted next, brought near while a strip is multiplied: every 16 steps of k
 // `count` cache lines `stride` apart, then all of them move on by `step`.
 struct Ahead {
@@ -139,13 +151,13 @@ LLMCORE_INLINE Vec activated(const Output& out, int64_t i, int64_t count, Vec v)
   return v;
 }
 
-// Stores a vector of sums in each row of a place that is one vector wide: kWhole says that it has
-// kLanes rows of kLanes elements. One thing after the other is done to all rows, so that what there
+// Stores a vector of sums in each row of a place that is one vector wide: kRows rows of kCols elements,
+// or as many as the place says where they are 0. One thing after the other is done to all rows, so that what there
 // is to do is asked once a block.
-template <bool kWhole>
+template <int kRows, int kCols>
 LLMCORE_INLINE void store_rows(const Output& shared, const Place& place, Vec* rows) {
   const Output out = shared;  // a copy of its own: nothing stored below can change it
-  const int64_t count = kWhole ? kLanes : place.rows, cols = kWhole ? kLanes : place.cols;
+  const int64_t count = kRows > 0 ? kRows : place.rows, cols = kCols > 0 ? kCols : place.cols;
   const int64_t first = place.m * out.n + place.n;
   const auto add = [&](const float* from) {
 #pragma GCC unroll 16
@@ -196,9 +208,9 @@ static void store_tile(const Output& out, const Place& place, const float* tile)
       part.rows = place.rows - row < kLanes ? place.rows - row : kLanes;
       part.cols = place.cols - col < kLanes ? place.cols - col : kLanes;
       if (part.rows == kLanes && part.cols == kLanes)
-        store_rows<true>(out, part, block);
+        store_rows<kLanes, kLanes>(out, part, block);
       else
-        store_rows<false>(out, part, block);
+        store_rows<0, 0>(out, part, block);
     }
   }
 }

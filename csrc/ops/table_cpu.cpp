@@ -17,6 +17,8 @@ extern const ElementwiseKernels elementwise_kernels;
 extern const OptimizerKernels optimizer_kernels;
 extern const CeilingKernels ceiling_kernels;
 extern const LoadingKernels loading_kernels;
+extern const PackedKernels packed_kernels;
+extern const MatmulBFloat16Kernels matmul_bfloat16_kernels;
 
 extern const Kernels kernels;
 const Kernels kernels = {
@@ -32,6 +34,8 @@ const Kernels kernels = {
     .optimizer = &optimizer_kernels,
     .ceiling = &ceiling_kernels,
     .loading = &loading_kernels,
+    .packed = &packed_kernels,
+    .matmul_bfloat16 = &matmul_bfloat16_kernels,
 };
 
 }  // namespace llmcore::LLMCORE_ISA

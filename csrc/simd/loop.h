@@ -5,6 +5,19 @@
 
 namespace llmcore::LLMCORE_ISA {
 
+LLMCORE_INLINE constexpr int64_t min(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+LLMCORE_INLINE constexpr int64_t max(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+LLMCORE_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+LLMCORE_INLINE constexpr int64_t round_up(int64_t a, int64_t b) {
+  return ceil_div(a, b) * b;
+}
+
 // Elements one task of a parallel loop takes, roughly: enough to hide what starting it costs.
 // Inputs up to this size run on the calling thread alone.
 inline constexpr int64_t kTaskElements = 16384;

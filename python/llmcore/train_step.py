@@ -16,6 +16,8 @@ from llmcore.model import Transformer, check_batch
 from llmcore.objectives import Batch
 from llmcore.validation import check_seed
 
+TRAINING_DTYPES = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -50,6 +52,10 @@ class TrainStep:
         weight_decay: decoupled weight decay.
         max_grad_norm: gradients are scaled down to this global norm; None: never.
         dropout_seed: dropout masks are a function of this, the step and the place.
+        dtype: "bfloat16" rounds the operands of matrix products to bfloat16, forwards and
+            backwards; their sums, attention, norms, losses, weights and moments are float32 all the
+            same (Micikevicius et al. 2018; Kalamkar et al. 2019). It pays where the processor has
+            instructions for it: `llmcore doctor` tells.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -74,9 +80,10 @@ class TrainStep:
         weight_decay: float = 0.0,
         max_grad_norm: float | None = None,
         dropout_seed: int = 0,
+        dtype: str = "float32",
     ) -> None:
         _check_model(model)
-        _check_settings(lr, betas, eps, weight_decay, max_grad_norm)
+        _check_settings(lr, betas, eps, weight_decay, max_grad_norm, dtype)
         check_seed(dropout_seed, "TrainStep: dropout_seed")
         self.model = model
         self.lr = lr
@@ -84,7 +91,8 @@ class TrainStep:
         self.eps = eps
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
-        self._core = _core.TrainStep(model._core, dropout_seed)
+        self.dtype = dtype
+        self._core = _core.TrainStep(model._core, dropout_seed, dtype == "bfloat16")
 
     def __call__(
         self,
@@ -195,6 +203,7 @@ def _check_settings(
     eps: float,
     weight_decay: float,
     max_grad_norm: float | None,
+    dtype: str,
 ) -> None:
     def number(value: Any) -> bool:
         return isinstance(value, numbers.Real) and math.isfinite(value)
@@ -223,6 +232,7 @@ def _check_settings(
                 max_grad_norm is None or (number(max_grad_norm) and max_grad_norm > 0),
                 "a number above 0, or None",
             ),
+            ("dtype", dtype, dtype in TRAINING_DTYPES, " or ".join(map(repr, TRAINING_DTYPES))),
         )
         if not ok
     ]

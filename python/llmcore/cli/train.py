@@ -45,7 +45,6 @@ def train(
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
     **settings: Any,
 ) -> int:
     """Train a language model. Without options: a small one on Shakespeare, in minutes.
@@ -61,7 +60,7 @@ def train(
     run = run_config(model, config, overrides, settings)
     from llmcore.training.assemble import build_trainer
 
-    trainer = build_trainer(run, device=device or default_device(), dtype=dtype)
+    trainer = build_trainer(run, device=device or default_device())
     result = trainer.fit()
     if result.signal:
         return 128 + result.signal

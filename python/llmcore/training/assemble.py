@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from llmcore.model import Transformer
 
 
-def build_trainer(run: RunConfig, *, device: str = "cpu", dtype: str = "float32") -> Trainer:
+def build_trainer(run: RunConfig, *, device: str = "cpu") -> Trainer:
     """Make everything a run names, ready for `Trainer.fit`.
 
     The settings that end up in ``run.json`` hold the architecture and the objective in full, so
@@ -49,7 +49,7 @@ def build_trainer(run: RunConfig, *, device: str = "cpu", dtype: str = "float32"
     from llmcore.model import Transformer, check_computation
 
     refuse_second_run(run.train)
-    check_computation(device, dtype)
+    check_computation(device, "float32")
     source = _with_absolute_paths(run.data)
     if run.train.resume:
         _refuse_other_data(source, Path(run.train.out_dir))
@@ -66,7 +66,7 @@ def build_trainer(run: RunConfig, *, device: str = "cpu", dtype: str = "float32"
         fitted = fit_config(names, config, data.tokenizer, data.train, fresh=not is_directory(name))
         config = config.replace(**{**fitted, **overrides})
     refuse_impossible(config, train)
-    model = Transformer(config, device=device, dtype=dtype, seed=train.seed)
+    model = Transformer(config, device=device, seed=train.seed)
     if start is not None and not train.resume:
         _copy_weights(start, model)
     model.tokenizer = data.tokenizer

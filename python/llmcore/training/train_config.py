@@ -105,6 +105,10 @@ class TrainConfig:
     max_grad_norm: float = setting(
         1.0, "Clip the gradient to this global norm; 0 does not clip.", minimum=0.0, resume="warn"
     )
+    dtype: str = setting(
+        "float32", "Of matrix products: float32, or bfloat16 with float32 sums, weights, moments.",
+        choices=("float32", "bfloat16"), resume="warn",
+    )  # fmt: skip
     dropout: float | None = setting(
         None, "Dropout of embeddings, attention and residuals; the model's own if not given.",
         minimum=0.0, maximum=0.999, resume="refuse",

@@ -461,6 +461,7 @@ class Trainer:
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm or None,
             dropout_seed=config.seed,
+            dtype=config.dtype,
         )
 
     def _check_fit(self) -> None:

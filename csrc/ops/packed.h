@@ -1,0 +1,94 @@
+// Weights packed for inference, in bfloat16, int8 or int4: their formats, how matrices come into
+// and out of them, and the product y = x W^T.
+//
+// Such a matrix is a Tensor [N, K] of a packed dtype. It lies in panels of kPanelOutputs outputs,
+// each read from its first byte to its last: 32-bit words, the words of all outputs for the same k
+// side by side.
+//
+//   bfloat16  a word is two weights; x is rounded to bfloat16 too
+//   int8      a word is four weights q + 128, with a float scale an output at the panel's end:
+//             w = scale q, -127 <= q <= 127. x is rounded to int8 with a scale a row
+//   int4      in groups of 32 along K: w = scale q, -8 <= q <= 7, scales bfloat16. Bytes hold
+//             q + 8 of two words, the later one in the upper half. Two groups are 8 lines of bytes
+//             and a line of scales, the first group's in the lower halves. x as with int8
+//
+// Integer sums are exact; a row's result depends neither on its batch nor on threads. K is padded
+// with weights of zero, N with outputs that are computed and dropped.
+#pragma once
+
+#include "core/context.h"
+#include "core/tensor.h"
+#include "ops/matmul.h"
+
+namespace llmcore {
+
+inline constexpr int64_t kPanelOutputs = 16;
+inline constexpr int64_t kInt4Group = 32;
+// Sums of K products of bytes fit 32 bits.
+inline constexpr int64_t kMaxPackedDepth = 1 << 16;
+
+LLMCORE_INLINE bool is_packed(DType dtype) {
+  return dtype == DType::kPackedBFloat16 || dtype == DType::kPackedInt8 ||
+         dtype == DType::kPackedInt4;
+}
+
+LLMCORE_INLINE int64_t packed_panels(int64_t outputs) {
+  return (outputs + kPanelOutputs - 1) / kPanelOutputs;
+}
+
+// Bytes of a panel of matrices [N, depth].
+LLMCORE_INLINE int64_t panel_bytes(DType format, int64_t depth) {
+  constexpr int64_t kLine = kPanelOutputs * 4;
+  if (format == DType::kPackedBFloat16) return (depth + 1) / 2 * kLine;
+  if (format == DType::kPackedInt8) return (depth + 3) / 4 * kLine + kLine;
+  return (depth + 2 * kInt4Group - 1) / (2 * kInt4Group) * 9 * kLine;
+}
+
+LLMCORE_INLINE int64_t packed_bytes(DType format, int64_t outputs, int64_t depth) {
+  return packed_panels(outputs) * panel_bytes(format, depth);
+}
+
+// Outputs [first, first + R) of a packed matrix [N, K].
+struct PackedRows {
+  Tensor packed;
+  int64_t first = 0;
+};
+
+struct PackArgs {
+  Tensor weight;  // [R, K] float32
+  PackedRows to;
+};
+
+// Integers and scales as they are kept in files.
+struct CodesArgs {
+  PackedRows of;  // int8 or int4
+  Tensor codes;   // [R, K] int8
+  Tensor scales;  // [R] float32 for int8, [R, ceil(K / 32)] for int4
+};
+
+struct UnpackRowsArgs {
+  Tensor packed;  // [N, K]
+  Tensor rows;    // [R] int32, each in [0, N)
+  Tensor out;     // [R, K] float32
+};
+
+struct PackedKernels {
+  void (*pack)(const PackArgs&);
+  void (*get_codes)(const CodesArgs&);
+  void (*set_codes)(const CodesArgs&);
+  void (*unpack_rows)(const UnpackRowsArgs&);
+  int64_t (*scratch_bytes)(const MatmulArgs&);
+  void (*matmul)(const MatmulArgs&);
+};
+
+// Rounds to the nearest weight of the format; int4 takes, for each group, the scale of the smallest
+// squared error among some.
+void pack_weight(const Context& context, const PackArgs& args);
+void get_codes(const Context& context, const CodesArgs& args);
+void set_codes(const Context& context, const CodesArgs& args);
+void unpack_rows(const Context& context, const UnpackRowsArgs& args);
+
+// matmul() comes here when b is packed; it must be [N, K], transpose_b. No other form exists.
+void packed_matmul(const Context& context, const MatmulArgs& args);
+
+}  // namespace llmcore

@@ -1,0 +1,231 @@
+// Tiles of y = x W^T for packed weights: some rows of x times some panels, sums in registers.
+#pragma once
+
+#include "ops/matmul_tile.h"
+#include "ops/packed.h"
+#include "simd/dot.h"
+
+namespace llmcore::LLMCORE_ISA {
+
+// Vectors of a panel's outputs, and rows of x whose sums fill the registers. Fewer rows are bound by
+// reading: one panel at a time is one stream of memory. How many panels lie side by side where the
+// arithmetic needs more chains (measured, benchmarks/README.md) is the format's panels(rows).
+inline constexpr int kPanelVectors = kPanelOutputs / kLanes;
+#if defined(__AVX512F__)
+inline constexpr int kMostRows = 14;
+#elif defined(__aarch64__)
+inline constexpr int kMostRows = 4;
+#elif defined(__AVX2__)
+inline constexpr int kMostRows = 4;
+#else
+inline constexpr int kMostRows = 2;
+#endif
+
+// kRows rows of x side by side: words[w * kRows + r] is word w of row r.
+struct Strip {
+  DotWord* words;
+  int32_t* starts;  // what the integer sums of [group][row] start from: weights are stored unsigned
+  float* scales;    // of the rows
+};
+
+LLMCORE_INLINE VecU load_words(const uint32_t* p) {
+  VecU v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+LLMCORE_INLINE Vec to_float(VecI v) {
+  return __builtin_convertvector(v, Vec);
+}
+LLMCORE_INLINE VecI broadcast_sum(int32_t x) {
+  return x - VecI{};
+}
+
+struct BFloat16Format {
+  static constexpr DType kDType = DType::kPackedBFloat16;
+  static constexpr int kRows = kMostRows;
+  static constexpr int panels(int rows) { return kLanes < 16 || rows < 8 ? 1 : rows == 8 ? 3 : 2; }
+
+  template <int kRows, int kPanels>
+  LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
+                                  int64_t depth, Vec (&out)[kPanels * kPanelVectors][kRows]) {
+    Vec sum[kRows][kPanels * kPanelVectors] = {};
+    const DotWord* x = strip.words;
+    for (int64_t w = 0; w < (depth + 1) / 2; ++w, x += kRows) {
+      DotLanes lanes[kPanels * kPanelVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanels * kPanelVectors; ++v)
+        lanes[v] = bfloat16_lanes(load_words(panel + v / kPanelVectors * panel_words +
+                                        w * kPanelOutputs + v % kPanelVectors * kLanes));
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r) {
+        const DotLanes row = broadcast(x[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanels * kPanelVectors; ++v)
+          sum[r][v] = dot_bfloat16(sum[r][v], lanes[v], row);
+      }
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanels * kPanelVectors; ++v) out[v][r] = sum[r][v];
+  }
+};
+
+struct Int8Format {
+  static constexpr DType kDType = DType::kPackedInt8;
+  static constexpr int kRows = kMostRows;
+  static constexpr int panels(int rows) { return kLanes < 16 || rows < kRows ? 1 : 2; }
+
+  template <int kRows, int kPanels>
+  LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
+                                  int64_t depth, Vec (&out)[kPanels * kPanelVectors][kRows]) {
+    VecI sum[kRows][kPanels * kPanelVectors];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanels * kPanelVectors; ++v) sum[r][v] = broadcast_sum(strip.starts[r]);
+    const DotWord* x = strip.words;
+    const int64_t words = (depth + 3) / 4;
+    for (int64_t w = 0; w < words; ++w, x += kRows) {
+      DotLanes lanes[kPanels * kPanelVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanels * kPanelVectors; ++v)
+        lanes[v] = int8_lanes(load_words(panel + v / kPanelVectors * panel_words +
+                                        w * kPanelOutputs + v % kPanelVectors * kLanes));
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r) {
+        const DotLanes row = broadcast(x[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanels * kPanelVectors; ++v)
+          sum[r][v] = dot_int8(sum[r][v], lanes[v], row);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanels * kPanelVectors; ++v) {
+      const Vec scale = as_floats(load_words(panel + v / kPanelVectors * panel_words +
+                                             words * kPanelOutputs + v % kPanelVectors * kLanes));
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r) out[v][r] = to_float(sum[r][v]) * scale * strip.scales[r];
+    }
+  }
+};
+
+struct Int4Format {
+  static constexpr DType kDType = DType::kPackedInt4;
+  static constexpr int kRows = kMostRows / (kLanes == 16 ? 1 : 2);
+  static constexpr int panels(int) { return 1; }
+
+  template <int kRows, int kPanels>
+  LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t, int64_t depth,
+                                  Vec (&out)[kPanels * kPanelVectors][kRows]) {
+    static_assert(kPanels == 1);
+    Vec total[kRows][kPanelVectors] = {};
+    const DotWord* x = strip.words;
+    const int32_t* starts = strip.starts;
+    for (int64_t k = 0; k < depth; k += 2 * kInt4Group, panel += 9 * kPanelOutputs) {
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half, x += 8 * kRows, starts += kRows) {
+        VecI sum[kRows][kPanelVectors];
+#pragma GCC unroll 14
+        for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+          for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = broadcast_sum(starts[r]);
+#pragma GCC unroll 4
+        for (int line = 0; line < 4; ++line) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kPanelVectors; ++v) {
+            const VecU bytes =
+                load_words(panel + (4 * half + line) * kPanelOutputs + v * kLanes);
+            const DotLanes low = int8_lanes(bytes & 0x0f0f0f0fu);
+            const DotLanes high = int8_lanes((bytes >> 4) & 0x0f0f0f0fu);
+#pragma GCC unroll 14
+            for (int r = 0; r < kRows; ++r) {
+              sum[r][v] = dot_int8(sum[r][v], low, broadcast(x[2 * line * kRows + r]));
+              sum[r][v] = dot_int8(sum[r][v], high, broadcast(x[(2 * line + 1) * kRows + r]));
+            }
+          }
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelVectors; ++v) {
+          const VecU both = load_words(panel + 8 * kPanelOutputs + v * kLanes);
+          const Vec scale = as_floats(half == 0 ? both << 16 : both & 0xffff0000u);
+#pragma GCC unroll 14
+          for (int r = 0; r < kRows; ++r)
+            total[r][v] = fma(to_float(sum[r][v]), scale, total[r][v]);
+        }
+      }
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelVectors; ++v) out[v][r] = total[r][v] * strip.scales[r];
+  }
+};
+
+// The tiles of rows of x, a strip at a time, times panels: into C, with what follows the product.
+template <class Format>
+struct Tiles {
+  const Output& out;
+  int64_t rows, outputs, depth, panel_words;
+  bool add = false, last = true;  // to what C holds; the sum is complete
+
+  // Rows of a strip, of which there is a tile for 1, 2, 4, 8 and the most.
+  static int64_t tile_rows(int64_t rows) {
+    int64_t count = 1;
+    while (count < rows) count *= 2;
+    return min(count, Format::kRows);
+  }
+
+  template <int kRows, int kPanels>
+  __attribute__((noinline)) void tile(const Strip& strip, int64_t row, const uint32_t* panel,
+                                      int64_t first_col) const {
+    const auto place_of = [&](int64_t v) {
+      const int64_t col = first_col + v * kLanes;
+      return Place{.m = row,
+                   .n = col,
+                   .rows = min(kRows, rows - row),
+                   .cols = min(kLanes, outputs - col),
+                   .add = add,
+                   .last = last};
+    };
+    for (int64_t v = 0; v < kPanels * kPanelVectors; ++v) prefetch(out, place_of(v));
+    Vec sums[kPanels * kPanelVectors][kRows];
+    Format::template tile<kRows, kPanels>(strip, panel, panel_words, depth, sums);
+    for (int64_t v = 0; v < kPanels * kPanelVectors; ++v) {
+      const Place place = place_of(v);
+      if (place.cols == kLanes)
+        store_rows<0, kLanes>(out, place, sums[v]);
+      else if (place.cols > 0)
+        store_rows<0, 0>(out, place, sums[v]);
+    }
+  }
+
+  template <int kRows>
+  void multiply(const Strip& strip, int64_t row, const uint32_t* panel, int64_t count,
+                int64_t col) const {
+    constexpr int kPanels = Format::panels(kRows);
+    int64_t i = 0;
+    for (; i + kPanels <= count; i += kPanels)
+      tile<kRows, kPanels>(strip, row, panel + i * panel_words, col + i * kPanelOutputs);
+    for (; i < count; ++i)
+      tile<kRows, 1>(strip, row, panel + i * panel_words, col + i * kPanelOutputs);
+  }
+
+  // The strip of the rows from `row` on times `count` panels, the first of which has output `col`.
+  void multiply(const Strip& strip, int64_t row, const uint32_t* panel, int64_t count,
+                int64_t col) const {
+    const int64_t height = tile_rows(rows - row);
+    if (height == Format::kRows)
+      multiply<Format::kRows>(strip, row, panel, count, col);
+    else if (height == 8)
+      multiply<min(8, Format::kRows)>(strip, row, panel, count, col);
+    else if (height == 4)
+      multiply<min(4, Format::kRows)>(strip, row, panel, count, col);
+    else if (height == 2)
+      multiply<min(2, Format::kRows)>(strip, row, panel, count, col);
+    else
+      multiply<1>(strip, row, panel, count, col);
+  }
+};
+
+}  // namespace llmcore::LLMCORE_ISA
