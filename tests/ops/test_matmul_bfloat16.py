@@ -110,5 +110,6 @@ def test_what_is_not_finite_stays_in_its_row(rng):
     a, b = operands(rng, 16, 20, 40, False, True)
     a[3, 5], a[9, 0] = np.nan, np.inf
     y = product(a, b, np.empty((16, 20), np.float32), transpose_b=True)
-    assert np.isnan(y[3]).all() and not np.isfinite(y[9]).any()
+    assert np.isnan(y[3]).all()
+    assert not np.isfinite(y[9]).any()
     assert np.isfinite(np.delete(y, (3, 9), axis=0)).all()
