@@ -9,9 +9,9 @@ namespace llmcore::bindings {
 namespace {
 
 DType format_from_name(const std::string& name) {
-  for (const auto& [known, format] : {std::pair{"bfloat16", DType::kPackedBFloat16},
-                                      std::pair{"int8", DType::kPackedInt8},
-                                      std::pair{"int4", DType::kPackedInt4}})
+  for (const auto& [known, format] :
+       {std::pair{"bfloat16", DType::kPackedBFloat16}, std::pair{"int8", DType::kPackedInt8},
+        std::pair{"int4", DType::kPackedInt4}})
     if (name == known) return format;
   throw ConfigError(str("weights can be packed as bfloat16, int8 or int4, not '", name, "'"));
 }
@@ -113,8 +113,8 @@ void bind_packed(py::module_& module) {
            py::arg("bias") = py::none(), py::arg("activation") = "none",
            py::arg("residual") = py::none(), py::arg("accumulate") = false);
 
-  py::class_<Transformer, ModelPtr>(py::reinterpret_borrow<py::class_<Transformer, ModelPtr>>(
-      module.attr("Transformer")))
+  py::class_<Transformer, ModelPtr>(
+      py::reinterpret_borrow<py::class_<Transformer, ModelPtr>>(module.attr("Transformer")))
       .def(
           "pack",
           [](const ModelPtr& model, const std::string& format, bool zeros) {

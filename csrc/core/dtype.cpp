@@ -7,11 +7,11 @@
 
 namespace llmcore {
 namespace {
-constexpr const char* kNames[] = {"float32",         "bfloat16",    "float16",    "int32",
-                                  "int64",           "int8",        "bool",
-                                  "packed bfloat16", "packed int8", "packed int4"};
+constexpr const char* kNames[] = {"float32",     "bfloat16",   "float16", "int32",
+                                  "int64",       "int8",       "bool",    "packed bfloat16",
+                                  "packed int8", "packed int4"};
 constexpr int kElementTypes = 7;  // those before the packed ones
-}
+}  // namespace
 
 const char* dtype_name(DType dtype) {
   return kNames[static_cast<int>(dtype)];

@@ -34,9 +34,9 @@ void copy(const Context& context, const Tensor& from, const Tensor& to) {
 }
 
 Param token_table(ParamStore& params, const Config& config) {
-  const Param table = ParamBuilder(params, "embed")
-                          .matrix("tokens.weight", config.vocab_size, config.hidden_size,
-                                  config.init_std);
+  const Param table =
+      ParamBuilder(params, "embed")
+          .matrix("tokens.weight", config.vocab_size, config.hidden_size, config.init_std);
   table.declare_packable();
   return table;
 }

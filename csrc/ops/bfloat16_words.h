@@ -1,5 +1,5 @@
-// Matrices of float as words of two bfloat16, the words of some rows (or columns) side by side: what
-// the tiles of packed_tile.h read.
+// Matrices of float as words of two bfloat16, the words of some rows (or columns) side by side:
+// what the tiles of packed_tile.h read.
 #pragma once
 
 #include "ops/packed_tile.h"
@@ -19,15 +19,16 @@ LLMCORE_INLINE void put_words(DotWord* to, VecU words) {
   }
 }
 
-// to[w * width + i] holds elements k + 2 w and k + 2 w + 1 of item `item + i` of `side`, zero beyond
-// its `items` or the last k. Whole vectors are written: up to kLanes - 1 words after the last.
+// to[w * width + i] holds elements k + 2 w and k + 2 w + 1 of item `item + i` of `side`, zero
+// beyond its `items` or the last k. Whole vectors are written: up to kLanes - 1 words after the
+// last.
 template <class Word>
 static void copy_bfloat16(const Operand& side, int64_t item, int64_t items, int64_t k,
                           int64_t depth, Word* to, int64_t width) {
   for (int64_t w = 0; w < ceil_div(depth, 2); w += kLanes) {
     const int64_t left = depth - 2 * w, words = min(ceil_div(left, 2), kLanes);
     // Ascending, so that what is written beyond an item's place is overwritten by the next.
-    const auto put = [&](VecU (&block)[kLanes], int64_t i) {
+    const auto put = [&](VecU(&block)[kLanes], int64_t i) {
       for (int64_t r = 0; r < words; ++r) put_words(to + (w + r) * width + i, block[r]);
     };
     for (int64_t i = 0; i < width; i += kLanes) {

@@ -32,8 +32,8 @@ Sizes check_product(const char* op, const MatmulArgs& args, int rank) {
         args.transpose_b ? " transposed" : "", " has ", k);
   for (const Tensor* tensor : {&args.a, &args.b, &args.c})
     CHECK(tensor->dtype == DType::kFloat32 ||
-              (rank == 2 && tensor == &args.b && is_packed(tensor->dtype)), DTypeError, op, ": a, b and c must be float32, got ",
-          dtype_name(tensor->dtype));
+              (rank == 2 && tensor == &args.b && is_packed(tensor->dtype)),
+          DTypeError, op, ": a, b and c must be float32, got ", dtype_name(tensor->dtype));
   const bool epilogue = args.bias || args.pre_activation || args.gate_input || args.residual ||
                         args.activation != Activation::kNone || args.dropout.p > 0.0f;
   CHECK(!(args.accumulate && epilogue), ConfigError, op,

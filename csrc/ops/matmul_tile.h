@@ -151,9 +151,9 @@ LLMCORE_INLINE Vec activated(const Output& out, int64_t i, int64_t count, Vec v)
   return v;
 }
 
-// Stores a vector of sums in each row of a place that is one vector wide: kRows rows of kCols elements,
-// or as many as the place says where they are 0. One thing after the other is done to all rows, so that what there
-// is to do is asked once a block.
+// Stores a vector of sums in each row of a place that is one vector wide: kRows rows of kCols
+// elements, or as many as the place says where they are 0. One thing after the other is done to all
+// rows, so that what there is to do is asked once a block.
 template <int kRows, int kCols>
 LLMCORE_INLINE void store_rows(const Output& shared, const Place& place, Vec* rows) {
   const Output out = shared;  // a copy of its own: nothing stored below can change it

@@ -91,9 +91,9 @@ struct Lane {
   DType format;
 
   Lane(const Tensor& packed, int64_t output)
-      : words(reinterpret_cast<uint32_t*>(packed.as<char>() + output / kPanelOutputs *
-                                                                  panel_bytes(packed.dtype,
-                                                                              packed.dim(1))) +
+      : words(reinterpret_cast<uint32_t*>(packed.as<char>() +
+                                          output / kPanelOutputs *
+                                              panel_bytes(packed.dtype, packed.dim(1))) +
               output % kPanelOutputs),
         depth(packed.dim(1)),
         format(packed.dtype) {}
@@ -132,8 +132,8 @@ struct Lane {
   void get_codes(int64_t chunk, int8_t (&codes)[kChunk]) const {
     for (int64_t i = 0; i < count(chunk); ++i) {
       if (format == DType::kPackedInt4)
-        codes[i] = static_cast<int8_t>(
-            (int4_line(chunk, i / 8) >> (i % 4 * 8 + i / 4 % 2 * 4) & 15u) - 8);
+        codes[i] =
+            static_cast<int8_t>((int4_line(chunk, i / 8) >> (i % 4 * 8 + i / 4 % 2 * 4) & 15u) - 8);
       else
         codes[i] = static_cast<int8_t>(
             (words[(chunk * kChunk + i) / 4 * kPanelOutputs] >> (i % 4 * 8) & 255u) - 128);
@@ -168,19 +168,18 @@ struct Lane {
   void unpack(float* row) const {
     if (format == DType::kPackedBFloat16) {
       for (int64_t k = 0; k < depth; ++k)
-        row[k] = to_float(
-            BFloat16{static_cast<uint16_t>(words[k / 2 * kPanelOutputs] >> (k % 2 * 16))});
+        row[k] =
+            to_float(BFloat16{static_cast<uint16_t>(words[k / 2 * kPanelOutputs] >> (k % 2 * 16))});
       return;
     }
     int8_t codes[kChunk];
     for (int64_t chunk = 0; chunk * kChunk < depth; ++chunk) {
       get_codes(chunk, codes);
       for (int64_t i = 0; i < count(chunk); ++i)
-        row[chunk * kChunk + i] =
-            static_cast<float>(codes[i]) *
-            (format == DType::kPackedInt8
-                 ? *int8_scale()
-                 : to_float(int4_scale((chunk * kChunk + i) / kInt4Group)));
+        row[chunk * kChunk + i] = static_cast<float>(codes[i]) *
+                                  (format == DType::kPackedInt8
+                                       ? *int8_scale()
+                                       : to_float(int4_scale((chunk * kChunk + i) / kInt4Group)));
     }
   }
 };
@@ -198,9 +197,8 @@ void for_each_row(const PackedRows& rows, int64_t count, F f) {
 
 void pack(const PackArgs& args) {
   const int64_t depth = args.weight.dim(1);
-  for_each_row(args.to, args.weight.dim(0), [&](const Lane& lane, int64_t row) {
-    lane.pack(args.weight.f32() + row * depth);
-  });
+  for_each_row(args.to, args.weight.dim(0),
+               [&](const Lane& lane, int64_t row) { lane.pack(args.weight.f32() + row * depth); });
 }
 
 void get_codes(const CodesArgs& args) {
@@ -258,7 +256,8 @@ struct StripLayout {
                                                      : ceil_div(depth, kChunk) * kChunk / 4;
     groups = Format::kDType == DType::kPackedInt4 ? ceil_div(depth, kChunk) * 2 : 1;
     const int64_t row = words * static_cast<int64_t>(sizeof(DotWord)) + groups * 4 + 4;
-    bytes = round_up(row * Format::kRows + kVecBytes * kDotParts, 64);  // copy_bfloat16's last vector
+    bytes =
+        round_up(row * Format::kRows + kVecBytes * kDotParts, 64);  // copy_bfloat16's last vector
   }
 
   Strip at(char* scratch, int64_t strip) const {

@@ -7,9 +7,9 @@
 
 namespace llmcore::LLMCORE_ISA {
 
-// Vectors of a panel's outputs, and rows of x whose sums fill the registers. Fewer rows are bound by
-// reading: one panel at a time is one stream of memory. How many panels lie side by side where the
-// arithmetic needs more chains (measured, benchmarks/README.md) is the format's panels(rows).
+// Vectors of a panel's outputs, and rows of x whose sums fill the registers. Fewer rows are bound
+// by reading: one panel at a time is one stream of memory. How many panels lie side by side where
+// the arithmetic needs more chains (measured, benchmarks/README.md) is the format's panels(rows).
 inline constexpr int kPanelVectors = kPanelOutputs / kLanes;
 #if defined(__AVX512F__)
 inline constexpr int kMostRows = 14;
@@ -55,7 +55,7 @@ struct BFloat16Format {
 #pragma GCC unroll 4
       for (int v = 0; v < kPanels * kPanelVectors; ++v)
         lanes[v] = bfloat16_lanes(load_words(panel + v / kPanelVectors * panel_words +
-                                        w * kPanelOutputs + v % kPanelVectors * kLanes));
+                                             w * kPanelOutputs + v % kPanelVectors * kLanes));
 #pragma GCC unroll 14
       for (int r = 0; r < kRows; ++r) {
         const DotLanes row = broadcast(x[r]);
@@ -91,7 +91,7 @@ struct Int8Format {
 #pragma GCC unroll 4
       for (int v = 0; v < kPanels * kPanelVectors; ++v)
         lanes[v] = int8_lanes(load_words(panel + v / kPanelVectors * panel_words +
-                                        w * kPanelOutputs + v % kPanelVectors * kLanes));
+                                         w * kPanelOutputs + v % kPanelVectors * kLanes));
 #pragma GCC unroll 14
       for (int r = 0; r < kRows; ++r) {
         const DotLanes row = broadcast(x[r]);
@@ -134,8 +134,7 @@ struct Int4Format {
         for (int line = 0; line < 4; ++line) {
 #pragma GCC unroll 4
           for (int v = 0; v < kPanelVectors; ++v) {
-            const VecU bytes =
-                load_words(panel + (4 * half + line) * kPanelOutputs + v * kLanes);
+            const VecU bytes = load_words(panel + (4 * half + line) * kPanelOutputs + v * kLanes);
             const DotLanes low = int8_lanes(bytes & 0x0f0f0f0fu);
             const DotLanes high = int8_lanes((bytes >> 4) & 0x0f0f0f0fu);
 #pragma GCC unroll 14

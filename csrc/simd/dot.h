@@ -108,8 +108,8 @@ LLMCORE_INLINE DotWord bfloat16_word(uint32_t x) {
 #endif
 }
 
-// Words of 2 * kLanes numbers, rounded: lane i holds the first vector's elements 2 i and 2 i + 1, then
-// the second's.
+// Words of 2 * kLanes numbers, rounded: lane i holds the first vector's elements 2 i and 2 i + 1,
+// then the second's.
 LLMCORE_INLINE VecU bfloat16_pairs(Vec first, Vec second) {
 #if defined(LLMCORE_HAS_DOT)
   VecU words;
@@ -132,9 +132,9 @@ LLMCORE_INLINE VecU bfloat16_zip(Vec low, Vec high) {
   using Halves [[gnu::vector_size(kVecBytes)]] = uint16_t;
   const Halves halves = __builtin_bit_cast(Halves, bfloat16_pairs(low, high));
   return __builtin_bit_cast(
-      VecU, __builtin_shufflevector(halves, halves, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22,
-                                    7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
-                                    31));
+      VecU,
+      __builtin_shufflevector(halves, halves, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7,
+                              23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
 #else
   return narrow_bfloat16(low) | narrow_bfloat16(high) << 16;
 #endif
