@@ -147,6 +147,27 @@ class Case:
             inputs["token_type_ids"] = torch.tensor(batch.types)
         return inputs
 
+    def rotated(self, by):
+        """The same batch with its sequences in another order: the same loss, otherwise rounded."""
+        batch, ids = (
+            self.batch,
+            self.batch.enc_ids if self.batch.dec_ids is None else self.batch.dec_ids,
+        )
+        order = np.roll(np.arange(len(ids)), by)
+        changes = {
+            name: np.asarray(values)[order]
+            for name in ("enc_ids", "enc_lengths", "dec_ids", "types")
+            if (values := getattr(batch, name)) is not None
+        }
+        if batch.rows is None:
+            changes["targets"] = np.asarray(batch.targets).reshape(ids.shape)[order].reshape(-1)
+        else:
+            rows = np.asarray(batch.rows)
+            places = np.argsort(order)[rows // ids.shape[1]] * ids.shape[1] + rows % ids.shape[1]
+            sort = np.argsort(places)
+            changes |= {"rows": places[sort], "targets": np.asarray(batch.targets)[sort]}
+        return Case(Batch(head=batch.head, **changes))
+
     def logits(self, model):
         """Logits of the scored rows, [R, V] or [R, labels]."""
         logits = model(**self.inputs).logits

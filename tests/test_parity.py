@@ -43,19 +43,24 @@ def test_logits_loss_and_all_gradients(pair, rng, tmp_path):
 
 @pytest.mark.parametrize("pair", [name for name in MODELS if name not in PAIRS], indirect=True)
 def test_ten_adamw_steps(pair, rng):
-    settings = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    settings = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
     ours = TrainStep(pair.ours, max_grad_norm=1.0, **settings)
     cases = [make_case(pair.name, rng) for _ in range(10)]
     got = np.array([(r.loss, r.grad_norm) for r in (ours(case.batch) for case in cases)])
     exact = torch_trajectory(pair.double, cases, settings)
     start = {name: tensor.clone() for name, tensor in pair.single.state_dict().items()}
 
-    def trajectory(model):
+    def trajectory(model, rotation):
         model.load_state_dict(start)
-        return torch_trajectory(model, cases, settings)
+        return torch_trajectory(model, [case.rotated(rotation) for case in cases], settings)
 
-    errors = [abs(steps - exact).max(0) for steps in pair.singles(trajectory)]
-    allowed = 2 * np.maximum(*errors) + FLOOR_ULPS * EPS["float32"] * exact.max(0)
+    # Rounding grows from step to step: PyTorch's own error is known from several orders of sums.
+    errors = [
+        abs(steps - exact).max(0)
+        for rotation in range(3)
+        for steps in pair.singles(lambda model: trajectory(model, rotation))  # noqa: B023
+    ]
+    allowed = 2 * np.max(errors, axis=0) + FLOOR_ULPS * EPS["float32"] * exact.max(0)
     error = abs(got - exact).max(0)
     assert (error <= allowed).all(), f"loss and norm: error {error}, allowed {allowed}"
 
