@@ -87,6 +87,7 @@ class ParamStore {
   };
 
   Tensor view(void* base, int index, int count) const;
+  void check_packable() const;
 
   std::vector<Packable> packables_;
   DType format_ = DType::kFloat32;

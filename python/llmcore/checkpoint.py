@@ -37,6 +37,7 @@ from llmcore.errors import CheckpointError
 from llmcore.families import Float32
 from llmcore.hf import model_files, read_config
 from llmcore.hf_weights import read_state, weight_files
+from llmcore.quantized import Quantized
 from llmcore.safetensors_io import SafetensorsFile, Source, read_json, write_tensors
 
 if TYPE_CHECKING:
@@ -89,13 +90,15 @@ class Checkpoint:
 
     Attributes:
         config: The architecture.
-        parameters: Yields (name, float32 array) once, as `hf.load_state` does.
+        format: What its matrices are rounded to in the files; "float32" if to nothing.
+        parameters: Yields (name, float32 array or `Quantized`) once, as `hf.load_state` does.
         state: The state of training, or None if only a model was saved.
         files: Where each file is now, by name; tokenizer files among them.
     """
 
     config: ModelConfig
-    parameters: Iterator[tuple[str, Float32]]
+    format: str
+    parameters: Iterator[tuple[str, Float32 | Quantized]]
     state: TrainState | None
     files: Mapping[str, Path]
 
@@ -116,7 +119,7 @@ def save(
     Args:
         directory: Made if need be. Files of other origin in it are left alone.
         config: The architecture.
-        parameters: Every parameter by name: float32 arrays, or what NumPy takes for one.
+        parameters: Every parameter by name, as `hf.save_state` takes them.
         state: The state of training, if it is to be resumed.
         tokenizer: Has `save(directory)`.
 
@@ -186,7 +189,9 @@ def load(
     raise CheckpointError(f"{directory}: is saved over faster than it can be read; try again")
 
 
-def copy_parameters(source: Iterable[tuple[str, Float32]], target: Mapping[str, Any]) -> None:
+def copy_parameters(
+    source: Iterable[tuple[str, Float32 | Quantized]], target: Mapping[str, Any]
+) -> None:
     """Copy arrays, by name, into the parameters of a model of the same architecture."""
     for name, array in source:
         np.copyto(target[name].numpy(), array)
@@ -215,13 +220,15 @@ def _load(
     else:
         files = current
         weights = [files.get("model.safetensors", directory / "model.safetensors")]
-    config, family = read_config(
+    config, family, format = read_config(
         files.get("config.json", directory / "config.json"), files.get("generation_config.json")
     )
     config = wanted or config
-    parameters = read_state(directory, weights, config, family, fresh=fresh, drop=drop)
+    parameters = read_state(
+        directory, weights, config, family, format=format, fresh=fresh, drop=drop
+    )
     state = _read_training_state(files) if _STATE in files else None
-    return Checkpoint(config, parameters, state, files)
+    return Checkpoint(config, format, parameters, state, files)
 
 
 def _state_files(state: TrainState) -> dict[str, FileContent]:

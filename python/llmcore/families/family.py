@@ -102,6 +102,11 @@ class Row:
         )
         return replace(self, ours=ours, theirs=names[0], aliases=names[1:])
 
+    @property
+    def upright(self) -> Row:
+        """The row of a foreign tensor that is [out, in] in any case, as quantised ones are."""
+        return replace(self, transposed=False)
+
     def foreign_shape(self, shapes: Mapping[str, Shape]) -> Shape:
         """Return the shape of the foreign tensor, from the shapes of ours."""
         first = shapes[self.ours[0]]
