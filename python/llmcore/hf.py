@@ -25,7 +25,7 @@ from llmcore.families import FAMILIES, Family, Float32, Row, encode_ids
 from llmcore.hf_weights import read_state, some_of, weight_files
 from llmcore.parameters import parameter_shapes
 from llmcore.quantized import Packed, Quantized, bfloat16_bits, config_keys, sources, stored_format
-from llmcore.safetensors_io import Array, Shape, Source, read_json, write_tensors
+from llmcore.safetensors_io import Shape, Source, read_json, write_tensors
 
 
 def config_from_hf(
@@ -227,7 +227,7 @@ def model_files(config: ModelConfig, parameters: Mapping[str, Any]) -> dict[str,
     problems += [f"{name} is unexpected" for name in parameters if name not in kept]
     given = {name: parameters[name] for name in kept if name in parameters}
     packed = {name: value for name, value in given.items() if isinstance(value, Packed)}
-    arrays = {name: np.asarray(given[name]) for name in given.keys() - packed.keys()}
+    arrays = {name: np.asarray(given[name]) for name in given if name not in packed}
     problems += [
         f"{name}: expected {list(kept[name])} float32, got {list(array.shape)} {array.dtype}"
         for name, array in arrays.items()
@@ -255,15 +255,15 @@ def model_files(config: ModelConfig, parameters: Mapping[str, Any]) -> dict[str,
 def _sources(
     row: Row,
     name: str,
-    arrays: Mapping[str, Array],
-    packed: Mapping[str, Packed],
+    arrays: dict[str, Any],
+    packed: dict[str, Packed],
     shapes: Mapping[str, Shape],
 ) -> list[Source]:
     """What to write of one foreign tensor: a matrix and its scale where it is quantised."""
     parts = [packed[ours] for ours in row.ours if ours in packed]
     if parts and parts[0].format != "bfloat16":
         return sources(name, parts)
-    shape, join = row.foreign_shape(shapes), partial(row.join, {**arrays, **packed}, shapes)
+    shape, join = row.foreign_shape(shapes), partial(row.join, arrays | packed, shapes)
     if not parts:
         return [Source(name, shape, join)]
     return [Source(name, shape, lambda: bfloat16_bits(join()), "BF16")]

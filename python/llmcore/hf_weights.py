@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llmcore.atomic import is_file_name
 from llmcore import quantized
+from llmcore.atomic import is_file_name
 from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError
 from llmcore.families import Family, Float32, Row
@@ -143,7 +143,7 @@ def _check_names(
     """
     covered = {name for row in rows for name in row.ours}
     missing = [name for name in needed if name not in covered]
-    misshapen = []
+    misshapen: list[str] = []
     for row in rows:
         found = [name for name in row.names if name in stored]
         instead = row.optional or row.otherwise in stored

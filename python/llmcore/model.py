@@ -162,8 +162,7 @@ class Transformer(Uses):
         )
 
     def quantize(self, format: str) -> Transformer:
-        """Round the matrices to integers, for inference that needs less memory and less of its
-        bandwidth.
+        """Round the matrices to integers, for inference that reads less memory.
 
         int8 has a scale for each output, int4 one for every 32 weights of an output; what they are
         multiplied with is rounded to int8 row by row. Embeddings and the head are matrices, too.
@@ -199,8 +198,8 @@ class Transformer(Uses):
     def _require_float32(self, caller: str) -> None:
         if self.dtype != "float32":
             raise ConfigError(
-                f"{caller}: the model's weights are {self.dtype}, for inference; load it again with "
-                "dtype='float32'"
+                f"{caller}: the model's weights are {self.dtype}, for inference; "
+                "load it again with dtype='float32'"
             )
 
     def parameters(self) -> dict[str, Tensor]:

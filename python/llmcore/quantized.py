@@ -57,7 +57,7 @@ class Quantized:
 
     @property
     def format(self) -> str:
-        """ "int8" or "int4"."""
+        """One of "int8" and "int4"."""
         return "int8" if self.scales.ndim == 1 else "int4"
 
     def __getitem__(self, rows: slice) -> Quantized:
@@ -86,7 +86,7 @@ class Packed:
 
     @property
     def format(self) -> str:
-        """ "bfloat16", "int8" or "int4"."""
+        """One of "bfloat16", "int8" and "int4"."""
         return str(self.core.format)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -117,7 +117,7 @@ def fill(core: Any, parameters: Iterable[tuple[str, Any]]) -> None:
         if name not in packed:
             np.copyto(views[name].numpy(), value)
         elif isinstance(value, Quantized) and value.format == core.format:
-            core.set_codes(name, *map(_tensor, (value.codes, value.scales)))
+            core.set_codes(name, _tensor(value.codes), _tensor(value.scales))
         else:
             core.set_packed(name, _tensor(np.asarray(value, np.float32)))
 
@@ -215,7 +215,8 @@ def sources(name: str, parts: Sequence[Packed]) -> list[Source]:
 
 def bfloat16_bits(values: Array) -> Array:
     """The upper halves of float32 numbers that are bfloat16 already."""
-    return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    bits: Array = np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16
+    return bits.astype(np.uint16)
 
 
 def _stored_shapes(format: str, shape: Shape) -> tuple[Shape, Shape]:
@@ -230,7 +231,8 @@ def _codes(parts: Sequence[Packed]) -> Array:
     if parts[0].format == "int8":
         return codes
     digits = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2))).view(np.uint8) + np.uint8(8)
-    return digits[:, ::2] | digits[:, 1::2] << 4
+    pairs: Array = digits[:, ::2] | digits[:, 1::2] << 4
+    return pairs
 
 
 def _scales(parts: Sequence[Packed]) -> Array:

@@ -45,7 +45,7 @@ def train(
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: Annotated[str, typer.Option(help="Number format: float32.")] = "float32",
     **settings: Any,
 ) -> int:
     """Train a language model. Without options: a small one on Shakespeare, in minutes.
@@ -102,7 +102,7 @@ def evaluate(
     ] = None,
     batches: Annotated[int, typer.Option(help="Batches; 0 takes all the data.", min=0)] = 0,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model's loss and perplexity on data, by the objective it was trained with.

@@ -115,8 +115,8 @@ class Row:
             return (1, *stacked)
         return stacked[::-1] if self.transposed else stacked
 
-    def split(self, foreign: Float32, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Float32]]:
-        """Yield (our name, view of the foreign tensor)."""
+    def split(self, foreign: Any, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Any]]:
+        """Yield (our name, view of the foreign tensor), which is an array or can be cut as one."""
         stacked = foreign[0] if self.batched else foreign.T if self.transposed else foreign
         start = 0
         for name in self.ours:

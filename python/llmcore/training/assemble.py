@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcore import checkpoint, hf
 from llmcore.config import ModelConfig
-from llmcore.errors import CheckpointError, ConfigError, did_you_mean
+from llmcore.errors import CheckpointError, ConfigError, DTypeError, did_you_mean
 from llmcore.presets import PRESETS
 from llmcore.tokenizer import Tokenizer
 from llmcore.training.plan import refuse_impossible
@@ -50,6 +50,8 @@ def build_trainer(run: RunConfig, *, device: str = "cpu", dtype: str = "float32"
 
     refuse_second_run(run.train)
     check_computation(device, dtype)
+    if dtype != "float32":
+        raise DTypeError(f"train: this version trains in float32 only, not in {dtype}")
     source = _with_absolute_paths(run.data)
     if run.train.resume:
         _refuse_other_data(source, Path(run.train.out_dir))

@@ -16,11 +16,11 @@ _SPREAD = 0.1
 def train(workload: dict[str, Any], folder: str) -> Built:
     """Train the model in the folder with `TrainStep`."""
     training = Training(**workload)
+    model = llmcore.Transformer.from_pretrained(folder, dtype=training.dtype)
     try:
-        model = llmcore.Transformer.from_pretrained(folder, dtype=training.dtype)
-    except (ConfigError, llmcore.errors.DTypeError) as error:
+        step = llmcore.TrainStep(model, lr=1e-4, weight_decay=0.1, max_grad_norm=1.0)
+    except ConfigError as error:
         raise ConfigError(f"not available: {error}") from error
-    step = llmcore.TrainStep(model, lr=1e-4, weight_decay=0.1, max_grad_norm=1.0)
     batch = training.data()
     reset_peak_memory()
     return Built({"step": timed(lambda: step(batch))}, llmcore.__version__, step(batch).loss)
@@ -56,16 +56,7 @@ class _Generator:
         self._model: llmcore.Transformer | None = None
 
     def load(self) -> None:
-        dtype = self._weights if self._weights in ("float32", "bfloat16") else "float32"
-        try:
-            self._model = llmcore.Transformer.from_pretrained(self._folder, dtype=dtype)
-        except llmcore.errors.DTypeError as error:
-            raise ConfigError(f"not available: {error}") from error
-        if self._weights != dtype:
-            quantize = getattr(self._model, "quantize", None)
-            if quantize is None:
-                raise ConfigError("not available: this version of llmcore quantises no weights")
-            quantize(self._weights)
+        self._model = llmcore.Transformer.from_pretrained(self._folder, dtype=self._weights)
 
     def drop(self) -> None:
         self._model = None
