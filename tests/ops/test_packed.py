@@ -186,7 +186,7 @@ def test_the_longest_sums_fit(format):
     x = np.ones((3, k), F) * F([[1], [-1], [0.5]])
     got = product(packed(w, format), x, 18)
     exact = x.astype(np.float64) @ packed(w, format).unpack().numpy().T
-    assert np.abs(got / exact - 1).max() < 1e-5
+    assert np.abs(got / exact - 1).max() < 1e-4  # thousands of groups in float32
     with pytest.raises(ValueError, match="65536, got 65537"):
         packed(np.ones((1, k + 1), F), format)
 
