@@ -74,9 +74,8 @@ def test_every_architecture_is_rounded_saved_and_loaded(name, format, saved, tmp
     assert model.dtype == format
     assert repr(model).endswith(f"parameters, {format} on cpu)")
     packed = set(model._core.packed_names())
-    assert {
-        n for n in original if n.endswith(("q.weight", "down.weight", "tokens.weight"))
-    } <= packed
+    ends = ("q.weight", "down.weight", "tokens.weight")
+    assert {key for key in original if key.endswith(ends)} <= packed
     assert model.parameters().keys() == original.keys() - packed
     if format != "bfloat16":
         other = Transformer.from_pretrained(folder).quantize(format)
@@ -93,9 +92,7 @@ def test_every_architecture_is_rounded_saved_and_loaded(name, format, saved, tmp
         expected = ROUND[format](original[key]) if key in packed else original[key]
         assert np.allclose(tensor.numpy(), expected, rtol=1e-6, atol=1e-7), key
     exact = outputs(widened)
-    allowed = {"bfloat16": 0.02, "int8": 0.05, "int4": 0.05}[
-        format
-    ]  # what is multiplied is rounded
+    allowed = 0.02 if format == "bfloat16" else 0.05  # for rounding what is multiplied
     assert np.abs(outputs(model) - exact).max() <= allowed * np.abs(exact).max()
 
 
@@ -124,7 +121,8 @@ def test_files_hold_codes_and_scales(format, saved, tmp_path):
     model.save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     assert values["quantization"] == {"format": format}
-    original = safetensors.numpy.load_file(folder / "model.safetensors")
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
+    original = {f"transformer.{name}": array for name, array in stored.items()}
     with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     names = {name for name in original if "attn.c_" in name and name.endswith("weight")}
@@ -358,7 +356,9 @@ def test_matrices_too_deep_for_exact_sums_are_refused_and_left():
 
 
 def test_memory_is_that_of_the_format(tmp_path):
-    config = ModelConfig.preset("gpt2", num_decoder_layers=2, vocab_size=5000)
+    config = ModelConfig.preset(
+        "gpt2", num_decoder_layers=2, vocab_size=5000, bos_id=None, eos_id=None
+    )
     Transformer(config).save_pretrained(tmp_path)
     float32 = 4 * sum(np.prod(shape) for shape in parameter_shapes(config).values())
     sizes = {}
@@ -381,12 +381,12 @@ def test_command(capsys, tmp_path, finished_run):
     text = finished_run.parent / "text.txt"
     for format in FORMATS:
         options = ("--format", format, "--text", text, "--overwrite")
-        status, printed, err = run(capsys, "quantize", finished_run / "out", out, *options)
+        status, printed, err = run(capsys, "quantize", finished_run, out, *options)
         assert (status, err) == (0, "")
         lines = [line.split() for line in printed.splitlines()]
         assert lines[0] == ["float32", format]
         assert [line[0] for line in lines[1:]] == ["size", "perplexity", "tokens/s"]
-        before, after = map(float, lines[2][1:])
+        before, after = (float(word) for word in lines[2][1:])
         assert before == pytest.approx(after, rel=0.05)
         model = Transformer.from_pretrained(out)
         assert model.dtype == format
@@ -395,17 +395,14 @@ def test_command(capsys, tmp_path, finished_run):
         assert found == pytest.approx(after, rel=1e-3)
     generated = [
         run(capsys, "generate", place, "--prompt", "to be", "--max-new-tokens", 9, *options)
-        for place, options in ((out, ()), (finished_run / "out", ("--dtype", "int4")))
+        for place, options in ((out, ()), (finished_run, ("--dtype", "int4")))
     ]
-    assert (
-        generated[0][1]
-        == run(capsys, "generate", out, "--prompt", "to be", "--max-new-tokens", 9)[1]
-    )
-    assert all(status == 0 for status, _, _ in generated)
+    assert generated[0][0] == 0
+    assert generated[0] == generated[1]
 
 
 def test_command_mistakes(capsys, tmp_path, finished_run):
-    source, out = finished_run / "out", tmp_path / "model"
+    source, out = finished_run, tmp_path / "model"
     assert "int8, int4, bfloat16" in fails(capsys, 2, "quantize", source, out, "--format", "int3")
     assert run(capsys, "quantize", source, out)[0] == 0
     assert "--overwrite" in fails(capsys, 1, "quantize", source, out)

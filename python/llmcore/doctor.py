@@ -21,9 +21,8 @@ _EXTRAS = {
 
 _DOT = "dot products by instructions of their own (AVX-512 BF16 and VNNI)"
 _NO_DOT = (
-    "by conversion, bfloat16 to float32 and int8 to int16: these weights save memory and its"
-    " bandwidth, not arithmetic; kernels of this version with dot products need a CPU with both"
-    " AVX-512 BF16 and VNNI"
+    "widened to float32 and int16 first, which saves memory, not arithmetic"
+    " (instructions of their own: AVX-512 BF16 with VNNI)"
 )
 
 

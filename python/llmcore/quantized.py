@@ -149,12 +149,12 @@ def stored_format(values: Mapping[str, Any]) -> str:
 def config_keys(format: str) -> dict[str, Any]:
     """Return what a config.json says beside the architecture, for us and for transformers.
 
-    It reads our bfloat16. Integers it would take for weights, so it is told that they are of a kind
+    It reads our bfloat16. Integers it would take for weights, so it is told of a kind of model that
     it does not know.
     """
     if format == "float32":
         return {}
-    theirs: dict[str, Any] = {"quantization_config": {"quant_method": "llmcore"}}
+    theirs = {"model_type": "llmcore"}
     if format == "bfloat16":
         theirs = {"dtype": "bfloat16", "torch_dtype": "bfloat16"}
     return {**theirs, "quantization": {"format": format}}

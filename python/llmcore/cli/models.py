@@ -97,7 +97,7 @@ def quantize(
     print(f"{'':<12}{names[0]:>12}{names[1]:>12}")
     print(f"{'size':<12}" + "".join(f"{format_bytes(size):>12}" for size in sizes))
     for name, value in before.items():
-        print(f"{name:<12}{value:12.4g}{after[name]:12.4g}")
+        print(f"{name:<12}{value:12,.3f}{after[name]:12,.3f}")
 
 
 def _measure(model: Transformer, text: str | None) -> dict[str, float]:
