@@ -99,10 +99,17 @@ void ParamStore::pack(const Context& context, DType format) {
 void ParamStore::pack_zeros(DType format) {
   check_packable();
   format_ = format;
+  int64_t bytes = 0;
+  for (const Packable& each : packables_) {
+    const Tensor matrix = view(nullptr, each.index, each.count);
+    bytes += packed_bytes(format, matrix.dim(0), matrix.dim(1));
+  }
+  packed_ = Buffer(bytes);
+  char* next = static_cast<char*>(packed_.data());
   for (Packable& each : packables_) {
     const Tensor matrix = view(nullptr, each.index, each.count);
-    each.buffer = Buffer(packed_bytes(format, matrix.dim(0), matrix.dim(1)));
-    each.packed = tensor_view(each.buffer.data(), format, matrix.dim(0), matrix.dim(1));
+    each.packed = tensor_view(next, format, matrix.dim(0), matrix.dim(1));
+    next += packed_bytes(format, matrix.dim(0), matrix.dim(1));
     for (int i = each.index; i < each.index + each.count; ++i) table_[i].offset = -1;
   }
   size_ = 0;

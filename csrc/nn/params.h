@@ -82,7 +82,6 @@ class ParamStore {
   // A matrix that may be packed: `count` parameters from `index` on.
   struct Packable {
     int index, count;
-    Buffer buffer;
     Tensor packed;
   };
 
@@ -95,6 +94,7 @@ class ParamStore {
   std::vector<char> stale_;
   int64_t size_ = 0;
   Buffer weights_, gradients_;
+  Buffer packed_;  // the packed matrices, one after the other
 };
 
 // Several named parts, such as q, k and v, share one matrix: their outputs lie side by side.

@@ -184,7 +184,7 @@ class Transformer(Uses):
         Example:
             >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
             >>> model.quantize("int8")
-            Transformer(decoder, 239,232 parameters, int8 on cpu)
+            Transformer(decoder, 213,504 parameters, int8 on cpu)
         """
         if format not in ("int8", "int4"):
             raise ConfigError(f"quantize: format must be 'int8' or 'int4', got {format!r}")
