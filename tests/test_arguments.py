@@ -54,7 +54,8 @@ def check(error, words, call):
         (DeviceError, "use device='cpu'", lambda: Transformer(CONFIG, device="cuda")),
         (DeviceError, "got 'gpu'", lambda: Transformer(CONFIG, device="gpu")),
         (DeviceError, "must be a name", lambda: Transformer(CONFIG, device=0)),
-        (DTypeError, "float32 only", lambda: Transformer(CONFIG, dtype="bfloat16")),
+        (DTypeError, "int8, int4, got 'float16'", lambda: Transformer(CONFIG, dtype="float16")),
+        (ConfigError, "got 'bfloat16'", lambda: Transformer(CONFIG).quantize("bfloat16")),
         (DTypeError, "got 'f32'", lambda: Transformer(CONFIG, dtype="f32")),
         (
             ConfigError,

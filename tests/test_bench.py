@@ -439,6 +439,21 @@ def agree(workload, peer, tolerance=0.0):
         assert [row.engine for row in found.rows(measure)] == ["llmcore", peer]
 
 
+@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
+def test_llmcore_generates_with_every_kind_of_weights(weights):
+    workload = Generation("gpt-nano", 4, 3, [1, 2], prefill=4, weights=weights)
+    found = hold_contest(workload, [], ceilings=LIMITS, rounds=1, seconds=0.0)
+    assert not found.absences()
+    assert all(found.rows(measure) for measure in workload.measures())
+
+
+def test_llmcore_trains_in_float32_alone():
+    found = hold_contest(
+        Training("gpt-nano", 1, 8, "bfloat16"), [], ceilings=LIMITS, rounds=1, seconds=0.0
+    )
+    assert found.absences()["llmcore"].startswith("not available: ")
+
+
 def test_weights_that_an_engine_lacks_are_said_to_be_not_available():
     needs("torch", "transformers")
     found = hold_contest(

@@ -191,6 +191,7 @@ MACHINE = {
     "cpu_model": "A CPU",
     "isa_available": ["generic", "avx2"],
     "isa_chosen": "avx2",
+    "isa_has_dot": False,
     "num_threads": 4,
     "logical_cores": 8,
     "affinity_cores": 8,

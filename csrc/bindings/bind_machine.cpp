@@ -23,6 +23,7 @@ py::dict device_info() {
   info["cpu_model"] = cpu_model();
   info["isa_available"] = names;
   info["isa_chosen"] = cpu_kernels().name;
+  info["isa_has_dot"] = cpu_kernels().has_dot;
   info["num_threads"] = num_threads();
   info["logical_cores"] = cores.logical;
   info["affinity_cores"] = cores.affinity;

@@ -71,7 +71,17 @@ void ParamStore::declare_packable(int index, int count) {
   packables_.push_back({.index = index, .count = count});
 }
 
+void ParamStore::check_packable() const {
+  CHECK(!packed(), ConfigError, "the model's weights are ", dtype_name(format_),
+        " already; load it again to store them otherwise");
+  for (const Packable& each : packables_)
+    CHECK(table_[each.index].shape[1] <= kMaxPackedDepth, ConfigError, table_[each.index].name,
+          " has ", table_[each.index].shape[1], " columns; matrices of at most ", kMaxPackedDepth,
+          " can be packed");
+}
+
 void ParamStore::pack(const Context& context, DType format) {
+  check_packable();
   const Buffer weights = std::move(weights_);
   std::vector<Tensor> matrices;
   for (const Packable& each : packables_)
@@ -87,13 +97,19 @@ void ParamStore::pack(const Context& context, DType format) {
 }
 
 void ParamStore::pack_zeros(DType format) {
-  CHECK(!packed(), ConfigError, "the model's weights are ", dtype_name(format_),
-        " already; load it again to store them otherwise");
+  check_packable();
   format_ = format;
+  int64_t bytes = 0;
+  for (const Packable& each : packables_) {
+    const Tensor matrix = view(nullptr, each.index, each.count);
+    bytes += packed_bytes(format, matrix.dim(0), matrix.dim(1));
+  }
+  packed_ = Buffer(bytes);
+  char* next = static_cast<char*>(packed_.data());
   for (Packable& each : packables_) {
     const Tensor matrix = view(nullptr, each.index, each.count);
-    each.buffer = Buffer(packed_bytes(format, matrix.dim(0), matrix.dim(1)));
-    each.packed = tensor_view(each.buffer.data(), format, matrix.dim(0), matrix.dim(1));
+    each.packed = tensor_view(next, format, matrix.dim(0), matrix.dim(1));
+    next += packed_bytes(format, matrix.dim(0), matrix.dim(1));
     for (int i = each.index; i < each.index + each.count; ++i) table_[i].offset = -1;
   }
   size_ = 0;

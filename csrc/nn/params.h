@@ -82,11 +82,11 @@ class ParamStore {
   // A matrix that may be packed: `count` parameters from `index` on.
   struct Packable {
     int index, count;
-    Buffer buffer;
     Tensor packed;
   };
 
   Tensor view(void* base, int index, int count) const;
+  void check_packable() const;
 
   std::vector<Packable> packables_;
   DType format_ = DType::kFloat32;
@@ -94,6 +94,7 @@ class ParamStore {
   std::vector<char> stale_;
   int64_t size_ = 0;
   Buffer weights_, gradients_;
+  Buffer packed_;  // the packed matrices, one after the other
 };
 
 // Several named parts, such as q, k and v, share one matrix: their outputs lie side by side.

@@ -34,6 +34,7 @@ struct MatmulBFloat16Kernels;
 
 struct Kernels {
   const char* name;  // "generic", "avx2", "avx512", "avx512_bf16", "neon"
+  bool has_dot;      // instructions of their own for dot products of bfloat16 and int8
   const MatmulKernels* matmul;
   const AttentionKernels* attention;
   const NormKernels* norm;

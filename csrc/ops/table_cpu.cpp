@@ -1,5 +1,6 @@
 // One instruction set's kernel table: compiled once per instruction set, like the kernels it names.
 #include "ops/kernels.h"
+#include "simd/dot.h"
 
 #define LLMCORE_STRINGIFY(x) #x
 #define LLMCORE_NAME(x) LLMCORE_STRINGIFY(x)
@@ -23,6 +24,7 @@ extern const MatmulBFloat16Kernels matmul_bfloat16_kernels;
 extern const Kernels kernels;
 const Kernels kernels = {
     .name = LLMCORE_NAME(LLMCORE_ISA),
+    .has_dot = kDotParts == 1,
     .matmul = &matmul_kernels,
     .attention = &attention_kernels,
     .norm = &norm_kernels,

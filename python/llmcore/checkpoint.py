@@ -38,6 +38,7 @@ from llmcore.errors import CheckpointError
 from llmcore.families import Float32
 from llmcore.hf import model_files, read_config
 from llmcore.hf_weights import read_state, weight_files
+from llmcore.quantized import Quantized
 from llmcore.safetensors_io import Array, SafetensorsFile, Source, read_json, write_tensors
 
 if TYPE_CHECKING:
@@ -90,14 +91,16 @@ class Checkpoint:
 
     Attributes:
         config: The architecture.
-        parameters: Yields (name, array) once; the arrays are views of the files, as stored:
-            float32, float16, or the bits of bfloat16 in uint16.
+        format: What its matrices are rounded to in the files; "float32" if to nothing.
+        parameters: Yields (name, array or `Quantized`) once; the arrays are views of the files, as
+            stored: float32, float16, or the bits of bfloat16 in uint16.
         state: The state of training, or None if only a model was saved.
         files: Where each file is now, by name; tokenizer files among them.
     """
 
     config: ModelConfig
-    parameters: Iterator[tuple[str, Array]]
+    format: str
+    parameters: Iterator[tuple[str, Array | Quantized]]
     state: TrainState | None
     files: Mapping[str, Path]
 
@@ -118,7 +121,7 @@ def save(
     Args:
         directory: Made if need be. Files of other origin in it are left alone.
         config: The architecture.
-        parameters: Every parameter by name: float32 arrays, or what NumPy takes for one.
+        parameters: Every parameter by name, as `hf.save_state` takes them.
         state: The state of training, if it is to be resumed.
         tokenizer: Has `save(directory)`.
 
@@ -191,9 +194,14 @@ def load(
     raise CheckpointError(f"{directory}: is saved over faster than it can be read; try again")
 
 
-def copy_parameters(source: Iterable[tuple[str, Array]], target: Mapping[str, Tensor]) -> None:
+def copy_parameters(
+    source: Iterable[tuple[str, Array | Quantized]], target: Mapping[str, Tensor]
+) -> None:
     """Copy what `Checkpoint.parameters` yields into a model of the same architecture, widened."""
-    arrays = dict(source)
+    arrays = {
+        name: np.asarray(value, np.float32) if isinstance(value, Quantized) else value
+        for name, value in source
+    }
     _core.widen(list(arrays.values()), [target[name] for name in arrays])
 
 
@@ -221,15 +229,16 @@ def _load(
     else:
         files = current
         weights = [files.get("model.safetensors", directory / "model.safetensors")]
-    config, family = read_config(
+    config, family, format = read_config(
         files.get("config.json", directory / "config.json"), files.get("generation_config.json")
     )
     config = wanted or config
     parameters = read_state(
-        directory, weights, config, family, fresh=fresh, drop=drop, contents=contents
-    )
+        directory, weights, config, family, format=format, fresh=fresh, drop=drop,
+        contents=contents,
+    )  # fmt: skip
     state = _read_training_state(files, contents) if _STATE in files else None
-    return Checkpoint(config, parameters, state, files)
+    return Checkpoint(config, format, parameters, state, files)
 
 
 def _state_files(state: TrainState) -> dict[str, FileContent]:

@@ -19,6 +19,12 @@ _EXTRAS = {
     "matplotlib": "pictures as PNG",
 }
 
+_DOT = "dot products by instructions of their own (AVX-512 BF16 and VNNI)"
+_NO_DOT = (
+    "widened to float32 and int16 first, which saves memory, not arithmetic"
+    " (instructions of their own: AVX-512 BF16 with VNNI)"
+)
+
 
 def examine() -> dict[str, Any]:
     """Collect everything the report shows, as plain values ready for JSON.
@@ -100,6 +106,7 @@ def report(facts: Mapping[str, Any]) -> str:
             "kernels",
             f"{machine['isa_chosen']} (this CPU has: {', '.join(machine['isa_available'])})",
         ),
+        ("bfloat16, int8", _DOT if machine["isa_has_dot"] else _NO_DOT),
         (
             "threads",
             f"{machine['num_threads']} (cores: {machine['physical_cores']} physical,"

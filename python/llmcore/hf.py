@@ -14,17 +14,18 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llmcore.atomic import ChecksumWriter, FileContent, write_files
 from llmcore.config import TOKEN_ID_FIELDS, ModelConfig
 from llmcore.errors import CheckpointError, ConfigError
-from llmcore.families import FAMILIES, Family, Float32, encode_ids
+from llmcore.families import FAMILIES, Family, Float32, Row, encode_ids
 from llmcore.hf_weights import read_state, some_of, weight_files
 from llmcore.parameters import parameter_shapes
-from llmcore.safetensors_io import Source, read_json, widened, write_tensors
+from llmcore.quantized import Packed, Quantized, bfloat16_bits, config_keys, sources, stored_format
+from llmcore.safetensors_io import Shape, Source, read_json, widened, write_tensors
 
 
 def config_from_hf(
@@ -107,17 +108,25 @@ def family_for(config: ModelConfig) -> Family:
     return next(family for family in FAMILIES if family.encode(config) is not None)
 
 
+class StoredModel(NamedTuple):
+    """What a config.json says: the architecture, whose names its tensors have, their format."""
+
+    config: ModelConfig
+    family: Family
+    format: str
+
+
 def load_config(path: str | os.PathLike[str]) -> ModelConfig:
     """Read the config.json in a directory, and generation_config.json if it is there.
 
     Raises:
         CheckpointError: if it is missing, malformed, or describes what is not supported.
     """
-    return read_config(Path(path) / "config.json", Path(path) / "generation_config.json")[0]
+    return read_config(Path(path) / "config.json", Path(path) / "generation_config.json").config
 
 
-def read_config(file: Path, generation: Path | None = None) -> tuple[ModelConfig, Family]:
-    """Read a config.json, with the family whose names its tensors have.
+def read_config(file: Path, generation: Path | None = None) -> StoredModel:
+    """Read a config.json.
 
     Args:
         file: The config.json.
@@ -126,7 +135,7 @@ def read_config(file: Path, generation: Path | None = None) -> tuple[ModelConfig
     values = read_json(file)
     ids = read_json(generation) if generation is not None and generation.exists() else None
     try:
-        return config_from_hf(values, ids), _family_of(values)
+        return StoredModel(config_from_hf(values, ids), _family_of(values), stored_format(values))
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
@@ -137,7 +146,7 @@ def load_state(
     *,
     fresh: Collection[str] = (),
     drop: Collection[str] = (),
-) -> Iterator[tuple[str, Float32]]:
+) -> Iterator[tuple[str, Float32 | Quantized]]:
     """Read the parameters of a model from the safetensors files in a directory.
 
     All names and shapes are checked before this returns; data is read as the iterator advances.
@@ -154,8 +163,9 @@ def load_state(
         drop: Patterns of our names that are not read, whether the config has them or not.
 
     Returns:
-        Pairs of our parameter name and a float32 array. Arrays may be read-only, transposed views
-        of the file: copy them to where they are to live.
+        Pairs of our parameter name and a float32 array, or a `Quantized` matrix, which NumPy takes
+        for one. Arrays may be read-only, transposed views of the file: copy them to where they are
+        to live.
 
     Raises:
         CheckpointError: listing missing, unexpected and misshapen tensors together, or naming what
@@ -175,10 +185,15 @@ def load_state(
         True
     """
     path = Path(path)
-    exists = (path / "config.json").exists()
-    family = read_config(path / "config.json")[1] if exists else family_for(config)
-    state = read_state(path, weight_files(path), config, family, fresh=fresh, drop=drop)
-    return ((name, widened(array)) for name, array in state)
+    family, format = family_for(config), "float32"
+    if (path / "config.json").exists():
+        _, family, format = read_config(path / "config.json")
+    state = read_state(
+        path, weight_files(path), config, family, format=format, fresh=fresh, drop=drop
+    )
+    return (
+        (name, value if isinstance(value, Quantized) else widened(value)) for name, value in state
+    )
 
 
 def save_state(
@@ -188,7 +203,8 @@ def save_state(
 
     Args:
         config: The architecture.
-        parameters: Every parameter by our name: float32 arrays, or what NumPy takes for one.
+        parameters: Every parameter by our name: float32 arrays, what NumPy takes for one, or
+            `Packed` matrices of a model, which are written in its format.
         path: The directory, made if need be.
 
     Raises:
@@ -212,7 +228,9 @@ def model_files(config: ModelConfig, parameters: Mapping[str, Any]) -> dict[str,
     shapes, kept = parameter_shapes(family.widen(config)), parameter_shapes(config)
     problems = [f"{name} is missing" for name in kept if name not in parameters]
     problems += [f"{name} is unexpected" for name in parameters if name not in kept]
-    arrays = {name: np.asarray(parameters[name]) for name in kept if name in parameters}
+    given = {name: parameters[name] for name in kept if name in parameters}
+    packed = {name: value for name, value in given.items() if isinstance(value, Packed)}
+    arrays = {name: np.asarray(given[name]) for name in given if name not in packed}
     problems += [
         f"{name}: expected {list(kept[name])} float32, got {list(array.shape)} {array.dtype}"
         for name, array in arrays.items()
@@ -220,20 +238,38 @@ def model_files(config: ModelConfig, parameters: Mapping[str, Any]) -> dict[str,
     ]
     if problems:
         raise CheckpointError(f"parameters do not fit the config: {some_of(problems)}")
-    sources = []
+    tensors = []
     for row in family.layout(config):
-        shape, join = row.foreign_shape(shapes), partial(row.join, arrays, shapes)
         names = row.names if family.copies and not config.tie_embeddings else (row.theirs,)
         prefix = family.base_prefix if family.bare else ""
-        sources += [Source(name.removeprefix(prefix), shape, join) for name in names]
-    files = {"config.json": config_to_hf(config)}
+        for name in names:
+            tensors += _sources(row, name.removeprefix(prefix), arrays, packed, shapes)
+    formats = {matrix.format for matrix in packed.values()} or {"float32"}
+    files = {"config.json": {**config_to_hf(config), **config_keys(*formats)}}
     ids = generation_to_hf(config)
     if ids and config.num_decoder_layers and family.keys:  # our own layout keeps them in its config
         files["generation_config.json"] = ids
     return {
-        "model.safetensors": lambda file: write_tensors(file, sources),
+        "model.safetensors": lambda file: write_tensors(file, tensors),
         **{name: partial(_write_json, values=values) for name, values in files.items()},
     }
+
+
+def _sources(
+    row: Row,
+    name: str,
+    arrays: dict[str, Any],
+    packed: dict[str, Packed],
+    shapes: Mapping[str, Shape],
+) -> list[Source]:
+    """What to write of one foreign tensor: a matrix and its scale where it is quantised."""
+    parts = [packed[ours] for ours in row.ours if ours in packed]
+    if parts and parts[0].format != "bfloat16":
+        return sources(name, parts)
+    shape, join = row.foreign_shape(shapes), partial(row.join, arrays | packed, shapes)
+    if not parts:
+        return [Source(name, shape, join)]
+    return [Source(name, shape, lambda: bfloat16_bits(join()), "BF16")]
 
 
 def _write_json(file: ChecksumWriter, values: Mapping[str, Any]) -> None:

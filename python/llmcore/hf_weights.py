@@ -10,11 +10,13 @@ from types import MappingProxyType
 
 import numpy as np
 
+from llmcore import quantized
 from llmcore.atomic import Content, is_file_name
 from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError
 from llmcore.families import Family, Row
 from llmcore.parameters import parameter_shapes
+from llmcore.quantized import Quantized
 from llmcore.safetensors_io import Array, SafetensorsFile, Shape, read_json, widened
 
 # Where a tensor is stored: the file, and its name there.
@@ -51,27 +53,34 @@ def read_state(
     config: ModelConfig,
     family: Family,
     *,
+    format: str,
     fresh: Collection[str] = (),
     drop: Collection[str] = (),
     contents: Mapping[Path, Content] = MappingProxyType({}),
-) -> Iterator[tuple[str, Array]]:
+) -> Iterator[tuple[str, Array | Quantized]]:
     """Do the work of `load_state` for given files; `path` is what errors name.
 
-    Arrays are views of the files, as stored: `widened` makes float32 of them. `contents` has those
-    of the files that are mapped already.
+    Arrays are views of the files, as stored: `widened` makes float32 of them. `format` is what
+    config.json says that matrices were rounded to; `contents` has those of the files that are
+    mapped already.
     """
     shapes, kept = parameter_shapes(family.widen(config)), parameter_shapes(config)
     rows = family.layout(config)
     opened = [SafetensorsFile(file, contents.get(file)) for file in files]
     stored = _find(path, opened, family, drop)
     needed = [name for name in kept if not _matches(name, fresh)]
-    _check_names(path, stored, config, family, rows, shapes, needed)
+    _check_names(path, stored, config, family, rows, shapes, needed, format)
 
-    def tensors() -> Iterator[tuple[str, Array]]:
+    def tensors() -> Iterator[tuple[str, Array | Quantized]]:
         for row in rows:
             found = [name for name in (*row.names, row.otherwise) if name in stored]
             if found:
                 file, name_there = stored[found[0]]
+                if quantized.is_stored(file, name_there):
+                    upright = row.upright
+                    depth = upright.foreign_shape(shapes)[1]
+                    yield from upright.split(quantized.read(file, name_there, depth), shapes)
+                    continue
                 foreign = file.floats(name_there)
             elif row.optional:
                 foreign = np.zeros(row.foreign_shape(shapes), np.float32)
@@ -96,10 +105,15 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
 def _find(
     path: Path, files: Sequence[SafetensorsFile], family: Family, drop: Collection[str]
 ) -> dict[str, Stored]:
-    """Map the foreign name of every tensor in `files`, with its base prefix, to where it is."""
+    """Map the foreign name of every tensor in `files`, with its base prefix, to where it is.
+
+    Scales go with what they belong to, under its name.
+    """
     stored: dict[str, Stored] = {}
     for file in files:
         for name in file.entries:
+            if quantized.is_scale(file, name):
+                continue
             if name in stored:
                 raise CheckpointError(f"{path}: {name} is in two files")
             stored[name] = (file, name)
@@ -129,6 +143,7 @@ def _check_names(
     rows: Sequence[Row],
     shapes: Mapping[str, Shape],
     needed: Collection[str],
+    format: str,
 ) -> None:
     """Compare names, shapes and dtypes with what the model has, and the ties.
 
@@ -136,15 +151,19 @@ def _check_names(
     """
     covered = {name for row in rows for name in row.ours}
     missing = [name for name in needed if name not in covered]
-    misshapen = []
+    misshapen: list[str] = []
     for row in rows:
         found = [name for name in row.names if name in stored]
         instead = row.optional or row.otherwise in stored
         if not found and not instead and any(name in needed for name in row.ours):
             missing.append(row.theirs)
         for name in found:
-            entry, shape = stored[name][0].entries[stored[name][1]], row.foreign_shape(shapes)
-            if not entry.is_float:
+            file, name_there = stored[name]
+            entry, shape = file.entries[name_there], row.foreign_shape(shapes)
+            if len(shape) == 2 and not row.batched and quantized.is_stored(file, name_there):
+                upright = row.upright.foreign_shape(shapes)
+                misshapen += quantized.misfits(file, name_there, upright, format)
+            elif not entry.is_float:
                 misshapen.append(f"{name} (of dtype {entry.dtype})")
             elif entry.shape != shape:
                 misshapen.append(f"{name} (expected {list(shape)}, got {list(entry.shape)})")
@@ -169,13 +188,20 @@ def _check_tied(
     path: Path, stored: Mapping[str, Stored], name: str, first: str, head: bool
 ) -> None:
     """Check that two names of one tensor hold the same bits."""
-    a, b = (file.float32(at) for file, at in (stored[name], stored[first]))
-    if not np.array_equal(a.view(np.uint32), b.view(np.uint32)):
+    a, b = (_bits(*stored[each]) for each in (name, first))
+    if not np.array_equal(a, b):
         advice = "set tie_word_embeddings to false in config.json, or remove the tensor"
         raise CheckpointError(
             f"{path}: {name} differs from {first}, but "
             + (f"the config ties them; {advice}" if head else "they are one tensor in llmcore")
         )
+
+
+def _bits(file: SafetensorsFile, name: str) -> Array:
+    """A tensor, so that others can be compared with it: widened, or codes with their scales."""
+    if not quantized.is_stored(file, name):
+        return file.float32(name).view(np.uint32)
+    return np.asarray(quantized.read(file, name, 2 * file.entries[name].shape[1])).view(np.uint32)
 
 
 def some_of(names: Sequence[str], limit: int = 8) -> str:

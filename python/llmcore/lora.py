@@ -58,6 +58,7 @@ def add_lora(model: Transformer, config: LoraConfig, *, seed: int = 0) -> None:
             f"got a {type(config).__name__}"
         )
     check_seed(seed, "add_lora: seed")
+    model._require_float32("add_lora")
     if model.config.lora is not None:
         raise ConfigError("add_lora: the model has adapters already; merge them first: merge_lora")
     _rebuild(model, dataclasses.replace(model.config, lora=config), arrays(model), seed)
@@ -68,6 +69,7 @@ def merge_lora(model: Transformer) -> None:
     lora = model.config.lora
     if lora is None:
         raise ConfigError("merge_lora: the model has no adapters; add_lora adds them")
+    model._require_float32("merge_lora")
     parameters = arrays(model)
     for stem in adapted(parameters):
         share = ops.matmul(parameters[f"{stem}.lora_b"], parameters[f"{stem}.lora_a"]).numpy()
@@ -117,6 +119,7 @@ def save_adapter(
 
     if model.config.lora is None:
         raise ConfigError("save_adapter: the model has no adapters; add_lora adds them")
+    model._require_float32("save_adapter")
     trained = [name for name in trainable_parameters(model) if not is_adapter(name)]
     peft_files.save(path, model.config, arrays(model), trained, base_model=base_model)
 
@@ -125,6 +128,7 @@ def load_adapter(model: Transformer, path: str | os.PathLike[str]) -> None:
     """Do the work of `Transformer.load_adapter`."""
     from llmcore import peft_files
 
+    model._require_float32("load_adapter")
     adapter = peft_files.load(path, dataclasses.replace(model.config, lora=None))
     if model.config.lora is None:
         add_lora(model, adapter.lora)

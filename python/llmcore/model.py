@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmcore import _core, lora
+from llmcore import _core, lora, quantized
 from llmcore._core import Tensor
 from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import (
@@ -43,11 +43,14 @@ class Transformer(Uses):
     Args:
         config: the architecture, whole.
         device: "cpu", "cuda" or "cuda:<index>".
-        dtype: "float32".
+        dtype: number format that matrices are kept in: "float32", or, for inference alone,
+            "bfloat16", "int8" or "int4". Vectors, sums and all that a model computes between its
+            products stay float32.
         seed: of the initial weights; the same seed gives the same weights.
 
     Raises:
         ConfigError: the config asks for what this version has no layer for.
+        DTypeError: there is no such format.
         DeviceError: the device cannot be used, with the reason.
         OutOfMemory: the weights do not fit.
 
@@ -71,18 +74,32 @@ class Transformer(Uses):
         check_computation(device, dtype)
         if seed is not None:
             check_seed(seed, "Transformer: seed")
-        _check_memory(config)
+        _check_memory(config, "float32" if seed is not None else dtype)
         self.config = config
         self.device = device
-        self.dtype = dtype
         self.tokenizer: Tokenizer | None = None
         self._core = _core.Transformer(config.to_dict(), device, seed)
         if config.lora is not None:
             lora.freeze_base(self)
+        if dtype != "float32":
+            self._core.pack(dtype, zeros=seed is None)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the matrices: "float32", "bfloat16", "int8" or "int4"."""
+        return str(self._core.format)
+
+    def __repr__(self) -> str:
+        size = f"{self.config.num_parameters():,} parameters"
+        return f"Transformer({self.config.kind}, {size}, {self.dtype} on {self.device})"
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32"
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        dtype: str | None = None,
     ) -> Transformer:
         """Load a model in the Hugging Face layout.
 
@@ -90,7 +107,9 @@ class Transformer(Uses):
             path_or_repo: a directory with config.json and safetensors files, or, with the extra
                 `hub`, the name of a repository on the Hugging Face Hub.
             device: as in `Transformer`.
-            dtype: as in `Transformer`.
+            dtype: as in `Transformer`; None: what `quantize` or an earlier `dtype` had left when
+                the model was saved, else "float32". Another format is converted to tensor by
+                tensor, so "float32" makes any model one that can be trained.
 
         Returns:
             The model, with its tokenizer if the directory holds one.
@@ -109,16 +128,22 @@ class Transformer(Uses):
         """
         from llmcore import checkpoint
 
-        check_computation(device, dtype)
+        check_computation(device, dtype or "float32")
         saved = checkpoint.load(_local_directory(path_or_repo))
         model = cls.__new__(cls)
-        model._build(saved.config, device, dtype, None)
-        checkpoint.copy_parameters(saved.parameters, model.parameters())
+        model._build(saved.config, device, dtype or saved.format, None)
+        if model.dtype == "float32":
+            checkpoint.copy_parameters(saved.parameters, model.parameters())
+        else:
+            quantized.fill(model._core, saved.parameters)
         model.tokenizer = checkpoint.load_tokenizer(saved)
         return model
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and the tokenizer's files, all or nothing.
+
+        Matrices are written in the model's `dtype`, and read again as the same bits. transformers
+        reads float32 and bfloat16.
 
         Args:
             path: the directory; made if absent, replaced whole if a model is there.
@@ -128,18 +153,69 @@ class Transformer(Uses):
         """
         from llmcore import checkpoint
 
-        arrays = {name: tensor.numpy() for name, tensor in self.parameters().items()}
         checkpoint.save(
-            path, config=self.config, parameters=arrays, state=None, tokenizer=self.tokenizer
+            path,
+            config=self.config,
+            parameters=quantized.parameters_of(self._core, self.config),
+            state=None,
+            tokenizer=self.tokenizer,
         )
 
+    def quantize(self, format: str) -> Transformer:
+        """Round the matrices to integers, for inference that reads less memory.
+
+        int8 has a scale for each output, int4 one for every 32 weights of an output; what they are
+        multiplied with is rounded to int8 row by row. Embeddings and the head are matrices, too.
+        Vectors, such as biases and norms, and adapters stay float32. A row's result depends neither
+        on the rest of its batch nor on the number of threads.
+
+        The weights move: views of `parameters()`, a `TrainStep` and an `Engine` made before belong
+        to the old ones. The model can no longer be trained, nor be given adapters.
+
+        Args:
+            format: "int8" or "int4".
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ConfigError: there is no such format, or the model is not float32 any more.
+
+        Example:
+            >>> model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1))
+            >>> model.quantize("int8")
+            Transformer(decoder, 213,504 parameters, int8 on cpu)
+        """
+        if format not in ("int8", "int4"):
+            raise ConfigError(f"quantize: format must be 'int8' or 'int4', got {format!r}")
+        self._require_float32("quantize")
+        core = _core.Transformer(self.config.to_dict(), self.device, None)
+        core.pack(format, zeros=True)
+        quantized.fill(core, ((name, t.numpy()) for name, t in self.parameters().items()))
+        self._core = core
+        return self
+
+    def _require_float32(self, caller: str) -> None:
+        if self.dtype != "float32":
+            raise ConfigError(
+                f"{caller}: the model's weights are {self.dtype}, for inference; "
+                "load it again with dtype='float32'"
+            )
+
     def parameters(self) -> dict[str, Tensor]:
-        """Name to weight, float32, in the order of the flat buffer; they share its memory."""
+        """Name to weight, float32, in the order of the flat buffer; they share its memory.
+
+        Matrices of another `dtype` than float32 are left out.
+        """
         views: dict[str, Tensor] = self._core.parameters()
         return views
 
     def gradients(self) -> dict[str, Tensor]:
-        """Name to gradient as the last `loss_and_grad` or training step left it."""
+        """Name to gradient as the last `loss_and_grad` or training step left it.
+
+        Raises:
+            ConfigError: the model's `dtype` is for inference alone.
+        """
         views: dict[str, Tensor] = self._core.gradients()
         return views
 
@@ -212,7 +288,11 @@ class Transformer(Uses):
         return _mean(total, weight)
 
     def loss_and_grad(self, batch: Batch) -> float:
-        """The same, with its gradients left in `gradients()`, replacing those before."""
+        """The same, with its gradients left in `gradients()`, replacing those before.
+
+        Raises:
+            ConfigError: the model's `dtype` is for inference alone.
+        """
         check_batch(batch, "loss_and_grad")
         total, weight = self._core.loss_and_gradients(batch)
         return _mean(total, weight)
@@ -406,7 +486,7 @@ def check_batch(batch: Any, caller: str) -> None:
 
 
 def check_computation(device: str, dtype: str) -> None:
-    """Raise unless models can be computed on this device in this number format.
+    """Raise unless models can be computed on this device with matrices in this number format.
 
     Raises:
         DTypeError: the format is not supported.
@@ -415,18 +495,16 @@ def check_computation(device: str, dtype: str) -> None:
     if not isinstance(device, str):
         raise DeviceError(f"device must be a name such as 'cpu', got {device!r}")
     _core.empty([0], device=device)
-    if dtype in ("bfloat16", "float16"):
+    if dtype not in quantized.WEIGHT_BITS:
         raise DTypeError(
-            f"Transformer: this version computes models in float32 only, not in {dtype}; "
-            "leave dtype out, or give 'float32'"
+            f"Transformer: dtype must be one of {', '.join(quantized.WEIGHT_BITS)}, got {dtype!r}"
         )
-    if dtype != "float32":
-        raise DTypeError(f"Transformer: dtype must be 'float32', got {dtype!r}")
 
 
-def _check_memory(config: ModelConfig) -> None:
+def _check_memory(config: ModelConfig, dtype: str) -> None:
     """Refuse weights beyond what there is, before the system kills the process over them."""
-    needed, limit = 4 * config.num_parameters(), int(_core.device_info()["memory_bytes"])
+    needed = int(config.num_parameters() * quantized.WEIGHT_BITS[dtype] / 8)
+    limit = int(_core.device_info()["memory_bytes"])
     if needed > limit:
         from llmcore.training.log import format_bytes
 

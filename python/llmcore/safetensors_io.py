@@ -65,11 +65,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """One tensor to be written; `array()` is called only when its turn comes."""
+    """One tensor to be written; `array()` is called only when its turn comes.
+
+    bfloat16 is given as its bits in uint16.
+    """
 
     name: str
     shape: Shape
     array: Callable[[], Array]
+    dtype: str = "F32"
 
 
 class SafetensorsFile:
@@ -231,19 +235,19 @@ def parse_json(data: bytes, path: Path, what: str = "it") -> dict[str, Any]:
 
 
 def write_tensors(file: ChecksumWriter, sources: Sequence[Source]) -> None:
-    """Write a whole safetensors file of float32 tensors, one tensor in memory at a time."""
+    """Write a whole safetensors file, one tensor in memory at a time."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for the format
     position = 0
     for source in sources:
-        end = position + 4 * math.prod(source.shape)
-        offsets = [position, end]
-        header[source.name] = {"dtype": "F32", "shape": source.shape, "data_offsets": offsets}
+        end = position + np.dtype(_DTYPES[source.dtype]).itemsize * math.prod(source.shape)
+        entry = {"dtype": source.dtype, "shape": source.shape, "data_offsets": [position, end]}
+        header[source.name] = entry
         position = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-(8 + len(encoded)) % 64)  # the data starts on a cache line
     file.write(len(encoded).to_bytes(8, "little") + encoded)
     for source in sources:
-        array = np.ascontiguousarray(source.array(), dtype="<f4")
+        array = np.ascontiguousarray(source.array(), dtype=_DTYPES[source.dtype])
         if array.shape != source.shape:
             raise CheckpointError(
                 f"{source.name}: expected shape {source.shape}, got {array.shape}"

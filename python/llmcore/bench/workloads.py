@@ -16,9 +16,8 @@ from llmcore.errors import ConfigError, did_you_mean
 from llmcore.objectives import Batch, CausalLM, MaskedLM, Seq2Seq
 from llmcore.parameters import parameter_shapes
 from llmcore.presets import PRESETS
+from llmcore.quantized import WEIGHT_BITS
 
-#: Bits a weight takes in memory; int4 with a scale of 16 bits for every 32 weights.
-WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.0, "int4": 4.5}
 DTYPES = ("float32", "bfloat16")
 
 #: Bytes of a float32.

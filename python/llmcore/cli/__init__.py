@@ -34,6 +34,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "attend": understand.attend,
     "tokenize": data.tokenize,
     "convert": models.convert,
+    "quantize": models.quantize,
     "plan": train.plan,
     "doctor": machine.doctor,
 }

@@ -21,7 +21,10 @@ UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 ModelArgument = Annotated[Path, typer.Argument(help="Checkpoint, or the directory of a run.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, or cuda.")]
-DtypeOption = Annotated[str, typer.Option(help="Number format of the computation: float32.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(help="Format to keep weights in: float32, bfloat16, int8, int4; else as stored."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 JsonLinesOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object a text instead of text.")
@@ -71,14 +74,14 @@ def default_device() -> str:
 
 
 def load_model(
-    path: Path, device: str | None, dtype: str, *, tokenizer: bool = True
+    path: Path, device: str | None, dtype: str | None, *, tokenizer: bool = True
 ) -> Transformer:
     """The model of a checkpoint or a run.
 
     Args:
         path: as `llmcore.training.run_directory.find_checkpoint` takes it.
         device: None: `default_device`.
-        dtype: as in `Transformer`.
+        dtype: as in `Transformer.from_pretrained`.
         tokenizer: whether it must have one.
 
     Raises:

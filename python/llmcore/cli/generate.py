@@ -86,7 +86,7 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0)] = 0,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = None,
 ) -> None:
     """Continue a text with a trained model.
 
@@ -163,7 +163,7 @@ def translate(
     ] = None,
     batch_size: BatchSizeOption = 32,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = None,
 ) -> None:
     """Translate texts with an encoder-decoder model, a line for each, in order.
 

@@ -101,7 +101,7 @@ def evaluate(
     ] = None,
     batches: Annotated[int, typer.Option(help="Batches; 0 takes all the data.", min=0)] = 0,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model's loss and perplexity on data, by the objective it was trained with.

@@ -35,7 +35,7 @@ def fill_mask(
         typer.Option("--bidirectional", help="For a decoder that was trained with masks, too."),
     ] = False,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
     r"""Tell what a masked language model puts in the place of the mask.
@@ -70,7 +70,7 @@ def classify(
     file: InputOption = None,
     batch_size: BatchSizeOption = 32,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
     """Say which label each text has: a line with the label, its probability and the text.
@@ -102,7 +102,7 @@ def embed(
     ] = False,
     batch_size: BatchSizeOption = 32,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = None,
 ) -> None:
     """Turn each text into a vector.
 
@@ -143,7 +143,7 @@ def score(
     ] = None,
     batch_size: BatchSizeOption = 16,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
     """Tell how likely a model finds texts: a line with perplexity, log-probability and the text.
@@ -200,7 +200,7 @@ def attend(
         typer.Option(help="For .png: encoder, decoder or cross; the last it has if not given."),
     ] = None,
     device: DeviceOption = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = None,
 ) -> None:
     """Draw what a model looks at, as a page for any browser.
 

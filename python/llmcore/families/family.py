@@ -102,6 +102,11 @@ class Row:
         )
         return replace(self, ours=ours, theirs=names[0], aliases=names[1:])
 
+    @property
+    def upright(self) -> Row:
+        """The row of a foreign tensor that is [out, in] in any case, as quantised ones are."""
+        return replace(self, transposed=False)
+
     def foreign_shape(self, shapes: Mapping[str, Shape]) -> Shape:
         """Return the shape of the foreign tensor, from the shapes of ours."""
         first = shapes[self.ours[0]]
@@ -110,8 +115,8 @@ class Row:
             return (1, *stacked)
         return stacked[::-1] if self.transposed else stacked
 
-    def split(self, foreign: Array, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Array]]:
-        """Yield (our name, view of the foreign tensor)."""
+    def split(self, foreign: Any, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Any]]:
+        """Yield (our name, view of the foreign tensor), which is an array or can be cut as one."""
         stacked = foreign[0] if self.batched else foreign.T if self.transposed else foreign
         start = 0
         for name in self.ours:

@@ -24,8 +24,8 @@ _FUNCTIONS = {Training: "train", Generation: "generate", Operations: "operations
 _MODULES = {"llama.cpp": "llama_cpp", "torch-compile": "torch"}
 _ARGUMENTS: dict[str, dict[str, Any]] = {"torch-compile": {"compiled": True}}
 _OPERATIONS = {"llmcore": "llmcore_operations", "torch": "torch_operations"}
-# They read files of their own, which are made of ours beforehand.
-_CONVERTED = ("ctranslate2", "llama.cpp")
+# To generate they read files of their own or rounded ones, which are made of ours beforehand.
+_CONVERTED = ("llmcore", "ctranslate2", "llama.cpp")
 
 
 def contestants(
@@ -65,7 +65,7 @@ def contestants(
                 name,
                 f"{module}:{_FUNCTIONS[kind]}",
                 {"workload": asdict(workload), **options, **_ARGUMENTS.get(name, {})},
-                prepare=f"{module}:convert" if name in _CONVERTED else None,
+                prepare=f"{module}:convert" if kind is Generation and name in _CONVERTED else None,
             )
         )
     return found

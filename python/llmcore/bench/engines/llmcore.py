@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import llmcore
 from llmcore.bench.engines.generator import measure_generator
 from llmcore.bench.worker import Built, reset_peak_memory, timed
 from llmcore.bench.workloads import Generation, Training
-from llmcore.errors import ConfigError
 
 _SPREAD = 0.1
 
@@ -41,30 +41,33 @@ def write_model(workload: Training | Generation, folder: str) -> None:
     model.save_pretrained(folder)
 
 
+def convert(workload: dict[str, Any], folder: str) -> None:
+    """Write the model with its matrices in the format of the workload."""
+    weights = Generation(**workload).weights
+    if weights != "float32":
+        model = llmcore.Transformer.from_pretrained(folder, dtype=weights)
+        model.save_pretrained(_path(folder, weights))
+
+
 def generate(workload: dict[str, Any], folder: str) -> Built:
     """Generate with `Transformer.generate`."""
     generation = Generation(**workload)
-    return measure_generator(_Generator(folder, generation.weights), generation)
+    return measure_generator(_Generator(_path(folder, generation.weights)), generation)
+
+
+def _path(folder: str, weights: str) -> Path:
+    return Path(folder) / f"llmcore-{weights}" if weights != "float32" else Path(folder)
 
 
 class _Generator:
     version = llmcore.__version__
 
-    def __init__(self, folder: str, weights: str) -> None:
-        self._folder, self._weights = folder, weights
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._model: llmcore.Transformer | None = None
 
     def load(self) -> None:
-        dtype = self._weights if self._weights in ("float32", "bfloat16") else "float32"
-        try:
-            self._model = llmcore.Transformer.from_pretrained(self._folder, dtype=dtype)
-        except llmcore.errors.DTypeError as error:
-            raise ConfigError(f"not available: {error}") from error
-        if self._weights != dtype:
-            quantize = getattr(self._model, "quantize", None)
-            if quantize is None:
-                raise ConfigError("not available: this version of llmcore quantises no weights")
-            quantize(self._weights)
+        self._model = llmcore.Transformer.from_pretrained(self._folder)
 
     def drop(self) -> None:
         self._model = None

@@ -1,0 +1,244 @@
+"""Matrices kept in bfloat16, int8 or int4 for inference: in a model, and in safetensors files.
+
+A file has the same names as for float32. A matrix [N, K] is stored, always as [out, in]:
+
+    bfloat16   BF16 [N, K], in the orientation of the family; vectors stay F32
+    int8       I8 [N, K], from -127 to 127, with F32 [N] under its name plus ".scale"
+    int4       U8 [N, ceil(K / 2)], two codes + 8 a byte, the later one in the upper half, with
+               BF16 [N, ceil(K / 32)] under its name plus ".scale", one for every 32 along K
+
+A weight is its code times its scale. What a model was rounded to stands in config.json, under
+"quantization": {"format": "int8"}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmcore import _core
+from llmcore.config import ModelConfig
+from llmcore.errors import CheckpointError, ConfigError
+from llmcore.parameters import parameter_shapes
+from llmcore.safetensors_io import Array, SafetensorsFile, Shape, Source, widened
+
+#: Bits that a weight takes in each format; int4 with a scale of 16 bits for every 32 weights.
+WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.0, "int4": 4.5}
+
+_GROUP = 32
+_SCALE = ".scale"
+# The dtypes of codes and scales in files.
+_STORED = {"int8": ("I8", "F32"), "int4": ("U8", "BF16")}
+# Both codes of a byte, as two bytes: one look-up unpacks a pair.
+_PAIRS = np.array([[i % 16 - 8, i // 16 - 8] for i in range(256)], np.int8).view(np.uint16)[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A matrix as integers and scales, which NumPy takes for the float32 matrix it stands for.
+
+    Attributes:
+        codes: [N, K] int8.
+        scales: float32, [N] for int8 and [N, ceil(K / 32)] for int4.
+
+    Example:
+        >>> matrix = Quantized(np.array([[1, -2]], np.int8), np.array([0.5], np.float32))
+        >>> matrix.format, np.asarray(matrix).tolist()
+        ('int8', [[0.5, -1.0]])
+    """
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+    @property
+    def format(self) -> str:
+        """One of "int8" and "int4"."""
+        return "int8" if self.scales.ndim == 1 else "int4"
+
+    def __getitem__(self, rows: slice) -> Quantized:
+        return Quantized(self.codes[rows], self.scales[rows])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        scales = self.scales[:, np.newaxis]
+        if self.format == "int4":
+            scales = np.repeat(self.scales, _GROUP, axis=1)[:, : self.codes.shape[1]]
+        return np.asarray(self.codes * scales, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A packed matrix of a model, which is unpacked when its turn to be written comes.
+
+    Attributes:
+        core: The model it belongs to.
+        name: Of the parameter.
+        shape: [N, K].
+    """
+
+    core: Any
+    name: str
+    shape: Shape
+
+    @property
+    def format(self) -> str:
+        """One of "bfloat16", "int8" and "int4"."""
+        return str(self.core.format)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self.core.unpack(self.name).numpy(), dtype)
+
+    def quantized(self) -> Quantized:
+        """The integers and scales; bfloat16 has none."""
+        return Quantized(*(tensor.numpy() for tensor in self.core.codes(self.name)))
+
+
+def parameters_of(core: Any, config: ModelConfig) -> dict[str, Any]:
+    """Every parameter of a model, as views of its memory or as `Packed` matrices."""
+    views = {name: tensor.numpy() for name, tensor in core.parameters().items()}
+    shapes = parameter_shapes(config)
+    return views | {name: Packed(core, name, shapes[name]) for name in core.packed_names()}
+
+
+def fill(core: Any, parameters: Iterable[tuple[str, Any]]) -> None:
+    """Set the parameters of a model whose matrices are packed, one after the other.
+
+    Args:
+        core: The model.
+        parameters: Pairs of a name and an array, as `widened` takes it, or a `Quantized` matrix. Codes of the
+            model's own format are taken over as they are, everything else is rounded.
+    """
+    views, packed = core.parameters(), set(core.packed_names())
+    for name, value in parameters:
+        if name not in packed:
+            np.copyto(views[name].numpy(), _float32(value))
+        elif isinstance(value, Quantized) and value.format == core.format:
+            core.set_codes(name, _tensor(value.codes), _tensor(value.scales))
+        else:
+            core.set_packed(name, _tensor(_float32(value)))
+
+
+def _float32(value: Array | Quantized) -> Array:
+    return np.asarray(value, np.float32) if isinstance(value, Quantized) else widened(value)
+
+
+def _tensor(array: Array) -> _core.Tensor:
+    return _core.as_tensor(np.ascontiguousarray(array))
+
+
+def stored_format(values: Mapping[str, Any]) -> str:
+    """Read what the matrices beside a config.json are rounded to, "float32" if to nothing.
+
+    Raises:
+        ConfigError: The key holds something else than one of our formats.
+
+    Example:
+        >>> stored_format({"quantization": {"format": "int4"}})
+        'int4'
+    """
+    found = values.get("quantization")
+    if found is None:
+        return "float32"
+    name = found.get("format") if isinstance(found, dict) else found
+    known = [name for name in WEIGHT_BITS if name != "float32"]
+    if name not in known:
+        raise ConfigError(f"quantization: format must be one of {', '.join(known)}, got {name!r}")
+    return str(name)
+
+
+def config_keys(format: str) -> dict[str, Any]:
+    """Return what a config.json says beside the architecture, for us and for transformers.
+
+    It reads our bfloat16. Integers it would take for weights, so it is told of a kind of model that
+    it does not know.
+    """
+    if format == "float32":
+        return {}
+    theirs = {"model_type": "llmcore"}
+    if format == "bfloat16":
+        theirs = {"dtype": "bfloat16", "torch_dtype": "bfloat16"}
+    return {**theirs, "quantization": {"format": format}}
+
+
+def is_stored(file: SafetensorsFile, name: str) -> bool:
+    """Whether a tensor holds integers, codes if anything."""
+    return file.entries[name].dtype in ("I8", "U8")
+
+
+def is_scale(file: SafetensorsFile, name: str) -> bool:
+    """Whether a tensor is the scale of another one in the file."""
+    of = name.removesuffix(_SCALE)
+    return of != name and of in file.entries and is_stored(file, of)
+
+
+def misfits(file: SafetensorsFile, name: str, shape: Shape, format: str) -> Iterator[str]:
+    """Yield what is wrong with the matrix `name` [N, K] of a file and its scale, in a few words."""
+    if format not in _STORED:
+        yield f"{name} (of dtype {file.entries[name].dtype}, with no int8 or int4 in config.json)"
+        return
+    parts = zip((name, name + _SCALE), _stored_shapes(format, shape), _STORED[format], strict=True)
+    for part, wanted, dtype in parts:
+        if part not in file.entries:
+            yield f"{part} (missing)"
+            continue
+        entry = file.entries[part]
+        if (entry.dtype, entry.shape) != (dtype, wanted):
+            yield f"{part} (expected {dtype} {list(wanted)}, got {entry.dtype} {list(entry.shape)})"
+
+
+def read(file: SafetensorsFile, name: str, depth: int) -> Quantized:
+    """Read a matrix [N, depth] that has no `misfits`.
+
+    Raises:
+        CheckpointError: A code is out of range.
+    """
+    codes, scales = file.raw(name), file.float32(name + _SCALE)
+    if codes.dtype == np.uint8:
+        return Quantized(_PAIRS[codes].view(np.int8)[:, :depth], scales)
+    if codes.size and codes.min() < -127:
+        raise CheckpointError(f"{file.path}: {name}: codes must be from -127 to 127, got -128")
+    return Quantized(codes, scales)
+
+
+def sources(name: str, parts: Sequence[Packed]) -> list[Source]:
+    """What to write of quantised matrices that are stacked in one tensor."""
+    format = parts[0].format
+    shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+    arrays = (partial(_codes, parts), partial(_scales, parts))
+    return [
+        Source(name + suffix, stored, array, dtype)
+        for suffix, stored, array, dtype in zip(
+            ("", _SCALE), _stored_shapes(format, shape), arrays, _STORED[format], strict=True
+        )
+    ]
+
+
+def bfloat16_bits(values: Array) -> Array:
+    """The upper halves of float32 numbers that are bfloat16 already."""
+    bits: Array = np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16
+    return bits.astype(np.uint16)
+
+
+def _stored_shapes(format: str, shape: Shape) -> tuple[Shape, Shape]:
+    outputs, depth = shape
+    if format == "int8":
+        return shape, (outputs,)
+    return (outputs, -(-depth // 2)), (outputs, -(-depth // _GROUP))
+
+
+def _codes(parts: Sequence[Packed]) -> Array:
+    codes = np.concatenate([part.quantized().codes for part in parts])
+    if parts[0].format == "int8":
+        return codes
+    digits = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2))).view(np.uint8) + np.uint8(8)
+    pairs: Array = digits[:, ::2] | digits[:, 1::2] << 4
+    return pairs
+
+
+def _scales(parts: Sequence[Packed]) -> Array:
+    scales = np.concatenate([part.quantized().scales for part in parts])
+    return scales if parts[0].format == "int8" else bfloat16_bits(scales)
