@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from llmcore import _core
-from llmcore._core import Tensor
 from llmcore.atomic import (
     ChecksumWriter,
     Content,
@@ -191,10 +190,11 @@ def load(
     raise CheckpointError(f"{directory}: is saved over faster than it can be read; try again")
 
 
-def copy_parameters(source: Iterable[tuple[str, Array]], target: Mapping[str, Tensor]) -> None:
+def copy_parameters(source: Iterable[tuple[str, Array]], target: Mapping[str, Any]) -> None:
     """Copy what `Checkpoint.parameters` yields into a model of the same architecture, widened."""
     arrays = dict(source)
-    _core.widen(list(arrays.values()), [target[name] for name in arrays])
+    targets = [_core.in_place_tensor(target[name].numpy()) for name in arrays]
+    _core.widen(list(arrays.values()), targets)
 
 
 def exists(directory: Path) -> bool:
