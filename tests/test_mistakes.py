@@ -74,8 +74,8 @@ def test_what_cannot_fit_in_memory_is_refused_at_once(capsys, tmp_path, words, h
 
 
 def test_devices_formats_and_settings_of_the_environment(capsys, tmp_path):
-    line = fails(capsys, 1, "train", "--out-dir", tmp_path / "out", "--dtype", "bfloat16")
-    assert "float32 only" in line
+    line = fails(capsys, 2, "train", "--out-dir", tmp_path / "out", "--dtype", "float16")
+    assert 'dtype must be one of "float32", "bfloat16", got "float16"' in line
     for name, value, words in (
         ("LLMCORE_NUM_THREADS", "abc", "must be a whole number from 1 to 4096, got 'abc'"),
         ("LLMCORE_CPU_ISA", "sse9", "this processor and build have: generic"),

@@ -56,15 +56,18 @@ BFloat16 int4_group(const float* group, int64_t count, int8_t* codes) {
   constexpr int kVectors = kInt4Group / kLanes, kTries = 17;
   Vec x[kVectors];
   float extreme = 0.0f;
-  for (int64_t i = 0; i < min(count, kInt4Group); ++i)
+  float finite = 0.0f;  // or a NaN, which the scale becomes
+  for (int64_t i = 0; i < min(count, kInt4Group); ++i) {
     if (group[i] * group[i] > extreme * extreme) extreme = group[i];
+    finite += group[i] - group[i];
+  }
   for (int v = 0; v < kVectors; ++v)
     x[v] = load_up_to(group + v * kLanes, max(count - v * kLanes, 0));
   BFloat16 best{};
   float least = 0.0f;
   for (int i = -1; i < kTries; ++i) {  // first a scale of zero: every integer is zero
     const BFloat16 candidate =
-        i < 0 ? BFloat16{} : to_bfloat16(extreme / (-8.8f + 0.125f * static_cast<float>(i)));
+        i < 0 ? BFloat16{} : to_bfloat16(extreme / (-8.75f + 0.125f * static_cast<float>(i)));
     const float scale = to_float(candidate), inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
     Vec error = {};
     VecI rounded[kVectors];
@@ -80,7 +83,7 @@ BFloat16 int4_group(const float* group, int64_t count, int8_t* codes) {
     best = candidate;
     for (int v = 0; v < kVectors; ++v) store_bytes(codes + v * kLanes, rounded[v]);
   }
-  return best;
+  return finite == 0.0f ? best : to_bfloat16(finite);
 }
 
 // ---- One output's place in a panel

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from llmcore import _core
-from llmcore._core import Tensor
 from llmcore.atomic import (
     ChecksumWriter,
     Content,
@@ -195,14 +194,15 @@ def load(
 
 
 def copy_parameters(
-    source: Iterable[tuple[str, Array | Quantized]], target: Mapping[str, Tensor]
+    source: Iterable[tuple[str, Array | Quantized]], target: Mapping[str, Any]
 ) -> None:
     """Copy what `Checkpoint.parameters` yields into a model of the same architecture, widened."""
     arrays = {
         name: np.asarray(value, np.float32) if isinstance(value, Quantized) else value
         for name, value in source
     }
-    _core.widen(list(arrays.values()), [target[name] for name in arrays])
+    targets = [_core.in_place_tensor(target[name].numpy()) for name in arrays]
+    _core.widen(list(arrays.values()), targets)
 
 
 def exists(directory: Path) -> bool:

@@ -109,8 +109,8 @@ def fill(core: Any, parameters: Iterable[tuple[str, Any]]) -> None:
 
     Args:
         core: The model.
-        parameters: Pairs of a name and an array, as `widened` takes it, or a `Quantized` matrix. Codes of the
-            model's own format are taken over as they are, everything else is rounded.
+        parameters: Pairs of a name and an array, as `widened` takes it, or a `Quantized` matrix.
+            Codes of the model's own format are taken over as they are, all else is rounded.
     """
     views, packed = core.parameters(), set(core.packed_names())
     for name, value in parameters:
