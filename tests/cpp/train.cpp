@@ -77,7 +77,7 @@ int train(const std::string& model, const std::string& input, const std::string&
     throw std::runtime_error("the input is too long: the two sides differ in the model");
 
   TrainStep step(transformer, 7);
-  const Batch batch{.ids = tensor(ids, kRows, kTokens),
+  const Batch batch{.dec_ids = tensor(ids, kRows, kTokens),
                     .targets = tensor(targets, kRows * kTokens),
                     .weights = tensor(weights, kRows * kTokens),
                     .label_smoothing = 0.1f};
