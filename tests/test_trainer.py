@@ -103,8 +103,9 @@ class NumpyTrainStep:
     """AdamW with clipping and counter-based dropout, the interface of `llmcore.TrainStep`."""
 
     def __init__(
-        self, model, *, lr, betas, eps, weight_decay, max_grad_norm, dropout_seed, poison=()
-    ):
+        self, model, *, lr, betas, eps, weight_decay, max_grad_norm, dropout_seed,
+        dtype="float32", poison=(),
+    ):  # fmt: skip
         self.model, self.betas, self.eps, self.decay = model, betas, eps, weight_decay
         self.max_norm, self.seed, self.poison = max_grad_norm, dropout_seed, dict(poison)
         self.m, self.v = np.zeros_like(model.flat), np.zeros_like(model.flat)

@@ -161,6 +161,8 @@ struct Int4Format {
   }
 };
 
+namespace {  // no symbol of a template compiled for one instruction set may serve another
+
 // The tiles of rows of x, a strip at a time, times panels: into C, with what follows the product.
 template <class Format>
 struct Tiles {
@@ -226,5 +228,7 @@ struct Tiles {
       multiply<1>(strip, row, panel, count, col);
   }
 };
+
+}  // namespace
 
 }  // namespace llmcore::LLMCORE_ISA
