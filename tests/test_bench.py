@@ -20,7 +20,7 @@ from llmcore.bench.report import Contest, hold_contest
 from llmcore.bench.turns import Contestant, Outcome, Turns, take_turns
 from llmcore.bench.workloads import Generation, Training
 from llmcore.config import ModelConfig
-from llmcore.errors import ConfigError, ShapeError
+from llmcore.errors import ConfigError, DTypeError, ShapeError
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +38,14 @@ def test_ceilings_are_plausible_and_leave_the_threads_as_they_were():
         assert 1e9 < ceilings.flops < 1e14
         assert 1e8 < ceilings.memory_bytes_per_second < 1e13
         assert 1e8 < ceilings.cache_bytes_per_second < 1e14
+        assert 1e9 < ceilings.bfloat16_flops < 1e15
+        assert 1e9 < ceilings.int8_flops < 1e15
+        assert ceilings.peak("int4") == ceilings.peak("int8") == ceilings.int8_flops
+
+
+def test_there_is_a_peak_of_three_formats_alone():
+    with pytest.raises(DTypeError, match="float32, bfloat16 or int8, got int64"):
+        _core.measure_peak(0.01, "int64")
 
 
 def test_no_matrix_product_exceeds_the_peak(rng):
@@ -208,8 +216,8 @@ def test_turns_need_contestants_of_different_names():
 
 # ---------------------------------------------------------------------------- floors
 
-LIMITS = Ceilings(threads=1, flops=200e9, cache_bytes_per_second=100e9,
-                  memory_bytes_per_second=40e9)  # fmt: skip
+LIMITS = Ceilings(threads=1, flops=200e9, bfloat16_flops=400e9, int8_flops=800e9,
+                  cache_bytes_per_second=100e9, memory_bytes_per_second=40e9)  # fmt: skip
 
 
 def only(workload):
@@ -236,6 +244,18 @@ def test_a_masked_head_counts_on_the_masked_rows_alone():
     whole = config.flops_per_token(128) * 1024
     head = 6 * (30522 * 768 + 768 * 768)
     assert only(training).operations == whole - head * (1024 - rows)
+
+
+@pytest.mark.parametrize(
+    ("weights", "peak"),
+    [("float32", 200e9), ("bfloat16", 400e9), ("int8", 800e9), ("int4", 800e9)],
+)
+def test_the_peak_is_that_of_the_number_format(weights, peak):
+    for measure in Generation("gpt2", 32, 128, weights=weights).measures()[1:]:
+        assert measure.floors(LIMITS)["arithmetic"] == measure.operations / peak
+    if weights in ("float32", "bfloat16"):
+        step = only(Training("gpt2", 4, 64, weights))
+        assert step.floors(LIMITS)["arithmetic"] == step.operations / peak
 
 
 def test_pairs_count_both_sides():

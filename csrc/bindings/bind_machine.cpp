@@ -39,9 +39,10 @@ py::dict device_info() {
   return info;
 }
 
-double peak(double seconds) {
+double peak(double seconds, const std::string& dtype) {
+  const DType of = dtype_from_name(dtype.c_str());
   py::gil_scoped_release release;
-  return measure_peak(cpu_kernels(), seconds);
+  return measure_peak(cpu_kernels(), of, seconds);
 }
 
 double read_rate(const PyTensor& x, double seconds) {
@@ -64,7 +65,7 @@ void bind_machine(py::module_& module) {
     return result;
   });
   module.def("reset_peak_memory", &reset_peak_memory);
-  module.def("measure_peak", &peak, py::arg("seconds"));
+  module.def("measure_peak", &peak, py::arg("seconds"), py::arg("dtype") = "float32");
   module.def("measure_read", &read_rate, py::arg("x"), py::arg("seconds"));
 }
 

@@ -81,13 +81,10 @@ void ParamStore::check_packable() const {
 }
 
 void ParamStore::pack(const Context& context, DType format) {
-  check_packable();
-  const Buffer weights = std::move(weights_);
   std::vector<Tensor> matrices;
-  for (const Packable& each : packables_)
-    matrices.push_back(view(weights.data(), each.index, each.count));
+  for (const Packable& each : packables_) matrices.push_back(weight(each.index, each.count));
   const std::vector<ParamInfo> before = table_;
-  pack_zeros(format);
+  const Buffer weights = replace_weights(format);
   for (size_t i = 0; i < packables_.size(); ++i)
     pack_weight(context, {.weight = matrices[i], .to = {packables_[i].packed}});
   for (size_t i = 0; i < table_.size(); ++i)
@@ -97,14 +94,23 @@ void ParamStore::pack(const Context& context, DType format) {
 }
 
 void ParamStore::pack_zeros(DType format) {
+  replace_weights(format);
+}
+
+Buffer ParamStore::replace_weights(DType format) {
   check_packable();
-  format_ = format;
-  int64_t bytes = 0;
+  int64_t bytes = 0, kept = size_;
   for (const Packable& each : packables_) {
     const Tensor matrix = view(nullptr, each.index, each.count);
     bytes += packed_bytes(format, matrix.dim(0), matrix.dim(1));
+    kept -= matrix.numel();
   }
-  packed_ = Buffer(bytes);
+  Buffer packed(bytes), weights(kept * static_cast<int64_t>(sizeof(float)));
+  // All memory is there: nothing below fails half-way.
+  format_ = format;
+  packed_ = std::move(packed);
+  std::swap(weights_, weights);
+  gradients_ = Buffer();
   char* next = static_cast<char*>(packed_.data());
   for (Packable& each : packables_) {
     const Tensor matrix = view(nullptr, each.index, each.count);
@@ -118,8 +124,7 @@ void ParamStore::pack_zeros(DType format) {
       info.offset = size_;
       size_ += info.size;
     }
-  gradients_ = Buffer();
-  weights_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)));
+  return weights;
 }
 
 PackedRows ParamStore::packed_rows(int index) const {

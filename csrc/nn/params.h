@@ -87,6 +87,8 @@ class ParamStore {
 
   Tensor view(void* base, int index, int count) const;
   void check_packable() const;
+  // Packed matrices and vectors of zeros take the place of the weights, which are returned.
+  Buffer replace_weights(DType format);
 
   std::vector<Packable> packables_;
   DType format_ = DType::kFloat32;

@@ -21,8 +21,14 @@ double on_all_threads(Rate rate) {
 
 }  // namespace
 
-double measure_peak(const Kernels& kernels, double seconds) {
-  return on_all_threads([&](int64_t) { return kernels.ceiling->multiply_adds(seconds); });
+double measure_peak(const Kernels& kernels, DType dtype, double seconds) {
+  const auto rate = dtype == DType::kFloat32    ? kernels.ceiling->multiply_adds
+                    : dtype == DType::kBFloat16 ? kernels.ceiling->bfloat16_multiply_adds
+                    : dtype == DType::kInt8     ? kernels.ceiling->int8_multiply_adds
+                                                : nullptr;
+  CHECK(rate != nullptr, DTypeError, "measure_peak: dtype must be float32, bfloat16 or int8, got ",
+        dtype_name(dtype));
+  return on_all_threads([&](int64_t) { return rate(seconds); });
 }
 
 double measure_read(const Context& context, const Tensor& x, double seconds) {

@@ -13,8 +13,6 @@ namespace {
 using Format = BFloat16Format;
 
 constexpr int64_t kDepthBlock = 3072;
-constexpr int64_t kGroupBytes = 256 << 10;
-constexpr int64_t kTasksPerThread = 4;
 // Fewer multiply-adds than this are not worth waking other threads: some 20 microseconds.
 constexpr int64_t kAloneWork = 1 << 22;
 

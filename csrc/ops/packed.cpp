@@ -43,8 +43,8 @@ void check_codes(const char* op, const CodesArgs& args) {
 void pack_weight(const Context& context, const PackArgs& args) {
   check_rows("pack_weight", "weight", args.weight, args.to, DType::kFloat32);
   const int64_t depth = args.weight.dim(1);
-  CHECK(depth <= kMaxPackedDepth, ShapeError, "pack_weight: K may be at most ", kMaxPackedDepth,
-        ", got ", depth);
+  CHECK(depth >= 1 && depth <= kMaxPackedDepth, ShapeError, "pack_weight: K must be from 1 to ",
+        kMaxPackedDepth, ", got ", depth);
   context.kernels->packed->pack(args);
 }
 

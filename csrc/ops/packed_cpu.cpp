@@ -9,10 +9,8 @@ namespace {
 constexpr int64_t kChunk = 2 * kInt4Group;
 // Panels that one task streams: some 5 microseconds.
 constexpr int64_t kTaskBytes = 96 << 10;
-// Panels that stay in the second-level cache while strips of x pass by, and what their number is a
-// multiple of.
-constexpr int64_t kGroupBytes = 256 << 10, kGroupStep = 2;
-constexpr int64_t kTasksPerThread = 4;
+// What the number of panels in a group is a multiple of.
+constexpr int64_t kGroupStep = 2;
 
 // ---- Rounding
 
@@ -300,7 +298,7 @@ void fill_row(const Strip& strip, const StripLayout<Format>& layout, int64_t r, 
   if constexpr (Format::kDType == DType::kPackedInt8) strip.starts[r] = -128 * whole;
 }
 
-// x [valid, K] as a strip of `rows` rows; those beyond repeat the last.
+// x [valid, K] as a strip of `rows` rows; what those beyond hold is multiplied and dropped.
 template <class Format>
 void fill_strip(const Strip& strip, const StripLayout<Format>& layout, int64_t rows,
                 const Tensor& x) {

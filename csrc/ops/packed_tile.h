@@ -7,6 +7,10 @@
 
 namespace llmcore::LLMCORE_ISA {
 
+// Panels that stay in the second-level cache while strips of x pass by; and into how many tasks a
+// product is cut.
+inline constexpr int64_t kGroupBytes = 256 << 10, kTasksPerThread = 4;
+
 // Vectors of a panel's outputs, and rows of x whose sums fill the registers. Fewer rows are bound
 // by reading: one panel at a time is one stream of memory. How many panels lie side by side where
 // the arithmetic needs more chains (measured, benchmarks/README.md) is the format's panels(rows).
@@ -40,30 +44,43 @@ LLMCORE_INLINE VecI broadcast_sum(int32_t x) {
   return x - VecI{};
 }
 
+// Of kRows rows and kPanels panels of `words` words for each output: sum[r][v] gains the products.
+template <class Format, int kRows, int kPanels>
+LLMCORE_INLINE static void add_products(
+    const DotWord* x, const uint32_t* panel, int64_t panel_words, int64_t words,
+    typename Format::Sum (&sum)[kRows][kPanels * kPanelVectors]) {
+  for (int64_t w = 0; w < words; ++w, x += kRows) {
+    DotLanes lanes[kPanels * kPanelVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanels * kPanelVectors; ++v)
+      lanes[v] = Format::lanes(load_words(panel + v / kPanelVectors * panel_words +
+                                          w * kPanelOutputs + v % kPanelVectors * kLanes));
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      const DotLanes row = broadcast(x[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanels * kPanelVectors; ++v)
+        sum[r][v] = Format::dot(sum[r][v], lanes[v], row);
+    }
+  }
+}
+
 struct BFloat16Format {
+  using Sum = Vec;
   static constexpr DType kDType = DType::kPackedBFloat16;
   static constexpr int kRows = kMostRows;
   static constexpr int panels(int rows) { return kLanes < 16 || rows < 8 ? 1 : rows == 8 ? 3 : 2; }
+  LLMCORE_INLINE static DotLanes lanes(VecU w) { return bfloat16_lanes(w); }
+  LLMCORE_INLINE static Vec dot(Vec sum, const DotLanes& w, const DotLanes& x) {
+    return dot_bfloat16(sum, w, x);
+  }
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
                                   int64_t depth, Vec (&out)[kPanels * kPanelVectors][kRows]) {
     Vec sum[kRows][kPanels * kPanelVectors] = {};
-    const DotWord* x = strip.words;
-    for (int64_t w = 0; w < (depth + 1) / 2; ++w, x += kRows) {
-      DotLanes lanes[kPanels * kPanelVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kPanels * kPanelVectors; ++v)
-        lanes[v] = bfloat16_lanes(load_words(panel + v / kPanelVectors * panel_words +
-                                             w * kPanelOutputs + v % kPanelVectors * kLanes));
-#pragma GCC unroll 14
-      for (int r = 0; r < kRows; ++r) {
-        const DotLanes row = broadcast(x[r]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kPanels * kPanelVectors; ++v)
-          sum[r][v] = dot_bfloat16(sum[r][v], lanes[v], row);
-      }
-    }
+    add_products<BFloat16Format, kRows, kPanels>(strip.words, panel, panel_words, (depth + 1) / 2,
+                                                 sum);
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
@@ -72,9 +89,14 @@ struct BFloat16Format {
 };
 
 struct Int8Format {
+  using Sum = VecI;
   static constexpr DType kDType = DType::kPackedInt8;
   static constexpr int kRows = kMostRows;
   static constexpr int panels(int rows) { return kLanes < 16 || rows < kRows ? 1 : 2; }
+  LLMCORE_INLINE static DotLanes lanes(VecU w) { return int8_lanes(w); }
+  LLMCORE_INLINE static VecI dot(VecI sum, const DotLanes& w, const DotLanes& x) {
+    return dot_int8(sum, w, x);
+  }
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
@@ -84,22 +106,8 @@ struct Int8Format {
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < kPanels * kPanelVectors; ++v) sum[r][v] = broadcast_sum(strip.starts[r]);
-    const DotWord* x = strip.words;
     const int64_t words = (depth + 3) / 4;
-    for (int64_t w = 0; w < words; ++w, x += kRows) {
-      DotLanes lanes[kPanels * kPanelVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kPanels * kPanelVectors; ++v)
-        lanes[v] = int8_lanes(load_words(panel + v / kPanelVectors * panel_words +
-                                         w * kPanelOutputs + v % kPanelVectors * kLanes));
-#pragma GCC unroll 14
-      for (int r = 0; r < kRows; ++r) {
-        const DotLanes row = broadcast(x[r]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kPanels * kPanelVectors; ++v)
-          sum[r][v] = dot_int8(sum[r][v], lanes[v], row);
-      }
-    }
+    add_products<Int8Format, kRows, kPanels>(strip.words, panel, panel_words, words, sum);
 #pragma GCC unroll 4
     for (int v = 0; v < kPanels * kPanelVectors; ++v) {
       const Vec scale = as_floats(load_words(panel + v / kPanelVectors * panel_words +

@@ -187,8 +187,9 @@ def test_the_longest_sums_fit(format):
     got = product(packed(w, format), x, 18)
     exact = x.astype(np.float64) @ packed(w, format).unpack().numpy().T
     assert np.abs(got / exact - 1).max() < 1e-4  # thousands of groups in float32
-    with pytest.raises(ValueError, match="65536, got 65537"):
-        packed(np.ones((1, k + 1), F), format)
+    for depth in (0, k + 1):
+        with pytest.raises(ValueError, match=f"from 1 to 65536, got {depth}"):
+            packed(np.ones((1, depth), F), format)
 
 
 @pytest.mark.parametrize("format", FORMATS)

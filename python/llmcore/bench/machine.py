@@ -23,14 +23,28 @@ class Ceilings:
         threads: How many.
         flops: Operations per second, two for each fp32 multiply-add of the vectors in use
             (`llmcore.device_info()["isa_chosen"]`), on registers alone.
+        bfloat16_flops: The same for bfloat16 with float32 sums.
+        int8_flops: The same for int8 with 32-bit sums.
         cache_bytes_per_second: Reading from each core's own cache.
         memory_bytes_per_second: Reading from memory, each thread a region of its own.
     """
 
     threads: int
     flops: float
+    bfloat16_flops: float
+    int8_flops: float
     cache_bytes_per_second: float
     memory_bytes_per_second: float
+
+    def peak(self, dtype: str) -> float:
+        """Return the operations per second of numbers of this format; int4 is multiplied as int8.
+
+        Example:
+            >>> Ceilings(1, 100e9, 200e9, 400e9, 50e9, 20e9).peak("int4")
+            400000000000.0
+        """
+        peaks = {"float32": self.flops, "bfloat16": self.bfloat16_flops}
+        return peaks.get(dtype, self.int8_flops)
 
 
 def measure_ceilings(
@@ -44,7 +58,7 @@ def measure_ceilings(
     Args:
         threads: How many to measure with, one after the other; 1 and all that llmcore uses if not
             given.
-        seconds: For each of the three rates.
+        seconds: For each of the five rates.
         size: Bytes to read for the rate of memory: several times the last-level cache.
 
     Raises:
@@ -83,6 +97,8 @@ def _measure(threads: int, seconds: float, data: llmcore.Tensor) -> Ceilings:
     return Ceilings(
         threads=threads,
         flops=_core.measure_peak(seconds),
+        bfloat16_flops=_core.measure_peak(seconds, "bfloat16"),
+        int8_flops=_core.measure_peak(seconds, "int8"),
         cache_bytes_per_second=_core.measure_read(cached, seconds),
         memory_bytes_per_second=_core.measure_read(data, seconds),
     )

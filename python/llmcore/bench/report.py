@@ -35,8 +35,8 @@ class Row:
         rate: What it got done in a second, in the median run.
         slow_rate: The lower quartile of the rates.
         fast_rate: The upper quartile.
-        share_of_peak: Of the peak of fp32 arithmetic measured in the same contest; None where there
-            are no operations to count.
+        share_of_peak: Of the peak of arithmetic, in the workload's number format, measured in the
+            same contest; None where there are no operations to count.
         share_of_memory: Of the bandwidth of memory; above 1 where caches hold what is read.
         peak_bytes: Most memory its process held; None if the system does not say.
         ratio: llmcore's rate over this engine's; None without llmcore.
@@ -175,7 +175,7 @@ class Contest:
         for title in (
             "median",
             "quartiles",
-            "of fp32 peak",
+            "of peak",
             "of bandwidth",
             "peak memory",
             "ratio",
@@ -234,7 +234,7 @@ def hold_contest(
 
     Example:
         >>> workload = Operations(["attention"], lengths=[8])
-        >>> limits = Ceilings(1, 100e9, 50e9, 20e9)
+        >>> limits = Ceilings(1, 100e9, 200e9, 400e9, 50e9, 20e9)
         >>> contest = hold_contest(workload, [], ceilings=limits, rounds=1, seconds=0.0)
         >>> [len(contest.rows(measure)) for measure in workload.measures()]
         [1, 1]

@@ -39,8 +39,9 @@ class Measure:
         name: What reports call it.
         amount: What one run gets done.
         unit: What the amount counts; empty where a run is all there is, and reports show its time.
-        operations: Floating-point operations of one run, a multiply-add being two.
+        operations: Operations of one run, a multiply-add being two.
         bytes: What one run has to read from and write to memory.
+        dtype: What the peak of arithmetic is that of, a name that `Ceilings.peak` takes.
     """
 
     name: str
@@ -48,17 +49,18 @@ class Measure:
     unit: str
     operations: float
     bytes: float
+    dtype: str = "float32"
 
     def floors(self, ceilings: Ceilings) -> dict[str, float]:
         """Return the seconds that arithmetic takes at its peak, and memory at its bandwidth.
 
         Example:
-            >>> ceilings = Ceilings(1, 100e9, 50e9, 20e9)
+            >>> ceilings = Ceilings(1, 100e9, 200e9, 400e9, 50e9, 20e9)
             >>> Measure("product", 1, "", operations=5e9, bytes=1e9).floors(ceilings)
             {'arithmetic': 0.05, 'memory': 0.05}
         """
         return {
-            "arithmetic": self.operations / ceilings.flops,
+            "arithmetic": self.operations / ceilings.peak(self.dtype),
             "memory": self.bytes / ceilings.memory_bytes_per_second,
         }
 
@@ -179,6 +181,7 @@ class Training:
                 unit="tokens",
                 operations=operations,
                 bytes=float(_ADAMW_BYTES * config.num_parameters()),
+                dtype=self.dtype,
             )
         ]
 
@@ -283,7 +286,9 @@ class Generation:
         # As `ModelConfig.flops_per_token` does, attention counts in full.
         operations += 4.0 * config.num_decoder_layers * _width(config) * length**2
         weights = self._weight_bytes(("decoder", "head"))
-        return Measure(f"prefill {length}", float(length), "tokens", operations, weights)
+        return Measure(
+            f"prefill {length}", float(length), "tokens", operations, weights, self.weights
+        )
 
     def _decoding(self, batch: int) -> Measure:
         config, steps = self.config, self.new - 1
@@ -297,6 +302,7 @@ class Generation:
             unit="tokens",
             operations=operations * batch * steps,
             bytes=(weights + batch * self._cache_bytes(keys)) * steps,
+            dtype=self.weights,
         )
 
     def _translation(self, batch: int) -> Measure:
@@ -315,6 +321,7 @@ class Generation:
             operations=encoder * batch + decoder * rows * steps,
             bytes=self._weight_bytes(("encoder",))
             + (self._weight_bytes(("decoder", "head")) + cache) * steps,
+            dtype=self.weights,
         )
 
     def _matrices(self, part: str) -> int:

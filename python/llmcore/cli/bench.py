@@ -54,8 +54,8 @@ def machine(
 ) -> None:
     """Show the ceilings that no program on this machine can exceed.
 
-    fp32 multiply-adds on registers alone, two operations each, and the bytes that all threads
-    together read from their caches and from memory.
+    Multiply-adds on registers alone, two operations each, in fp32, bfloat16 and int8, and the bytes
+    that all threads together read from their caches and from memory.
 
     [bold]Example[/bold]
 
@@ -69,12 +69,11 @@ def machine(
     if as_json:
         print(json.dumps([dataclasses.asdict(ceilings) for ceilings in found], indent=2))
         return
-    print(f"{'threads':>7}{'GFLOP/s':>10}{'cache GB/s':>12}{'memory GB/s':>13}")
+    titles = ("fp32 GFLOP/s", "bfloat16", "int8 GOP/s", "cache GB/s", "memory GB/s")
+    print(f"{'threads':>7}" + "".join(f"{title:>14}" for title in titles))
     for one in found:
-        print(
-            f"{one.threads:7}{one.flops / 1e9:10.1f}{one.cache_bytes_per_second / 1e9:12.1f}"
-            f"{one.memory_bytes_per_second / 1e9:13.1f}"
-        )
+        threads_used, *rates = dataclasses.astuple(one)
+        print(f"{threads_used:7}" + "".join(f"{rate / 1e9:14.1f}" for rate in rates))
 
 
 @app.command()

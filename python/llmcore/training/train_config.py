@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcore.errors import ConfigError, did_you_mean
+from llmcore.train_step import TRAINING_DTYPES
 from llmcore.training.schedule import Schedule, ScheduleKind
 from llmcore.training.settings import (
     build_settings,
@@ -107,7 +108,7 @@ class TrainConfig:
     )
     dtype: str = setting(
         "float32", "Of matrix products: float32, or bfloat16 with float32 sums, weights, moments.",
-        choices=("float32", "bfloat16"), resume="warn",
+        choices=TRAINING_DTYPES, resume="warn",
     )  # fmt: skip
     dropout: float | None = setting(
         None, "Dropout of embeddings, attention and residuals; the model's own if not given.",
