@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "core/random.h"
+#include "ops/cross_entropy.h"
 
 namespace llmcore {
 namespace {
@@ -30,13 +31,6 @@ int32_t most_likely(const float* logits, int64_t vocab_size) {
   for (int64_t id = 1; id < vocab_size; ++id)
     if (logits[id] > logits[best]) best = static_cast<int32_t>(id);
   return best;
-}
-
-// log softmax(logits)[id]; NaN where a logit is.
-double log_probability(const float* logits, int64_t vocab_size, int32_t id, float largest) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < vocab_size; ++i) sum += std::exp(logits[i] - largest);
-  return static_cast<double>(logits[id] - largest) - std::log(sum);
 }
 
 // The tokens that may still be chosen.
@@ -148,12 +142,12 @@ double uniform_at(uint64_t seed, uint64_t sequence, int64_t position) {
 }
 
 ChoiceFailure choose(const float* logits, int64_t vocab_size, const ChooseRow& row,
-                     const Scratch& scratch, Choice& choice) {
+                     const Scratch& scratch, int32_t& id) {
   const GenerationOptions& options = *row.options;
   std::memcpy(scratch.logits, logits, vocab_size * sizeof(float));
   process_logits(options, row.history, scratch.logits, vocab_size, scratch.counts);
-  choice.id = most_likely(scratch.logits, vocab_size);
-  const float largest = scratch.logits[choice.id];
+  id = most_likely(scratch.logits, vocab_size);
+  const float largest = scratch.logits[id];
   if (largest == -std::numeric_limits<float>::infinity()) return ChoiceFailure::kNothingLeft;
   if (!std::isfinite(largest)) return ChoiceFailure::kNotFinite;
   if (options.do_sample) {
@@ -161,12 +155,9 @@ ChoiceFailure choose(const float* logits, int64_t vocab_size, const ChooseRow& r
     candidates.keep_top_k(options.top_k);
     candidates.keep_top_p(options.top_p);
     candidates.keep_min_p(options.min_p);
-    choice.id = candidates.at(uniform_at(options.seed, row.sequence, row.history.new_tokens()));
+    id = candidates.at(uniform_at(options.seed, row.sequence, row.history.new_tokens()));
   }
-  const float most = logits[most_likely(logits, vocab_size)];
-  const double result = log_probability(logits, vocab_size, choice.id, most);
-  choice.log_probability = static_cast<float>(result);
-  return std::isnan(result) ? ChoiceFailure::kNotFinite : ChoiceFailure::kNone;
+  return ChoiceFailure::kNone;
 }
 
 }  // namespace
@@ -197,8 +188,18 @@ void choose_tokens(const Context& context, const Tensor& logits, const ChooseRow
   parallel_for(workers, [&](int64_t worker, int) {
     for (int64_t b = worker; b < batch; b += workers)
       choices[b].failure = choose(logits.f32() + b * vocab_size, vocab_size, rows[b],
-                                  scratch_of(worker), choices[b]);
+                                  scratch_of(worker), choices[b].id);
   });
+
+  // The cross-entropy of a choice is the negative log of its probability.
+  const Tensor chosen = context.arena->scratch(DType::kInt32, batch);
+  const Tensor losses = context.arena->scratch(DType::kFloat32, batch);
+  for (int64_t b = 0; b < batch; ++b) chosen.as<int32_t>()[b] = choices[b].id;
+  cross_entropy(context, {.logits = logits, .targets = chosen, .losses = losses});
+  for (int64_t b = 0; b < batch; ++b) {
+    choices[b].log_probability = -losses.f32()[b];
+    if (std::isnan(choices[b].log_probability)) choices[b].failure = ChoiceFailure::kNotFinite;
+  }
 }
 
 std::string failure_message(ChoiceFailure failure, int64_t sequence) {

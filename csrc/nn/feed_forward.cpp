@@ -1,6 +1,7 @@
 // The feed-forward network: activation and its derivative ride on the matrix products.
 #include "nn/feed_forward.h"
 
+#include "ops/activation.h"
 #include "ops/elementwise.h"
 
 namespace llmcore {
@@ -28,27 +29,35 @@ Tensor FeedForward::half(const Tensor& both, int which) const {
   return f32_view(both.f32() + which * config_.ffn_size, both.dim(0), config_.ffn_size);
 }
 
+void FeedForward::activate(const Context& context, const Tensor& up, const Tensor& hidden) const {
+  const Dropout dropped = context.dropout(config_.ffn_dropout, inner_site(site_));
+  if (config_.gated_ffn)
+    gated_forward(context, {.activation = config_.activation,
+                            .gate = half(up, 0),
+                            .up = half(up, 1),
+                            .row_stride = up_.out(),
+                            .y = hidden});
+  else
+    activation_forward(context, {.activation = config_.activation, .x = up, .y = hidden});
+  if (dropped.p > 0.0f) dropout(context, {.dropout = dropped, .x = hidden, .y = hidden});
+}
+
 void FeedForward::forward(const Context& context, const Sequences&, const Tensor& x,
                           const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
-  Arena& arena = *context.arena;
-  const Dropout dropped = context.dropout(config_.ffn_dropout, inner_site(site_));
+  ScratchScope scope(*context.arena);
+  const Tensor hidden = context.arena->scratch(DType::kFloat32, x.dim(0), config_.ffn_size);
   saved.x = x;
-  saved.up = arena.keep(DType::kFloat32, x.dim(0), up_.out());
-  saved.hidden = arena.keep(DType::kFloat32, x.dim(0), config_.ffn_size);
+  saved.up = context.arena->keep(DType::kFloat32, x.dim(0), up_.out());
   if (config_.gated_ffn) {
     up_.forward(context, x, saved.up);
-    gated_forward(context, {.activation = config_.activation,
-                            .gate = half(saved.up, 0),
-                            .up = half(saved.up, 1),
-                            .row_stride = up_.out(),
-                            .y = saved.hidden});
-    if (dropped.p > 0.0f)
-      dropout(context, {.dropout = dropped, .x = saved.hidden, .y = saved.hidden});
+    activate(context, saved.up, hidden);
   } else {
-    up_.forward(context, x, saved.hidden,
-                {.pre_activation = saved.up, .activation = config_.activation, .dropout = dropped});
+    up_.forward(context, x, hidden,
+                {.pre_activation = saved.up,
+                 .activation = config_.activation,
+                 .dropout = context.dropout(config_.ffn_dropout, inner_site(site_))});
   }
-  down_.forward(context, saved.hidden, y, tail);
+  down_.forward(context, hidden, y, tail);
 }
 
 void FeedForward::backward(const Context& context, const Sequences&, const Tensor& dy,
@@ -56,23 +65,29 @@ void FeedForward::backward(const Context& context, const Sequences&, const Tenso
   ScratchScope scope(*context.arena);
   const Dropout dropped = context.dropout(config_.ffn_dropout, inner_site(site_));
   const Tensor dup = context.arena->scratch(DType::kFloat32, saved.up.dim(0), saved.up.dim(1));
-  if (config_.gated_ffn) {
+  {
     ScratchScope inner(*context.arena);
-    const Tensor dhidden =
-        context.arena->scratch(DType::kFloat32, saved.hidden.dim(0), saved.hidden.dim(1));
-    down_.backward(context, dy, saved.hidden, dhidden, {.dropout = dropped});
-    gated_backward(context, {.activation = config_.activation,
-                             .dy = dhidden,
-                             .gate = half(saved.up, 0),
-                             .up = half(saved.up, 1),
-                             .dgate = half(dup, 0),
-                             .dup = half(dup, 1),
-                             .row_stride = up_.out(),
-                             .drow_stride = up_.out()});
-  } else {
-    down_.backward(
-        context, dy, saved.hidden, dup,
-        {.gate_input = saved.up, .gate_activation = config_.activation, .dropout = dropped});
+    const auto scratch = [&] {
+      return context.arena->scratch(DType::kFloat32, dy.dim(0), config_.ffn_size);
+    };
+    const Tensor hidden = scratch();
+    activate(context, saved.up, hidden);
+    if (config_.gated_ffn) {
+      const Tensor dhidden = scratch();
+      down_.backward(context, dy, hidden, dhidden, {.dropout = dropped});
+      gated_backward(context, {.activation = config_.activation,
+                               .dy = dhidden,
+                               .gate = half(saved.up, 0),
+                               .up = half(saved.up, 1),
+                               .dgate = half(dup, 0),
+                               .dup = half(dup, 1),
+                               .row_stride = up_.out(),
+                               .drow_stride = up_.out()});
+    } else {
+      down_.backward(
+          context, dy, hidden, dup,
+          {.gate_input = saved.up, .gate_activation = config_.activation, .dropout = dropped});
+    }
   }
   up_.backward(context, dup, saved.x, dx, {.accumulate = accumulate});
 }

@@ -10,9 +10,8 @@ namespace llmcore {
 class FeedForward {
  public:
   struct Saved {
-    Tensor x;       // [N, C]
-    Tensor up;      // [N, F] before the activation; gated: [N, 2F], gate then up
-    Tensor hidden;  // [N, F] what goes into down
+    Tensor x;   // [N, C]
+    Tensor up;  // [N, F] before the activation; gated: [N, 2F], gate then up
   };
 
   FeedForward(const ParamBuilder& builder, const Config& config, uint32_t site);
@@ -28,6 +27,8 @@ class FeedForward {
  private:
   // The halves of a gated [N, 2F] matrix.
   Tensor half(const Tensor& both, int which) const;
+  // What goes into down, from what is saved: backward computes it again rather than keep it.
+  void activate(const Context& context, const Tensor& up, const Tensor& hidden) const;
 
   const Config& config_;
   uint32_t site_;

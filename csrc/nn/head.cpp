@@ -78,7 +78,8 @@ void OutputMatrix::losses_and_gradients(const Context& context, const Tensor& hi
                                  .losses = losses,
                                  .row_scale = row_scale,
                                  .dhidden = hidden,
-                                 .dweight = weight.accumulating_gradient(context),
+                                 .dweight = weight.gradient(),
+                                 .overwrite = batch.targets.numel() > 0 && weight.first_write(),
                                  .dbias = bias.accumulating_gradient(context)});
 }
 

@@ -118,6 +118,10 @@ struct Param {
     return store == nullptr ? Tensor{} : store->accumulating_gradient(context, index, count);
   }
   bool trainable() const { return store != nullptr && store->trainable(index, count); }
+  // Empty where there is none to compute; whoever writes all of it asks first_write() whether to
+  // overwrite or to add.
+  Tensor gradient() const { return trainable() ? store->gradient(index, count) : Tensor{}; }
+  bool first_write() const { return trainable() && store->first_write(index, count); }
   void add_gradient(const Context& context, const Tensor& dy, const Tensor& x) const {
     store->add_gradient(context, dy, x, index, count);
   }

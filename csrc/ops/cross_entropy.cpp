@@ -88,7 +88,11 @@ void linear_cross_entropy(const Context& context, const LinearCrossEntropyArgs& 
     if (args.dweight)
       matmul(
           context,
-          {.a = logits, .b = hidden, .c = args.dweight, .transpose_a = true, .accumulate = true});
+          {.a = logits,
+           .b = hidden,
+           .c = args.dweight,
+           .transpose_a = true,
+           .accumulate = begin > 0 || !args.overwrite});
     if (args.dhidden)  // last, since it may be hidden
       matmul(context, {.a = logits, .b = args.weight, .c = row_slice(args.dhidden, begin, count)});
   }

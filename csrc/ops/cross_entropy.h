@@ -35,6 +35,7 @@ struct LinearCrossEntropyArgs {
   Tensor row_scale;          // [N]; with the gradients
   Tensor dhidden;            // [N, C], or empty: no backward; may be hidden
   Tensor dweight;            // [V, C] accumulates, or empty
+  bool overwrite = false;    // dweight holds nothing yet
   Tensor dbias;              // [V] accumulates, or empty
 };
 
