@@ -1,8 +1,10 @@
 // Products of float matrices rounded to bfloat16, for training: all forms, sums in float.
 //
-// All of A is rounded once, into strips of rows; each task rounds the columns of B that it
-// multiplies with, a group of panels at a time that stays in its second-level cache. K is cut into
-// blocks, whose sums are added up in C.
+// Where all columns of B fit a second-level cache, rounded, each thread rounds them for itself and
+// takes rows of A through them: those that it has written itself, mostly, in the product before.
+// Otherwise all of A is rounded once, into strips of rows, and each task rounds the columns of B
+// that it multiplies with, a group of panels at a time. K is cut into blocks, whose sums are added
+// up in C.
 #include "core/parallel.h"
 #include "ops/bfloat16_words.h"
 #include "ops/matmul.h"
@@ -19,7 +21,12 @@ constexpr int64_t kAloneWork = 1 << 22;
 struct Plan {
   Operand a, b;
   int64_t rows, outputs, depth, strips, panels;
-  int64_t strip_bytes, panel_words, group;
+  int64_t strip_bytes, panel_words;
+  bool by_rows;
+  int64_t task_strips;  // by rows
+  int64_t group;        // panels that a worker holds
+  int64_t
+      worker_bytes;  // of a worker: its panels; by rows, which block of K they are of and a strip
 
   explicit Plan(const MatmulArgs& args)
       : a{args.a.f32(), args.a.dim(1), !args.transpose_a},
@@ -34,14 +41,15 @@ struct Plan {
     strip_bytes =
         round_up((words * Format::kRows + kLanes) * static_cast<int64_t>(sizeof(DotWord)), 64);
     panel_words = words * kPanelOutputs;
-    const int64_t fits = kGroupBytes / (panel_words * 4 + 1);
-    group = round_up(max(min(fits, panels / (args.workers * kTasksPerThread)), 1), 2);
+    const int64_t tasks = args.workers * kTasksPerThread,
+                  fits = kGroupBytes / (panel_words * 4 + 1);
+    by_rows = panels <= fits && strips >= tasks;
+    task_strips = ceil_div(strips, tasks);
+    group = by_rows ? panels : round_up(max(min(fits, panels / tasks), 1), 2);
+    worker_bytes = group * panel_words * 4 + (by_rows ? strip_bytes + 64 : 0);
   }
 
-  int64_t scratch_bytes(int workers, bool own_sums) const {
-    return strips * strip_bytes + workers * group * panel_words * 4 +
-           (own_sums ? rows * outputs * 4 : 0);
-  }
+  int64_t shared_bytes() const { return by_rows ? 0 : strips * strip_bytes; }
 };
 
 // C is the residual too, and its sums take more than one block.
@@ -51,29 +59,75 @@ bool own_sums(const MatmulArgs& args, const Plan& plan) {
 
 int64_t scratch_bytes(const MatmulArgs& args) {
   const Plan plan(args);
-  return plan.scratch_bytes(args.workers, own_sums(args, plan));
+  return plan.shared_bytes() + args.workers * plan.worker_bytes +
+         (own_sums(args, plan) ? plan.rows * plan.outputs * 4 : 0);
 }
+
+// One block of K.
+struct Block {
+  const Plan& plan;
+  const Tiles<Format>& tiles;
+  int64_t k;
+  char *shared, *own;  // scratch: of all, of every worker
+  int workers;
+  bool alone;
+
+  void fill_strip(int64_t i, const Strip& strip) const {
+    const int64_t row = i * Format::kRows, left = plan.rows - row;
+    copy_bfloat16(plan.a, row, min(left, Format::kRows), k, tiles.depth, strip.words,
+                  Tiles<Format>::tile_rows(left));
+  }
+
+  void fill_panels(int64_t first, int64_t count, uint32_t* panel) const {
+    for (int64_t i = first; i < first + count; ++i, panel += tiles.panel_words)
+      copy_bfloat16(plan.b, i * kPanelOutputs, min(kPanelOutputs, plan.outputs - i * kPanelOutputs),
+                    k, tiles.depth, panel, kPanelOutputs);
+  }
+
+  void run_by_rows() const {
+    for (int worker = 0; worker < workers; ++worker)
+      *reinterpret_cast<int64_t*>(own + worker * plan.worker_bytes) = -1;
+    parallel_for_if(!alone, ceil_div(plan.strips, plan.task_strips), [&](int64_t task, int worker) {
+      char* const scratch = own + worker * plan.worker_bytes;
+      int64_t* const held = reinterpret_cast<int64_t*>(scratch);
+      const Strip strip{reinterpret_cast<DotWord*>(scratch + 64), nullptr, nullptr};
+      uint32_t* const panel = reinterpret_cast<uint32_t*>(scratch + 64 + plan.strip_bytes);
+      if (*held != k) fill_panels(0, plan.panels, panel);
+      *held = k;
+      const int64_t end = min((task + 1) * plan.task_strips, plan.strips);
+      for (int64_t i = task * plan.task_strips; i < end; ++i) {
+        fill_strip(i, strip);
+        tiles.multiply(strip, i * Format::kRows, panel, plan.panels, 0);
+      }
+    });
+  }
+
+  void run_by_columns() const {
+    const auto strip_at = [&](int64_t i) {
+      return Strip{reinterpret_cast<DotWord*>(shared + i * plan.strip_bytes), nullptr, nullptr};
+    };
+    parallel_for_if(!alone, plan.strips, [&](int64_t i, int) { fill_strip(i, strip_at(i)); });
+    parallel_for_if(!alone, ceil_div(plan.panels, plan.group), [&](int64_t task, int worker) {
+      const int64_t first = task * plan.group, count = min(plan.group, plan.panels - first);
+      uint32_t* panel = reinterpret_cast<uint32_t*>(own + worker * plan.worker_bytes);
+      fill_panels(first, count, panel);
+      for (int64_t i = 0; i < plan.strips; ++i)
+        tiles.multiply(strip_at(i), i * Format::kRows, panel, count, first * kPanelOutputs);
+    });
+  }
+};
 
 void matmul(const MatmulArgs& args) {
   const Plan plan(args);
-  char* const strip_data = args.scratch.as<char>();
-  char* const panel_data = strip_data + plan.strips * plan.strip_bytes;
-  char* const sums = panel_data + args.workers * plan.group * plan.panel_words * 4;
+  char* const shared = args.scratch.as<char>();
+  char* const own = shared + plan.shared_bytes();
+  char* const sums = own + args.workers * plan.worker_bytes;
   const Output out =
       make_output(args, own_sums(args, plan) ? reinterpret_cast<float*>(sums) : args.c.f32());
   const bool alone =
       args.workers == 1 || plan.rows * plan.outputs * max(plan.depth, 1) < kAloneWork;
-  const auto strip_at = [&](int64_t i) {
-    return Strip{reinterpret_cast<DotWord*>(strip_data + i * plan.strip_bytes), nullptr, nullptr};
-  };
-
   for (int64_t k = 0; k == 0 || k < plan.depth; k += kDepthBlock) {
     const int64_t depth = min(plan.depth - k, kDepthBlock);
-    parallel_for_if(!alone, plan.strips, [&](int64_t i, int) {
-      const int64_t row = i * Format::kRows, left = plan.rows - row;
-      copy_bfloat16(plan.a, row, min(left, Format::kRows), k, depth, strip_at(i).words,
-                    Tiles<Format>::tile_rows(left));
-    });
     const Tiles<Format> tiles{.out = out,
                               .rows = plan.rows,
                               .outputs = plan.outputs,
@@ -81,17 +135,11 @@ void matmul(const MatmulArgs& args) {
                               .panel_words = ceil_div(depth, 2) * kPanelOutputs,
                               .add = k > 0 || args.accumulate,
                               .last = k + depth >= plan.depth};
-    parallel_for_if(!alone, ceil_div(plan.panels, plan.group), [&](int64_t task, int worker) {
-      const int64_t first = task * plan.group, count = min(plan.group, plan.panels - first);
-      uint32_t* panel =
-          reinterpret_cast<uint32_t*>(panel_data + worker * plan.group * plan.panel_words * 4);
-      for (int64_t i = 0; i < count; ++i)
-        copy_bfloat16(plan.b, (first + i) * kPanelOutputs,
-                      min(kPanelOutputs, plan.outputs - (first + i) * kPanelOutputs), k, depth,
-                      panel + i * tiles.panel_words, kPanelOutputs);
-      for (int64_t i = 0; i < plan.strips; ++i)
-        tiles.multiply(strip_at(i), i * Format::kRows, panel, count, first * kPanelOutputs);
-    });
+    const Block block{plan, tiles, k, shared, own, args.workers, alone};
+    if (plan.by_rows)
+      block.run_by_rows();
+    else
+      block.run_by_columns();
   }
 }
 

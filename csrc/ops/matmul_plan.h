@@ -59,9 +59,11 @@ inline constexpr int64_t kGroupFloats = 90 << 10, kPanelFloats = 72 << 10, kRowF
 // Where rows are copied too, every task of the same rows would copy them again: panels are wide
 // then, hold all of k, and are left to the last-level cache.
 inline constexpr int64_t kKeptFloats = 1 << 20;
-// Multiply-adds that take as long as it takes to copy an element, to read one where it lies, and to
-// begin a task.
+// Multiply-adds that take as long as it takes to copy an element, to read one where it lies, to
+// begin a task, and to read a row's element from another core's cache: whoever wrote rows should
+// read them.
 inline constexpr int64_t kCopyWork = 2 * kLanes, kReadWork = kLanes / 4, kBeginWork = 1 << 14;
+inline constexpr int64_t kForeignWork = 2 * kLanes;
 inline constexpr int64_t kMostTasksPerThread = 16;
 
 // Distance between copied rows: a little more than they need, for a power of two would put all of
@@ -75,7 +77,8 @@ static int64_t cost(const Problem& p, const Plan& plan, int64_t threads) {
   const int64_t makers =
       p.panels_stay() ? min(plan.row_tasks, 1 + (threads - 1) / plan.col_tasks) : plan.row_tasks;
   const int64_t step = p.rows * p.cols + makers * p.cols * kCopyWork +
-                       plan.col_tasks * p.rows * (p.row_side.along_k ? kReadWork : kCopyWork);
+                       plan.col_tasks * p.rows * (p.row_side.along_k ? kReadWork : kCopyWork) +
+                       (min(plan.col_tasks, threads) - 1) * p.rows * kForeignWork;
   const int64_t total = step * max(p.depth, 1) + plan.tasks() * kBeginWork;
   return total / threads + (threads == 1 ? 0 : total / plan.tasks() / 2);
 }
