@@ -9,9 +9,9 @@ namespace {
 void product(const PyTensor& a, const PyTensor& b, const PyTensor& c, bool transpose_a,
              bool transpose_b, bool accumulate, const PyTensor* bias,
              const PyTensor* pre_activation, const std::string& activation,
-             const PyTensor* gate_input, const std::string& gate_activation, float dropout_p,
-             uint64_t dropout_seed, uint64_t dropout_stream, const PyTensor* residual,
-             bool bfloat16) {
+             const PyTensor* gate_input, const std::string& gate_activation,
+             const PyTensor* gate_output, float dropout_p, uint64_t dropout_seed,
+             uint64_t dropout_stream, const PyTensor* residual, bool bfloat16) {
   const MatmulArgs args{.a = a.view,
                         .b = b.view,
                         .c = c.view,
@@ -23,6 +23,7 @@ void product(const PyTensor& a, const PyTensor& b, const PyTensor& c, bool trans
                         .activation = activation_from_name(activation.c_str()),
                         .gate_input = view_of(gate_input),
                         .gate_activation = activation_from_name(gate_activation.c_str()),
+                        .gate_output = view_of(gate_output),
                         .dropout = {dropout_p, dropout_seed, dropout_stream},
                         .residual = view_of(residual)};
   Context context = op_context(c.view);
@@ -50,13 +51,14 @@ void sum_of_columns(const PyTensor& x, const PyTensor& out) {
 }  // namespace
 
 void bind_matmul(py::module_& module) {
-  module.def(
-      "matmul", &product, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("c"),
-      py::arg("transpose_a") = false, py::arg("transpose_b") = false, py::arg("accumulate") = false,
-      py::arg("bias") = py::none(), py::arg("pre_activation") = py::none(),
-      py::arg("activation") = "none", py::arg("gate_input") = py::none(),
-      py::arg("gate_activation") = "none", py::arg("dropout_p") = 0.0f, py::arg("dropout_seed") = 0,
-      py::arg("dropout_stream") = 0, py::arg("residual") = py::none(), py::arg("bfloat16") = false);
+  module.def("matmul", &product, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("c"),
+             py::arg("transpose_a") = false, py::arg("transpose_b") = false,
+             py::arg("accumulate") = false, py::arg("bias") = py::none(),
+             py::arg("pre_activation") = py::none(), py::arg("activation") = "none",
+             py::arg("gate_input") = py::none(), py::arg("gate_activation") = "none",
+             py::arg("gate_output") = py::none(), py::arg("dropout_p") = 0.0f,
+             py::arg("dropout_seed") = 0, py::arg("dropout_stream") = 0,
+             py::arg("residual") = py::none(), py::arg("bfloat16") = false);
   module.def("batched_matmul", &batched, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("c"),
              py::arg("transpose_a") = false, py::arg("transpose_b") = false,
              py::arg("accumulate") = false);

@@ -63,18 +63,25 @@ void FeedForward::forward(const Context& context, const Sequences&, const Tensor
 void FeedForward::backward(const Context& context, const Sequences&, const Tensor& dy,
                            const Saved& saved, const Tensor& dx, bool accumulate) const {
   ScratchScope scope(*context.arena);
-  const Dropout dropped = context.dropout(config_.ffn_dropout, inner_site(site_));
+  const bool gated = config_.gated_ffn;
   const Tensor dup = context.arena->scratch(DType::kFloat32, saved.up.dim(0), saved.up.dim(1));
   {
     ScratchScope inner(*context.arena);
     const auto scratch = [&] {
       return context.arena->scratch(DType::kFloat32, dy.dim(0), config_.ffn_size);
     };
-    const Tensor hidden = scratch();
-    activate(context, saved.up, hidden);
-    if (config_.gated_ffn) {
-      const Tensor dhidden = scratch();
-      down_.backward(context, dy, hidden, dhidden, {.dropout = dropped});
+    MatmulArgs fused{.dropout = context.dropout(config_.ffn_dropout, inner_site(site_))};
+    if (!gated) {
+      fused.gate_input = saved.up;
+      fused.gate_activation = config_.activation;
+    }
+    // Where they can be, hidden and its gradient are made together, hidden in the place of up.
+    const bool together = !gated && !down_.has_adapters();
+    if (together) fused.gate_output = saved.up;
+    const Tensor hidden = together ? saved.up : scratch(), dhidden = gated ? scratch() : dup;
+    if (!together) activate(context, saved.up, hidden);
+    down_.backward(context, dy, hidden, dhidden, fused);
+    if (gated)
       gated_backward(context, {.activation = config_.activation,
                                .dy = dhidden,
                                .gate = half(saved.up, 0),
@@ -83,11 +90,6 @@ void FeedForward::backward(const Context& context, const Sequences&, const Tenso
                                .dup = half(dup, 1),
                                .row_stride = up_.out(),
                                .drow_stride = up_.out()});
-    } else {
-      down_.backward(
-          context, dy, hidden, dup,
-          {.gate_input = saved.up, .gate_activation = config_.activation, .dropout = dropped});
-    }
   }
   up_.backward(context, dup, saved.x, dx, {.accumulate = accumulate});
 }

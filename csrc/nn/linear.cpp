@@ -59,13 +59,14 @@ void Linear::forward(const Context& context, const Tensor& x, const Tensor& y,
 
 void Linear::backward(const Context& context, const Tensor& dy, const Tensor& x, const Tensor& dx,
                       MatmulArgs fused) const {
-  weight_.add_gradient(context, dy, x);
-  if (const Tensor dbias = bias_.accumulating_gradient(context))
-    column_sum(context, {.x = dy, .out = dbias});
-
   fused.a = dy;
   fused.b = weight_.weight();
   fused.c = dx;
+  if (fused.gate_output) matmul(context, fused);  // x comes with it
+  weight_.add_gradient(context, dy, x);
+  if (const Tensor dbias = bias_.accumulating_gradient(context))
+    column_sum(context, {.x = dy, .out = dbias});
+  if (fused.gate_output) return;
   if (!lora_) return matmul(context, fused);
   matmul(context, {.a = dy, .b = fused.b, .c = dx, .accumulate = fused.accumulate});
   lora_.backward(context, dy, x, dx);

@@ -19,6 +19,7 @@ class Linear {
 
   int64_t in() const { return in_; }
   int64_t out() const { return out_; }
+  bool has_adapters() const { return static_cast<bool>(lora_); }
 
   // y [N, out] from x [N, in]. `fused` carries activation, dropout and residual.
   void forward(const Context& context, const Tensor& x, const Tensor& y,
@@ -26,7 +27,7 @@ class Linear {
 
   // From dy [N, out] and the input x [N, in] of the forward pass: parameter gradients, then
   // dx [N, in]. `fused` carries accumulate, or the derivative of what came before x. Without
-  // adapters dx may be x.
+  // adapters dx may be x, or x may be gate_output: made along with dx, then used.
   void backward(const Context& context, const Tensor& dy, const Tensor& x, const Tensor& dx,
                 MatmulArgs fused = {}) const;
 

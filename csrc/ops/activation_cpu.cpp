@@ -36,7 +36,7 @@ void forward(const Context&, const ActivationArgs& args) {
   with_fixed(args.activation, [&](auto fixed) {
     parallel_chunks(args.x.numel(), kTaskElements, [&](int64_t begin, int64_t end, int) {
       for_each_vector(begin, end, [&](int64_t i, int64_t n) {
-        store_up_to(y + i, activate(fixed.value, load_up_to(x + i, n)), n);
+        store_up_to(y + i, activate(fixed.value, load_up_to(x + i, n)).value, n);
       });
     });
   });
@@ -48,7 +48,7 @@ void backward(const Context&, const ActivationBackwardArgs& args) {
   with_fixed(args.activation, [&](auto fixed) {
     parallel_chunks(args.x.numel(), kTaskElements, [&](int64_t begin, int64_t end, int) {
       for_each_vector(begin, end, [&](int64_t i, int64_t n) {
-        const Vec slope = activate_derivative(fixed.value, load_up_to(x + i, n));
+        const Vec slope = activate(fixed.value, load_up_to(x + i, n)).slope;
         store_up_to(dx + i, load_up_to(dy + i, n) * slope, n);
       });
     });
@@ -64,7 +64,8 @@ void gated_forward(const Context&, const GatedArgs& args) {
         const float* up = args.up.f32() + row * args.row_stride;
         float* y = args.y.f32() + row * width;
         for_each_vector(0, width, [&](int64_t i, int64_t n) {
-          store_up_to(y + i, activate(fixed.value, load_up_to(gate + i, n)) * load_up_to(up + i, n),
+          store_up_to(y + i,
+                      activate(fixed.value, load_up_to(gate + i, n)).value * load_up_to(up + i, n),
                       n);
         });
       }
@@ -83,10 +84,10 @@ void gated_backward(const Context&, const GatedBackwardArgs& args) {
         float* dgate = args.dgate.f32() + row * args.drow_stride;
         float* dup = args.dup.f32() + row * args.drow_stride;
         for_each_vector(0, width, [&](int64_t i, int64_t n) {
-          const Vec g = load_up_to(gate + i, n), u = load_up_to(up + i, n),
-                    d = load_up_to(dy + i, n);
-          store_up_to(dgate + i, d * u * activate_derivative(fixed.value, g), n);
-          store_up_to(dup + i, d * activate(fixed.value, g), n);
+          const Activated g = activate(fixed.value, load_up_to(gate + i, n));
+          const Vec u = load_up_to(up + i, n), d = load_up_to(dy + i, n);
+          store_up_to(dgate + i, d * u * g.slope, n);
+          store_up_to(dup + i, d * g.value, n);
         });
       }
     });

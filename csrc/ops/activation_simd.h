@@ -6,7 +6,8 @@
 
 namespace llmcore::LLMCORE_ISA {
 
-LLMCORE_INLINE Vec activate(Activation activation, Vec x) {
+// activation(x) and its derivative there.
+LLMCORE_INLINE Activated activate(Activation activation, Vec x) {
   switch (activation) {
     case Activation::kRelu:
       return relu(x);
@@ -16,30 +17,14 @@ LLMCORE_INLINE Vec activate(Activation activation, Vec x) {
       return gelu_tanh(x);
     case Activation::kSilu:
       return silu(x);
-    case Activation::kTanh:
-      return tanh(x);
+    case Activation::kTanh: {
+      const Vec t = tanh(x);
+      return {t, 1.0f - t * t};
+    }
     case Activation::kNone:
       break;
   }
-  return x;
-}
-
-LLMCORE_INLINE Vec activate_derivative(Activation activation, Vec x) {
-  switch (activation) {
-    case Activation::kRelu:
-      return relu_derivative(x);
-    case Activation::kGelu:
-      return gelu_derivative(x);
-    case Activation::kGeluTanh:
-      return gelu_tanh_derivative(x);
-    case Activation::kSilu:
-      return silu_derivative(x);
-    case Activation::kTanh:
-      return 1.0f - tanh(x) * tanh(x);
-    case Activation::kNone:
-      break;
-  }
-  return broadcast(1.0f);
+  return {x, broadcast(1.0f)};
 }
 
 }  // namespace llmcore::LLMCORE_ISA

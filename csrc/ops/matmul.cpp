@@ -70,6 +70,9 @@ void matmul(const Context& context, const MatmulArgs& args) {
   check_optional("matmul", "bias", args.bias, "[N]", {n});
   check_optional("matmul", "pre_activation", args.pre_activation, "[M, N]", {m, n});
   check_optional("matmul", "gate_input", args.gate_input, "[M, N]", {m, n});
+  check_optional("matmul", "gate_output", args.gate_output, "[M, N]", {m, n});
+  CHECK(args.gate_input || !args.gate_output, ConfigError,
+        "matmul: gate_output is made of gate_input, which is missing");
   check_optional("matmul", "residual", args.residual, "[M, N]", {m, n});
   if (m * n == 0) return;
   if (is_packed(args.b.dtype)) return packed_matmul(context, args);

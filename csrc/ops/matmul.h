@@ -33,6 +33,8 @@ struct MatmulArgs {
   Activation activation = Activation::kNone;  // C = activation(C)
   Tensor gate_input;                          // [M, N]: C *= gate_activation'(gate_input)
   Activation gate_activation = Activation::kNone;
+  // [M, N] out: dropout(gate_activation(gate_input)), which comes at little more; may be gate_input
+  Tensor gate_output;
   Dropout dropout;  // C = dropout(C), element (m, n) at m * N + n
   Tensor residual;  // [M, N]: C += residual; may be c
   // Provided by the checking layer:

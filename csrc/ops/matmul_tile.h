@@ -93,7 +93,7 @@ struct Output {
       *sums;  // sums that are not complete wait in C, or in scratch where C is read at the end
   int64_t n;  // distance between rows of both
   const float *bias, *gate_input, *residual;
-  float* pre_activation;
+  float *pre_activation, *gate_output;
   Activation activation, gate_activation;
   Dropout dropout;
   bool accumulate;
@@ -120,6 +120,7 @@ LLMCORE_INLINE Output make_output(const MatmulArgs& args, float* sums) {
           .gate_input = args.gate_input.f32(),
           .residual = args.residual.f32(),
           .pre_activation = args.pre_activation.f32(),
+          .gate_output = args.gate_output.f32(),
           .activation = args.activation,
           .gate_activation = args.gate_activation,
           .dropout = args.dropout,
@@ -144,11 +145,17 @@ LLMCORE_INLINE void prefetch(const Output& out, const Place& place) {
 
 // What becomes of the elements of C from i on between bias and residual.
 LLMCORE_INLINE Vec activated(const Output& out, int64_t i, int64_t count, Vec v) {
-  v = activate(out.activation, v);
-  if (out.gate_input != nullptr)
-    v *= activate_derivative(out.gate_activation, load_up_to(out.gate_input + i, count));
-  if (out.dropout.p > 0.0f) v *= dropout_factor(out.dropout, static_cast<uint64_t>(i));
-  return v;
+  const bool drops = out.dropout.p > 0.0f;
+  const Vec kept = drops ? dropout_factor(out.dropout, static_cast<uint64_t>(i)) : Vec{};
+  v = activate(out.activation, v).value;
+  if (out.gate_input != nullptr) {
+    const auto [value, slope] =
+        activate(out.gate_activation, load_up_to(out.gate_input + i, count));
+    v *= slope;
+    if (out.gate_output != nullptr)
+      store_up_to(out.gate_output + i, drops ? value * kept : value, count);
+  }
+  return drops ? v * kept : v;
 }
 
 // Stores a vector of sums in each row of a place that is one vector wide: kRows rows of kCols

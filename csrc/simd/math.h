@@ -109,45 +109,37 @@ LLMCORE_INLINE Normal normal(Vec x) {
   return {bell * 0.39894228f, x < 0.0f ? tail : 1.0f - tail};
 }
 
-// The activation functions (ops/activation.h) and their derivatives. Relative accuracy holds for
-// large negative x too, where a textbook 1 + tanh or 1 + erf would cancel.
+// The activation functions (ops/activation.h) and their derivatives, which share most of the work:
+// who wants one of them pays for that alone. Relative accuracy holds for large negative x too,
+// where a textbook 1 + tanh or 1 + erf would cancel.
+struct Activated {
+  Vec value, slope;
+};
 
-LLMCORE_INLINE Vec relu(Vec x) {
-  return x < 0.0f ? Vec{} : x;
-}
-LLMCORE_INLINE Vec relu_derivative(Vec x) {
-  return x > 0.0f ? broadcast(1.0f) : Vec{};
+LLMCORE_INLINE Activated relu(Vec x) {
+  return {x < 0.0f ? Vec{} : x, x > 0.0f ? broadcast(1.0f) : Vec{}};
 }
 
-LLMCORE_INLINE Vec silu(Vec x) {
-  return x * sigmoid(x);
-}
-LLMCORE_INLINE Vec silu_derivative(Vec x) {
+LLMCORE_INLINE Activated silu(Vec x) {
   const Sigmoid s = sigmoid_pair(x);
-  return s.value * fma(x, s.complement, broadcast(1.0f));
+  return {x * s.value, s.value * fma(x, s.complement, broadcast(1.0f))};
 }
 
-LLMCORE_INLINE Vec gelu(Vec x) {
-  return x * normal(x).cumulative;
-}
-LLMCORE_INLINE Vec gelu_derivative(Vec x) {
+LLMCORE_INLINE Activated gelu(Vec x) {
   const Normal at = normal(x);
-  return fma(x, at.density, at.cumulative);
+  return {x * at.cumulative, fma(x, at.density, at.cumulative)};
 }
 
 // 0.5 (1 + tanh(u)) = sigmoid(2 u), with 2 u = x (a + b x^2), a = 2 sqrt(2 / pi), b = 0.044715 a.
-inline constexpr float kGeluLinear = 1.59576912f, kGeluCubic = 0.0713548163f;
-LLMCORE_INLINE Vec gelu_tanh(Vec x) {
-  return x * sigmoid(x * fma(x * x, broadcast(kGeluCubic), broadcast(kGeluLinear)));
-}
-LLMCORE_INLINE Vec gelu_tanh_derivative(Vec x) {
+LLMCORE_INLINE Activated gelu_tanh(Vec x) {
+  constexpr float kLinear = 1.59576912f, kCubic = 0.0713548163f;
   // Beyond 16 the sigmoid is exactly 0 or 1, and powers of x could overflow.
-  x = x > 16.0f ? broadcast(16.0f) : x;
-  x = x < -16.0f ? broadcast(-16.0f) : x;
-  const Vec square = x * x;
-  const Sigmoid s = sigmoid_pair(x * fma(square, broadcast(kGeluCubic), broadcast(kGeluLinear)));
-  const Vec slope = fma(square, broadcast(3.0f * kGeluCubic), broadcast(kGeluLinear));
-  return s.value * fma(x * slope, s.complement, broadcast(1.0f));
+  Vec near = x > 16.0f ? broadcast(16.0f) : x;
+  near = near < -16.0f ? broadcast(-16.0f) : near;
+  const Vec square = near * near;
+  const Sigmoid s = sigmoid_pair(near * fma(square, broadcast(kCubic), broadcast(kLinear)));
+  const Vec slope = fma(square, broadcast(3.0f * kCubic), broadcast(kLinear));
+  return {x * s.value, s.value * fma(near * slope, s.complement, broadcast(1.0f))};
 }
 
 }  // namespace llmcore::LLMCORE_ISA

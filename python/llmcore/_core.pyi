@@ -655,6 +655,7 @@ def matmul(
     activation: str = "none",
     gate_input: Tensor | None = None,
     gate_activation: str = "none",
+    gate_output: Tensor | None = None,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     dropout_seed: typing.SupportsInt | typing.SupportsIndex = 0,
     dropout_stream: typing.SupportsInt | typing.SupportsIndex = 0,

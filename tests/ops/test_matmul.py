@@ -9,6 +9,7 @@ import pytest
 
 import llmcore
 from llmcore import _core, ops
+from llmcore.errors import ConfigError
 from reference import activation as activations
 from reference import dropout as dropouts
 from reference import matmul as reference
@@ -125,20 +126,27 @@ def test_everything_fused(rng, size, transpose_a, transpose_b):
     bias = rng.standard_normal(n, dtype=np.float32)
     gate_input, residual = rng.standard_normal((2, m, n), dtype=np.float32)
     before = np.full((m, n), np.nan, np.float32)
+    gated = gate_input.copy()  # in place
     c = product(
         a, b, transpose_a, transpose_b,
         bias=bias, pre_activation=before, activation="gelu_tanh",
-        gate_input=gate_input, gate_activation="silu",
+        gate_input=gated, gate_activation="silu", gate_output=gated,
         dropout_p=0.3, dropout_seed=7, residual=residual,
     )  # fmt: skip
 
     def fused(a, b, bias, gate_input, residual):
         z = reference.matmul(a, b, transpose_a, transpose_b) + bias
         y = activations.silu_backward(activations.gelu_tanh(z), gate_input)
-        kept = dropouts.keep(0.3, 7, 0, m * n).reshape(m, n)
-        return z, y * kept / (1 - y.dtype.type(0.3)) + residual
+        kept = dropouts.keep(0.3, 7, 0, m * n).reshape(m, n) / (1 - y.dtype.type(0.3))
+        return z, y * kept + residual, activations.silu(gate_input) * kept
 
-    assert_matches((before, c), fused, a, b, bias, gate_input, residual)
+    assert_matches((before, c, gated), fused, a, b, bias, gate_input, residual)
+
+
+def test_a_gate_output_is_made_of_a_gate_input(rng):
+    a, b = operands(rng, 2, 3, 4)
+    with pytest.raises(ConfigError, match="gate_input, which is missing"):
+        product(a, b, gate_output=np.zeros((2, 3), np.float32))
 
 
 def test_residual_may_be_the_result(rng):
