@@ -155,7 +155,6 @@ void SelfAttention::forward(const Context& context, const Sequences& sequences, 
                             const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
   const int64_t rows = x.dim(0), mixed_width = config_.num_heads * config_.head_dim;
   Arena& arena = *context.arena;
-  saved.x = x;
   saved.qkv = arena.keep(DType::kFloat32, rows, qkv_.out());
   saved.mixed = arena.keep(DType::kFloat32, rows, mixed_width);
   saved.softmax =
@@ -174,9 +173,10 @@ void SelfAttention::forward(const Context& context, const Sequences& sequences, 
 }
 
 void SelfAttention::backward(const Context& context, const Sequences& sequences, const Tensor& dy,
-                             const Saved& saved, const Tensor& dx, bool accumulate) const {
+                             const Tensor& x, const Saved& saved, const Tensor& dx,
+                             bool accumulate) const {
   ScratchScope scope(*context.arena);
-  const int64_t rows = saved.x.dim(0);
+  const int64_t rows = x.dim(0);
   const Tensor dmixed = context.arena->scratch(DType::kFloat32, rows, saved.mixed.dim(1));
   const Tensor dqkv = context.arena->scratch(DType::kFloat32, rows, saved.qkv.dim(1));
   out_.backward(context, dy, saved.mixed, dmixed);
@@ -194,7 +194,7 @@ void SelfAttention::backward(const Context& context, const Sequences& sequences,
   rotate(context, sequences, dqkv, true);
   normalise_backward(context, dqkv, saved);
 
-  qkv_.backward(context, dqkv, saved.x, dx, {.accumulate = accumulate});
+  qkv_.backward(context, dqkv, x, dx, {.accumulate = accumulate});
 }
 
 }  // namespace llmcore

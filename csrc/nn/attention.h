@@ -15,7 +15,6 @@ namespace llmcore {
 class SelfAttention {
  public:
   struct Saved {
-    Tensor x;                    // [N, C]
     Tensor qkv;                  // [N, (H + 2 Hkv) D], q and k normalised and rotated
     Norm::Saved q_norm, k_norm;  // of [N * H, D] and [N * Hkv, D]; with qk_norm
     Tensor mixed;                // [N, H D]
@@ -29,9 +28,9 @@ class SelfAttention {
   void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
                Saved& saved, const MatmulArgs& tail) const;
 
-  // dx = or, with accumulate, dx += the gradient of x.
+  // From dy and the input x of the forward pass: dx = or, with accumulate, dx += its gradient.
   void backward(const Context& context, const Sequences& sequences, const Tensor& dy,
-                const Saved& saved, const Tensor& dx, bool accumulate) const;
+                const Tensor& x, const Saved& saved, const Tensor& dx, bool accumulate) const;
 
  private:
   void rotate(const Context& context, const Sequences& sequences, const Tensor& qkv,

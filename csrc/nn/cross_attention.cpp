@@ -44,7 +44,6 @@ void CrossAttention::forward(const Context& context, const Sequences& sequences,
   const int64_t rows = x.dim(0), width = config_.num_heads * config_.head_dim;
   const Memory& memory = *sequences.memory;
   Arena& arena = *context.arena;
-  saved.x = x;
   saved.q = arena.keep(DType::kFloat32, rows, width);
   saved.mixed = arena.keep(DType::kFloat32, rows, width);
   saved.softmax =
@@ -65,11 +64,12 @@ void CrossAttention::forward(const Context& context, const Sequences& sequences,
 }
 
 void CrossAttention::backward(const Context& context, const Sequences& sequences, const Tensor& dy,
-                              const Saved& saved, const Tensor& dx, bool accumulate) const {
+                              const Tensor& x, const Saved& saved, const Tensor& dx,
+                              bool accumulate) const {
   ScratchScope scope(*context.arena);
   const Memory& memory = *sequences.memory;
-  const auto like = [&](const Tensor& x) {
-    return context.arena->scratch(DType::kFloat32, x.dim(0), x.dim(1));
+  const auto like = [&](const Tensor& other) {
+    return context.arena->scratch(DType::kFloat32, other.dim(0), other.dim(1));
   };
   const Tensor dmixed = like(saved.mixed), dq = like(saved.q);
   const Tensor dkeys_values = like(saved.keys_values);
@@ -84,7 +84,7 @@ void CrossAttention::backward(const Context& context, const Sequences& sequences
   args.dv = heads_of(config_, dkeys_values, memory.keys, config_.num_kv_heads);
   attention_backward(context, args);
 
-  q_.backward(context, dq, saved.x, dx, {.accumulate = accumulate});
+  q_.backward(context, dq, x, dx, {.accumulate = accumulate});
   kv_.backward(context, dkeys_values, memory.hidden, memory.gradient, {.accumulate = true});
 }
 

@@ -11,7 +11,6 @@ namespace llmcore {
 class CrossAttention {
  public:
   struct Saved {
-    Tensor x;            // [N, C]
     Tensor q;            // [N, H D]
     Tensor keys_values;  // [B * S, 2 Hkv D], k and v side by side
     Tensor mixed;        // [N, H D]
@@ -24,9 +23,10 @@ class CrossAttention {
   void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
                Saved& saved, const MatmulArgs& tail) const;
 
-  // dx = or, with accumulate, dx += the gradient of x; adds that of the memory to its own.
+  // From dy and the input x of the forward pass: dx = or, with accumulate, dx += its gradient; adds
+  // that of the memory to its own.
   void backward(const Context& context, const Sequences& sequences, const Tensor& dy,
-                const Saved& saved, const Tensor& dx, bool accumulate) const;
+                const Tensor& x, const Saved& saved, const Tensor& dx, bool accumulate) const;
 
   // Keys and values [M, 2 Hkv D] of the encoder's output [M, C], for many passes over them.
   void project(const Context& context, const Tensor& hidden, const Tensor& keys_values) const;

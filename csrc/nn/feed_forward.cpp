@@ -46,7 +46,6 @@ void FeedForward::forward(const Context& context, const Sequences&, const Tensor
                           const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
   ScratchScope scope(*context.arena);
   const Tensor hidden = context.arena->scratch(DType::kFloat32, x.dim(0), config_.ffn_size);
-  saved.x = x;
   saved.up = context.arena->keep(DType::kFloat32, x.dim(0), up_.out());
   if (config_.gated_ffn) {
     up_.forward(context, x, saved.up);
@@ -61,7 +60,8 @@ void FeedForward::forward(const Context& context, const Sequences&, const Tensor
 }
 
 void FeedForward::backward(const Context& context, const Sequences&, const Tensor& dy,
-                           const Saved& saved, const Tensor& dx, bool accumulate) const {
+                           const Tensor& x, const Saved& saved, const Tensor& dx,
+                           bool accumulate) const {
   ScratchScope scope(*context.arena);
   const bool gated = config_.gated_ffn;
   const Tensor dup = context.arena->scratch(DType::kFloat32, saved.up.dim(0), saved.up.dim(1));
@@ -91,7 +91,7 @@ void FeedForward::backward(const Context& context, const Sequences&, const Tenso
                                .row_stride = up_.out(),
                                .drow_stride = up_.out()});
   }
-  up_.backward(context, dup, saved.x, dx, {.accumulate = accumulate});
+  up_.backward(context, dup, x, dx, {.accumulate = accumulate});
 }
 
 }  // namespace llmcore

@@ -10,7 +10,6 @@ namespace llmcore {
 class FeedForward {
  public:
   struct Saved {
-    Tensor x;   // [N, C]
     Tensor up;  // [N, F] before the activation; gated: [N, 2F], gate then up
   };
 
@@ -20,9 +19,9 @@ class FeedForward {
   void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
                Saved& saved, const MatmulArgs& tail) const;
 
-  // dx = or, with accumulate, dx += the gradient of x.
+  // From dy and the input x of the forward pass: dx = or, with accumulate, dx += its gradient.
   void backward(const Context& context, const Sequences& sequences, const Tensor& dy,
-                const Saved& saved, const Tensor& dx, bool accumulate) const;
+                const Tensor& x, const Saved& saved, const Tensor& dx, bool accumulate) const;
 
  private:
   // The halves of a gated [N, 2F] matrix.

@@ -18,9 +18,13 @@ void Norm::forward(const Context& context, const Tensor& x, const Tensor& y, Sav
   saved.x = x;
   saved.rstd = context.arena->keep(DType::kFloat32, x.rows());
   if (kind_ == NormKind::kLayer) saved.mean = context.arena->keep(DType::kFloat32, x.rows());
+  forward_again(context, saved, y);
+}
+
+void Norm::forward_again(const Context& context, const Saved& saved, const Tensor& y) const {
   norm_forward(context, {.kind = kind_,
                          .eps = eps_,
-                         .x = x,
+                         .x = saved.x,
                          .weight = weight_.weight(),
                          .bias = bias_.weight(),
                          .y = y,

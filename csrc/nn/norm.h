@@ -28,6 +28,9 @@ class Norm {
   // y [N, C] from x [N, C]; y may be x where nothing is saved for backward.
   void forward(const Context& context, const Tensor& x, const Tensor& y, Saved& saved) const;
 
+  // The same y again, from what was saved.
+  void forward_again(const Context& context, const Saved& saved, const Tensor& y) const;
+
   // dx = or, with accumulate, dx +=; dx may be dy.
   void backward(const Context& context, const Tensor& dy, const Saved& saved, const Tensor& dx,
                 bool accumulate) const;

@@ -6,7 +6,7 @@
 // A Branch computes y = residual + dropout(f(input)), the last step fused into its last matrix
 // product:
 //   void forward(context, sequences, input, output, saved, tail);
-//   void backward(context, sequences, dout, saved, dinput, accumulate);
+//   void backward(context, sequences, dout, input, saved, dinput, accumulate);
 #pragma once
 
 #include "nn/norm.h"
@@ -19,6 +19,7 @@ template <class Branch>
 class Sublayer {
  public:
   struct Saved {
+    Tensor x;  // [N, C]
     Norm::Saved norm;
     typename Branch::Saved branch;
   };
@@ -36,8 +37,10 @@ class Sublayer {
   void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
                Saved& saved) const {
     const MatmulArgs tail{.dropout = dropout(context), .residual = x};
+    saved.x = x;
     if (placement_ == NormPlacement::kPre) {
-      const Tensor normed = context.arena->keep(DType::kFloat32, x.dim(0), x.dim(1));
+      ScratchScope scope(*context.arena);
+      const Tensor normed = context.arena->scratch(DType::kFloat32, x.dim(0), x.dim(1));
       norm_.forward(context, x, normed, saved.norm);
       branch_.forward(context, sequences, normed, y, saved.branch, tail);
     } else {
@@ -52,15 +55,18 @@ class Sublayer {
                 const Tensor& gradient) const {
     ScratchScope scope(*context.arena);
     if (placement_ == NormPlacement::kPre) {
-      const Tensor dnormed =
-          context.arena->scratch(DType::kFloat32, gradient.dim(0), gradient.dim(1));
-      branch_.backward(context, sequences, through_dropout(context, gradient), saved.branch,
+      const auto like_gradient = [&] {
+        return context.arena->scratch(DType::kFloat32, gradient.dim(0), gradient.dim(1));
+      };
+      const Tensor normed = like_gradient(), dnormed = like_gradient();
+      norm_.forward_again(context, saved.norm, normed);  // cheaper than to keep it
+      branch_.backward(context, sequences, through_dropout(context, gradient), normed, saved.branch,
                        dnormed, false);
       norm_.backward(context, dnormed, saved.norm, gradient, true);
     } else {
       norm_.backward(context, gradient, saved.norm, gradient, false);
-      branch_.backward(context, sequences, through_dropout(context, gradient), saved.branch,
-                       gradient, true);
+      branch_.backward(context, sequences, through_dropout(context, gradient), saved.x,
+                       saved.branch, gradient, true);
     }
   }
 

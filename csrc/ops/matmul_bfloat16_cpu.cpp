@@ -84,6 +84,22 @@ struct Block {
                     k, tiles.depth, panel, kPanelOutputs);
   }
 
+  // Brings near, in one of `parts` parts, what the panels [first, first + count) are made of.
+  void prefetch_panels(int64_t first, int64_t count, int64_t part, int64_t parts) const {
+    const int64_t item = first * kPanelOutputs;
+    const int64_t items = min(count * kPanelOutputs, plan.outputs - item);
+    if (items <= 0) return;
+    const int64_t lines = ceil_div(plan.b.along_k ? tiles.depth : items, kCacheLine);
+    const int64_t total = lines * (plan.b.along_k ? items : tiles.depth);
+    const int64_t end = (part + 1) * total / parts;
+    for (int64_t i = part * total / parts; i < end; ++i) {
+      const int64_t line = i % lines * kCacheLine, other = i / lines;
+      __builtin_prefetch(
+          plan.b.along_k ? plan.b.at(item + other, k + line) : plan.b.at(item + line, k + other), 0,
+          2);
+    }
+  }
+
   void run_by_rows() const {
     for (int worker = 0; worker < workers; ++worker)
       *reinterpret_cast<int64_t*>(own + worker * plan.worker_bytes) = -1;
@@ -111,8 +127,10 @@ struct Block {
       const int64_t first = task * plan.group, count = min(plan.group, plan.panels - first);
       uint32_t* panel = reinterpret_cast<uint32_t*>(own + worker * plan.worker_bytes);
       fill_panels(first, count, panel);
-      for (int64_t i = 0; i < plan.strips; ++i)
+      for (int64_t i = 0; i < plan.strips; ++i) {
+        prefetch_panels(first + count, plan.group, i, plan.strips);
         tiles.multiply(strip_at(i), i * Format::kRows, panel, count, first * kPanelOutputs);
+      }
     });
   }
 };
