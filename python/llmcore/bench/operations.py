@@ -8,6 +8,7 @@ from typing import Any
 
 from llmcore.bench.workloads import FLOAT_BYTES, Measure
 from llmcore.errors import ConfigError, did_you_mean
+from llmcore.quantized import WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,16 @@ class Operation:
         """The operation with its dimensions."""
         return f"{self.kind} {' x '.join(map(str, self.sizes))}"
 
+    @property
+    def dtype(self) -> str:
+        """What is multiplied: the last word of the kind, or float32."""
+        last = self.kind.rpartition("_")[2]
+        return last if last in WEIGHT_BITS else "float32"
+
     def measure(self) -> Measure:
         """Return one call as a measure."""
         operations, floats = _COSTS[self.kind](*self.sizes)
-        return Measure(self.name, 1.0, "", operations, FLOAT_BYTES * floats)
+        return Measure(self.name, 1.0, "", operations, FLOAT_BYTES * floats, self.dtype)
 
 
 def _product(m: int, k: int, n: int) -> tuple[float, float]:
@@ -40,6 +47,10 @@ def _product(m: int, k: int, n: int) -> tuple[float, float]:
 
 def _weight_gradient(m: int, k: int, n: int) -> tuple[float, float]:
     return 2.0 * m * k * n, m * k + 2 * k * n + m * n  # it is added to what is there
+
+
+def _packed(bits: float) -> Any:
+    return lambda m, k, n: (2.0 * m * k * n, m * k + k * n * bits / 32 + m * n)
 
 
 def _attention(b: int, h: int, t: int, d: int) -> tuple[float, float]:
@@ -55,6 +66,10 @@ _COSTS: dict[str, Any] = {
     "y": _product,
     "dx": _product,
     "dw": _weight_gradient,
+    "y_bfloat16": _product,
+    "dx_bfloat16": _product,
+    "dw_bfloat16": _weight_gradient,
+    **{f"y_packed_{name}": _packed(bits) for name, bits in WEIGHT_BITS.items() if bits < 32},
     "attention": _attention,
     "attention+grad": _attention_both,
     "layer_norm": lambda rows, width: (8.0 * rows * width, 2 * rows * width),
@@ -66,6 +81,8 @@ _COSTS: dict[str, Any] = {
 #: The families `llmcore bench ops --only` chooses from, and their kinds.
 FAMILIES = {
     "matmul": ("y", "dx", "dw"),
+    "matmul_bfloat16": ("y_bfloat16", "dx_bfloat16", "dw_bfloat16"),
+    "packed": ("y_packed_bfloat16", "y_packed_int8", "y_packed_int4"),
     "attention": ("attention", "attention+grad"),
     "layer_norm": ("layer_norm", "layer_norm+grad"),
     "cross_entropy": ("cross_entropy+grad",),
@@ -83,10 +100,11 @@ _PARAMETERS = 1 << 24
 
 @dataclass(frozen=True)
 class Operations:
-    """GPT-2's operations by themselves, float32.
+    """GPT-2's operations by themselves, float32 unless their kind says otherwise.
 
-    The three forms of a linear layer's product, y = x Wᵀ, dx = dy W and dW += dyᵀ x; causal
-    attention, forward and with its gradient; layer norm and cross-entropy with theirs; AdamW.
+    The three forms of a linear layer's product, y = x Wᵀ, dx = dy W and dW += dyᵀ x, of float32
+    and, rounded first, of bfloat16; y of weights packed for inference; causal attention, forward
+    and with its gradient; layer norm and cross-entropy with theirs; AdamW.
 
     Attributes:
         families: Some of `FAMILIES`.
@@ -121,7 +139,7 @@ class Operations:
     @property
     def title(self) -> str:
         """The workload in a few words."""
-        return "GPT-2's operations, float32"
+        return "GPT-2's operations"
 
     def operations(self) -> list[Operation]:
         """Return every operation with its sizes."""
@@ -136,7 +154,7 @@ class Operations:
         return [operation.measure() for operation in self.operations()]
 
     def _sizes(self, family: str) -> list[tuple[int, ...]]:
-        if family == "matmul":
+        if family in ("matmul", "matmul_bfloat16", "packed"):
             shapes = [(m, k, n) for m in self.rows for k, n in _LAYERS]
             head = [(_HEAD_ROWS, *_HEAD)] if _HEAD_ROWS in self.rows else []
             return [*shapes, *head]

@@ -152,7 +152,8 @@ def ops(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Of matmul, attention, layer_norm, cross_entropy, adamw; all if not given."
+            help="Of matmul, matmul_bfloat16, packed, attention, layer_norm, cross_entropy, adamw; "
+            "all if not given."
         ),
     ] = None,
     rows: Annotated[str, typer.Option(help="Of the products, as 256,512,1024.")] = "256",
@@ -166,8 +167,9 @@ def ops(
 ) -> None:
     """Time GPT-2's operations by themselves, beside torch, onnxruntime and numpy.
 
-    The three forms of a linear layer's product (y = x Wᵀ, dx = dy W, dW += dyᵀ x), causal
-    attention, layer norm, cross-entropy, AdamW; +grad is forward and backward together.
+    The three forms of a linear layer's product (y = x Wᵀ, dx = dy W, dW += dyᵀ x), in float32 and
+    in bfloat16, y of packed weights, causal attention, layer norm, cross-entropy, AdamW; +grad is
+    forward and backward together.
 
     [bold]Example[/bold]
 

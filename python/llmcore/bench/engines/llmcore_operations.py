@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,19 +31,26 @@ def _random(*shape: int) -> Tensor:
     return llmcore.tensor(random.standard_normal(shape, dtype=np.float32))
 
 
-def _y(m: int, k: int, n: int) -> Call:
+def _y(m: int, k: int, n: int, *, bfloat16: bool = False) -> Call:
     x, w, y = _random(m, k), _random(n, k), llmcore.zeros([m, n])
-    return lambda: _core.matmul(a=x, b=w, c=y, transpose_b=True)
+    return lambda: _core.matmul(a=x, b=w, c=y, transpose_b=True, bfloat16=bfloat16)
 
 
-def _dx(m: int, k: int, n: int) -> Call:
+def _dx(m: int, k: int, n: int, *, bfloat16: bool = False) -> Call:
     dy, w, dx = _random(m, n), _random(n, k), llmcore.zeros([m, k])
-    return lambda: _core.matmul(a=dy, b=w, c=dx)
+    return lambda: _core.matmul(a=dy, b=w, c=dx, bfloat16=bfloat16)
 
 
-def _dw(m: int, k: int, n: int) -> Call:
+def _dw(m: int, k: int, n: int, *, bfloat16: bool = False) -> Call:
     dy, x, dw = _random(m, n), _random(m, k), llmcore.zeros([n, k])
-    return lambda: _core.matmul(a=dy, b=x, c=dw, transpose_a=True, accumulate=True)
+    return lambda: _core.matmul(
+        a=dy, b=x, c=dw, transpose_a=True, accumulate=True, bfloat16=bfloat16
+    )
+
+
+def _packed(m: int, k: int, n: int, *, format: str) -> Call:
+    x, w, y = _random(m, k), _core.PackedWeight(_random(n, k), format), llmcore.zeros([m, n])
+    return lambda: w.matmul(x, y)
 
 
 def _attention(b: int, h: int, t: int, d: int, *, gradient: bool = False) -> Call:
@@ -101,10 +109,16 @@ _CALLS: dict[str, Callable[..., Call]] = {
     "y": _y,
     "dx": _dx,
     "dw": _dw,
+    "y_bfloat16": partial(_y, bfloat16=True),
+    "dx_bfloat16": partial(_dx, bfloat16=True),
+    "dw_bfloat16": partial(_dw, bfloat16=True),
+    "y_packed_bfloat16": partial(_packed, format="bfloat16"),
+    "y_packed_int8": partial(_packed, format="int8"),
+    "y_packed_int4": partial(_packed, format="int4"),
     "attention": _attention,
-    "attention+grad": lambda *sizes: _attention(*sizes, gradient=True),
+    "attention+grad": partial(_attention, gradient=True),
     "layer_norm": _layer_norm,
-    "layer_norm+grad": lambda *sizes: _layer_norm(*sizes, gradient=True),
+    "layer_norm+grad": partial(_layer_norm, gradient=True),
     "cross_entropy+grad": _cross_entropy,
     "adamw": _adamw,
 }

@@ -19,6 +19,7 @@ def operations(workload: dict[str, Any]) -> Built:
     runs = {
         operation.name: timed(_CALLS[operation.kind](*operation.sizes))
         for operation in Operations(**workload).operations()
+        if operation.kind in _CALLS
     }
     return Built(runs, torch.__version__)
 
@@ -42,6 +43,35 @@ def _dw(m: int, k: int, n: int) -> Call:
 
     dy, x, dw = torch.randn(m, n), torch.randn(m, k), torch.zeros(n, k)
     return lambda: dw.addmm_(dy.t(), x)
+
+
+# As autocast takes them: operands are rounded first.
+def _y_bfloat16(m: int, k: int, n: int) -> Call:
+    import torch
+
+    x, w = torch.randn(m, k), torch.randn(n, k)
+    return lambda: x.bfloat16() @ w.bfloat16().t()
+
+
+def _dx_bfloat16(m: int, k: int, n: int) -> Call:
+    import torch
+
+    dy, w = torch.randn(m, n), torch.randn(n, k)
+    return lambda: dy.bfloat16() @ w.bfloat16()
+
+
+def _dw_bfloat16(m: int, k: int, n: int) -> Call:
+    import torch
+
+    dy, x, dw = torch.randn(m, n), torch.randn(m, k), torch.zeros(n, k)
+    return lambda: dw.add_(dy.bfloat16().t() @ x.bfloat16())
+
+
+def _packed_bfloat16(m: int, k: int, n: int) -> Call:
+    import torch
+
+    x, w = torch.randn(m, k), torch.randn(n, k).bfloat16()
+    return lambda: (x.bfloat16() @ w.t()).float()
 
 
 def _attention(b: int, h: int, t: int, d: int) -> Call:
@@ -120,6 +150,10 @@ _CALLS: dict[str, Callable[..., Call]] = {
     "y": _y,
     "dx": _dx,
     "dw": _dw,
+    "y_bfloat16": _y_bfloat16,
+    "dx_bfloat16": _dx_bfloat16,
+    "dw_bfloat16": _dw_bfloat16,
+    "y_packed_bfloat16": _packed_bfloat16,
     "attention": _attention,
     "attention+grad": _attention_and_gradient,
     "layer_norm": _layer_norm,
