@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import time
 
@@ -278,6 +279,17 @@ def test_plan_and_doctor(capsys):
     assert status == 0
     assert facts["machine"]["cpu_model"] in out
     assert "cuda" in out
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("3", "3")])
+def test_threads_of_numpys_products_are_not_started(capsys, monkeypatch, given, kept):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "")  # so that what the command sets is undone
+    if given is None:
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    else:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", given)
+    run(capsys, "--version")
+    assert os.environ["OPENBLAS_NUM_THREADS"] == kept
 
 
 def test_version(capsys):
