@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import time
 
@@ -13,6 +14,7 @@ import pytest
 from command import SMALL, TEXT, child, fails, run
 from llmcore.cli import train
 from llmcore.cli.options import option_name
+from llmcore.training import plan
 from llmcore.training.train_config import DataConfig, TrainConfig
 
 COMMANDS = ("train", "eval", "generate", "translate", "fill-mask", "classify", "embed", "score",
@@ -264,6 +266,27 @@ def test_signal_saves_and_tells_how_to_go_on(capsys, tmp_path, text, number):
     status, printed, err = run(capsys, "train", "--resume", "--out-dir", out, "--steps", step + 3)
     assert status == 0, err
     assert f"at step {step} of {step + 3}" in printed
+
+
+def test_a_run_tells_memory_planned_and_used(tmp_path, text):
+    options = ("--steps", 2, "--eval-interval", 2, "--eval-batches", 2, "--sample-tokens", 0)
+    process = child("train", "--data", text, *options, "--out-dir", tmp_path / "run")
+    printed, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    found = re.search(r"memory +(\d+\.\d) MiB planned, (\d+\.\d) MiB used", printed)
+    planned, used = map(float, found.groups())
+    assert planned > 30
+    assert planned == pytest.approx(used, rel=0.03)
+    assert f"memory     {planned:.1f} MiB: weights" in printed
+
+
+def test_a_plan_that_does_not_fit_says_what_would(capsys, monkeypatch):
+    monkeypatch.setattr(plan, "available_memory", lambda: 3 * 2**30)
+    status, out, err = run(
+        capsys, "plan", "--model", "gpt2", "--batch-size", 16, "--block-size", 512
+    )
+    assert status == 0, err
+    assert "warning    only 3.0 GiB of memory are free: use batch_size" in out
 
 
 def test_plan_and_doctor(capsys):
