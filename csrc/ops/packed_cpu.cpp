@@ -106,7 +106,8 @@ struct Panel {
   int64_t scale_words() const { return kInt4 ? ceil_div(depth, kChunk) : kInt8 ? 1 : 0; }
 
   void set(uint32_t* line, int64_t output, VecU lanes) const {
-    if (has(output) && has(output + kLanes - 1)) return put_words(line + output, lanes);
+    if (has(output) && has(output + kLanes - 1))
+      return stream(reinterpret_cast<float*>(line + output), as_floats(lanes));
     for (int i = 0; i < kLanes; ++i)
       if (has(output + i)) line[output + i] = lanes[i];
   }
@@ -323,6 +324,7 @@ void for_each_panel(const PackedRows& rows, int64_t count, F f) {
           .begin = max(rows.first - origin, 0),
           .end = min(end - origin, kPanelOutputs)};
       f(panel, origin + panel.begin - rows.first);
+      end_streaming();
     });
   });
 }
