@@ -144,6 +144,15 @@ def test_a_plan_takes_no_memory_whatever_the_model():
     assert llmcore.memory_stats()["current_bytes"] == before["current_bytes"]
 
 
+def test_batches_too_large_to_make_are_planned_from_smaller_ones(monkeypatch):
+    exact = activations(batch_size=4096, block_size=64)
+    monkeypatch.setattr(plan, "_MOST_TOKENS", 2**15)
+    assert activations(batch_size=4096, block_size=64) == pytest.approx(exact, rel=0.01)
+    assert activations(batch_size=10**8, block_size=64) == pytest.approx(
+        exact * 1e8 / 4096, rel=0.05
+    )
+
+
 def test_shortages_are_told_with_a_cure_that_helps(tmp_path, monkeypatch):
     train = TrainConfig(batch_size=8, block_size=256, accumulation=3)
 

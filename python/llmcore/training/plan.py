@@ -26,6 +26,8 @@ from llmcore.training.train_config import TrainConfig
 ASSUMED_SHARE = 0.5
 
 _FLOAT = 4  # bytes of a float32
+# Batches of twice as many tokens are planned as they are; beyond, every row takes the same.
+_MOST_TOKENS = 1 << 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | Non
         parameters=parameters,
         weight_bytes=core.weight_bytes,
         optimizer_bytes=3 * (core.weight_bytes - _size(shapes[name] for name in frozen)),
-        activation_bytes=core.planned_bytes(_fullest_batch(model, train), train.dtype != "float32"),
+        activation_bytes=_activation_bytes(core, model, train),
         checkpoint_bytes=3 * _FLOAT * parameters,
         tokens_per_step=micro_batch * train.accumulation,
         flops_per_step=model.flops_per_token(train.block_size) * micro_batch * train.accumulation,
@@ -191,7 +193,8 @@ def find_shortages(
 def _cure(model: ModelConfig, train: TrainConfig, limit: int) -> str:
     """What takes a run below `limit` bytes: the largest micro-batch that does, or recomputing."""
     whole = train.batch_size
-    sizes = [size for size in range(whole, 0, -1) if whole % size == 0]
+    small = [size for size in range(1, math.isqrt(whole) + 1) if whole % size == 0]
+    sizes = sorted({*small, *(whole // size for size in small)}, reverse=True)
     for recompute in dict.fromkeys((train.recompute, True)):  # which costs time
         for size in sizes:
             accumulation = train.accumulation * (whole // size)
@@ -246,6 +249,18 @@ def _size(shapes: Iterable[tuple[int, ...]]) -> int:
 
 def _is_trained(name: str, model: ModelConfig, train: TrainConfig) -> bool:
     return is_trained(model, name) and not any(fnmatchcase(name, each) for each in train.freeze)
+
+
+def _activation_bytes(core: Any, model: ModelConfig, train: TrainConfig) -> int:
+    def planned(rows: int) -> int:
+        batch = _fullest_batch(model, train.replace(batch_size=rows))
+        return int(core.planned_bytes(batch, train.dtype != "float32"))
+
+    most = max(1, _MOST_TOKENS // train.block_size)
+    if train.batch_size <= 2 * most:
+        return planned(train.batch_size)
+    less, more = planned(most), planned(2 * most)
+    return more + (train.batch_size - 2 * most) * (more - less) // most
 
 
 def _fullest_batch(model: ModelConfig, train: TrainConfig) -> Batch:
