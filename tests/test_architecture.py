@@ -293,6 +293,15 @@ def test_operations_need_numpy_alone():
     assert not HEAVY & set(loaded.split())
 
 
+def test_opening_a_model_imports_no_more_than_it_needs():
+    loaded = python(
+        "import sys; from llmcore import Transformer, checkpoint; print(*sys.modules)"
+    ).split()
+    assert "llmcore.checkpoint" in loaded
+    unneeded = ("llmcore.ops", "llmcore.tokenizer", "llmcore.training", "llmcore.cli")
+    assert [name for name in loaded if name.startswith(unneeded)] == []
+
+
 def test_import_is_quick():
     """`import llmcore` takes at most 100 ms more than `import numpy`: the best of several tries."""
     code = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import signal
 import time
 
@@ -12,6 +14,7 @@ import pytest
 from command import SMALL, TEXT, child, fails, run
 from llmcore.cli import train
 from llmcore.cli.options import option_name
+from llmcore.training import plan
 from llmcore.training.train_config import DataConfig, TrainConfig
 
 COMMANDS = ("train", "eval", "generate", "translate", "fill-mask", "classify", "embed", "score",
@@ -265,6 +268,27 @@ def test_signal_saves_and_tells_how_to_go_on(capsys, tmp_path, text, number):
     assert f"at step {step} of {step + 3}" in printed
 
 
+def test_a_run_tells_memory_planned_and_used(tmp_path, text):
+    options = ("--steps", 2, "--eval-interval", 2, "--eval-batches", 2, "--sample-tokens", 0)
+    process = child("train", "--data", text, *options, "--out-dir", tmp_path / "run")
+    printed, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    found = re.search(r"memory +(\d+\.\d) MiB planned, (\d+\.\d) MiB used", printed)
+    planned, used = map(float, found.groups())
+    assert planned > 30
+    assert planned == pytest.approx(used, rel=0.03)
+    assert f"memory     {planned:.1f} MiB: weights" in printed
+
+
+def test_a_plan_that_does_not_fit_says_what_would(capsys, monkeypatch):
+    monkeypatch.setattr(plan, "available_memory", lambda: 3 * 2**30)
+    status, out, err = run(
+        capsys, "plan", "--model", "gpt2", "--batch-size", 16, "--block-size", 512
+    )
+    assert status == 0, err
+    assert "warning    only 3.0 GiB of memory are free: use batch_size" in out
+
+
 def test_plan_and_doctor(capsys):
     status, out, err = run(capsys, "plan", "--model", "gpt2", "--batch-size", 4, "--json")
     assert status == 0, err
@@ -278,6 +302,17 @@ def test_plan_and_doctor(capsys):
     assert status == 0
     assert facts["machine"]["cpu_model"] in out
     assert "cuda" in out
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("3", "3")])
+def test_threads_of_numpys_products_are_not_started(capsys, monkeypatch, given, kept):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "")  # so that what the command sets is undone
+    if given is None:
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    else:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", given)
+    run(capsys, "--version")
+    assert os.environ["OPENBLAS_NUM_THREADS"] == kept
 
 
 def test_version(capsys):

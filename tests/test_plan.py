@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
 
 import pytest
 
+import llmcore
 from llmcore import doctor
 from llmcore.config import LoraConfig, ModelConfig
-from llmcore.errors import ConfigError
+from llmcore.errors import ConfigError, OutOfMemory
 from llmcore.training import plan
 from llmcore.training.train_config import (
     DataConfig,
@@ -26,16 +32,23 @@ def test_adapters_need_no_moments_for_what_is_frozen():
     model = ModelConfig.preset("gpt2", lora=LoraConfig(rank=8))
     cost = plan.make_plan(model, TrainConfig(), peak_flops=1e12)
     # Two targets a layer, r (in + out) each.
-    assert cost.optimizer_bytes == 3 * 4 * 12 * 2 * 8 * (768 + 768)
-    assert cost.weight_bytes > 100 * cost.optimizer_bytes / 3
+    spare = cost.optimizer_bytes - 3 * 4 * 12 * 2 * 8 * (768 + 768)
+    assert 0 <= spare < 3 * 2**21  # in huge pages
+    assert cost.weight_bytes > 50 * cost.optimizer_bytes / 3
+
+
+def test_adapters_of_a_run_are_planned_before_the_model_has_them():
+    model = ModelConfig.preset("gpt2", lora=LoraConfig(rank=8))
+    wanted = plan.make_plan(model, TrainConfig(), peak_flops=1e12)
+    assert plan.make_plan(GPT2, TrainConfig(lora_rank=8), peak_flops=1e12) == wanted
 
 
 def test_plan_adds_up():
     train = TrainConfig(steps=10, batch_size=4, block_size=64, accumulation=3)
     cost = plan.make_plan(GPT2, train, peak_flops=1e11)
-    assert cost.weight_bytes == 4 * 124439808
+    assert 0 <= cost.weight_bytes - 4 * 124439808 < 2**21  # in huge pages
     assert cost.optimizer_bytes == 3 * cost.weight_bytes
-    assert cost.checkpoint_bytes == 3 * cost.weight_bytes
+    assert cost.checkpoint_bytes == 3 * 4 * 124439808
     assert cost.tokens_per_step == 4 * 64 * 3
     assert cost.flops_per_step == pytest.approx(GPT2.flops_per_token(64) * 768)
     parts = cost.weight_bytes + cost.optimizer_bytes + cost.activation_bytes
@@ -51,28 +64,138 @@ def activations(model=GPT2, **settings):
 def test_activations_grow_with_the_micro_batch_alone():
     one = activations(batch_size=8, block_size=64)
     assert activations(batch_size=8, block_size=64, accumulation=9) == one
-    assert activations(batch_size=4, block_size=128) == one
-    assert 1.8 * one < activations(batch_size=16, block_size=64) <= 2 * one
-    assert activations(batch_size=8, block_size=64, recompute=True) < one / 3
+    assert 0.9 * one < activations(batch_size=4, block_size=128) < 1.1 * one
+    assert 1.6 * one < activations(batch_size=16, block_size=64) <= 2 * one
+    assert activations(batch_size=8, block_size=64, recompute=True) < one / 2
 
 
-def test_activations_count_what_a_block_keeps():
+def test_activations_hold_what_a_block_keeps():
     """GPT-2's block, by hand: x, norm(x), qkv, heads' output; x, norm(x), before and after gelu."""
-    C, F, H, T = 768, 3072, 12, 64
-    block = 2 * C + 3 * C + C + H + 2 + 2 * C + 2 + 2 * F
-    working = 4 * C + 2 * F
-    expected = 4 * (T * (12 * block + working) + 2 * T * 50257)
-    assert activations(batch_size=1, block_size=T) == expected
+    C, F, T = 768, 3072, 64
+    block = 2 * C + 3 * C + C + 2 * C + 2 * F
+    found = activations(batch_size=1, block_size=2 * T) - activations(batch_size=1, block_size=T)
+    assert 1.0 <= found / (4 * T * (12 * block + 50257)) < 1.1
 
 
-def test_shortages_are_told_with_a_cure(tmp_path, monkeypatch):
-    cost = plan.make_plan(GPT2, TrainConfig(), peak_flops=1.0)
-    assert plan.find_shortages(dataclasses.replace(cost, checkpoint_bytes=1), tmp_path) == []
-    monkeypatch.setattr(plan, "available_memory", lambda: 10**6)
-    low = plan.find_shortages(dataclasses.replace(cost, checkpoint_bytes=10**18), tmp_path)
-    assert len(low) == 2
-    assert "lower batch_size" in low[0]
-    assert "while it is replaced" in low[1]
+SMALL = {"num_decoder_layers": 2, "hidden_size": 64, "num_heads": 4, "ffn_size": 256}
+CASES: dict[str, tuple[ModelConfig, dict[str, object]]] = {
+    "decoder": (ModelConfig.preset("gpt-nano"), {}),
+    "recomputed": (ModelConfig.preset("gpt-nano"), {"recompute": True}),
+    "bfloat16": (ModelConfig.preset("gpt-nano"), {"dtype": "bfloat16"}),
+    "frozen": (ModelConfig.preset("gpt-nano"), {"freeze": ("embed.*", "decoder.layers.[01].*")}),
+    "adapters": (ModelConfig.preset("gpt-nano", lora=LoraConfig(rank=8)), {}),
+    "rotary": (
+        ModelConfig.preset("llama-tiny", vocab_size=300, num_kv_heads=2, **SMALL), {}
+    ),
+    "encoder": (
+        ModelConfig.preset("bert-base", vocab_size=300, num_encoder_layers=2), {"batch_size": 4}
+    ),
+    "both": (ModelConfig.preset("transformer-base", vocab_size=300), {"batch_size": 4}),
+    "relative": (ModelConfig.preset("t5-small", vocab_size=300), {"batch_size": 4}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_planned_is_what_is_used(case):
+    """In a new process, whose memory is that of one step; the plan itself takes next to none."""
+    config, settings = CASES[case]
+    train = TrainConfig(**{"batch_size": 12, "block_size": 48, **settings})
+    code = f"""
+        import llmcore, numpy as np
+        from llmcore.training import plan
+        from llmcore.training.train_config import TrainConfig
+        config = llmcore.ModelConfig.from_dict({config.to_dict()!r})
+        train = TrainConfig.from_dict({train.to_dict()!r})
+        cost = plan.make_plan(config, train, peak_flops=1.0)
+        before = llmcore.memory_stats()["peak_bytes"]
+        model = llmcore.Transformer(config)
+        if train.freeze:
+            model.freeze(train.freeze)
+        model.recompute = train.recompute
+        step = llmcore.TrainStep(model, lr=1e-3, dtype=train.dtype)
+        rng = np.random.default_rng(0)
+        ids = rng.integers(0, 60, (train.batch_size, train.block_size), dtype=np.int32)
+        inputs = {{}}
+        if config.num_encoder_layers: inputs["enc_ids"] = ids
+        if config.num_decoder_layers: inputs["dec_ids"] = ids
+        rows = np.arange(int(0.15 * ids.size)) if config.kind == "encoder" else None
+        targets = ids.reshape(-1)[: ids.size if rows is None else len(rows)]
+        step(llmcore.Batch(**inputs, rows=rows, targets=targets))
+        print(cost.memory_bytes, cost.activation_bytes, before,
+              plan.used_bytes(model), model._core.activation_bytes())
+    """
+    script = [sys.executable, "-c", textwrap.dedent(code)]
+    printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    planned, activations, before, used, arena = map(int, printed.split())
+    assert before < 2**23  # tables of positions
+    assert activations == pytest.approx(arena, rel=0.01)
+    assert planned == pytest.approx(used, rel=0.03)
+
+
+def test_a_plan_takes_no_memory_whatever_the_model():
+    giant = ModelConfig.preset(
+        "llama-tiny", hidden_size=16384, num_heads=128, num_kv_heads=8, ffn_size=65536,
+        num_decoder_layers=100, max_positions=4096,
+    )  # fmt: skip
+    before = llmcore.memory_stats()
+    cost = plan.make_plan(giant, TrainConfig(batch_size=16, block_size=4096), peak_flops=1.0)
+    assert cost.weight_bytes > 2**40
+    assert cost.activation_bytes > 2**40
+    assert llmcore.memory_stats()["current_bytes"] == before["current_bytes"]
+
+
+def test_batches_too_large_to_make_are_planned_from_smaller_ones(monkeypatch):
+    exact = activations(batch_size=4096, block_size=64)
+    monkeypatch.setattr(plan, "_MOST_TOKENS", 2**15)
+    assert activations(batch_size=4096, block_size=64) == pytest.approx(exact, rel=0.01)
+    assert activations(batch_size=10**8, block_size=64) == pytest.approx(
+        exact * 1e8 / 4096, rel=0.05
+    )
+
+
+def test_shortages_are_told_with_a_cure_that_helps(tmp_path, monkeypatch):
+    train = TrainConfig(batch_size=8, block_size=256, accumulation=3)
+
+    def planned(**changes):
+        return plan.make_plan(GPT2, train.replace(**changes), peak_flops=1.0).memory_bytes
+
+    def warning(free, **settings):
+        monkeypatch.setattr(plan, "available_memory", lambda: free)
+        return plan.find_shortages(GPT2, train.replace(**settings), tmp_path, loaded=False)
+
+    assert warning(planned() + 1) == []
+    [found] = warning(planned() - 1)
+    assert "use batch_size 4 with accumulation 6, which takes" in found
+    free = planned(batch_size=1) - 1
+    [found] = warning(free)
+    size, accumulation = map(
+        int, re.findall(r"batch_size (\d) with accumulation (\d+) and rec", found)[0]
+    )
+    assert size * accumulation == 24
+    assert (
+        planned(batch_size=size, recompute=True)
+        <= free
+        < planned(batch_size=2 * size, recompute=True)
+    )
+    [found] = warning(10**9)
+    assert "use a smaller model" in found
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "available_memory", lambda: planned())
+        weights = plan.make_plan(GPT2, train, peak_flops=1.0).weight_bytes
+        patch.setattr(plan, "available_memory", lambda: planned() - weights)
+        assert plan.find_shortages(GPT2, train, tmp_path, loaded=True) == []
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    assert "while it is replaced" in warning(planned() + 1)[0]
+
+
+def test_what_cannot_fit_is_refused_before_it_starts(monkeypatch):
+    train = TrainConfig(batch_size=8, block_size=256)
+    needed = plan.make_plan(GPT2, train, peak_flops=1.0).memory_bytes
+    monkeypatch.setattr(plan._core, "device_info", lambda: {"memory_bytes": needed})
+    plan.refuse_impossible(GPT2, train)
+    monkeypatch.setattr(plan._core, "device_info", lambda: {"memory_bytes": needed - 1})
+    with pytest.raises(OutOfMemory, match=r"may use .*: use batch_size 4 with accumulation 2"):
+        plan.refuse_impossible(GPT2, train)
 
 
 def test_available_memory_is_plausible():

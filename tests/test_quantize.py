@@ -249,11 +249,26 @@ def test_a_config_that_does_not_fit_its_integers(folder):
 
 
 def test_quantized_is_an_array():
-    codes = np.arange(-4, 66, dtype=np.int8).reshape(2, 35)
+    codes = np.arange(-35, 35, dtype=np.int8).reshape(2, 35)
+    matrix = Quantized(codes, np.array([0.5, -2], np.float32), 35)
+    assert np.array_equal(np.asarray(matrix), codes * [[0.5], [-2]])
+    assert np.array_equal(np.asarray(matrix[1:]), codes[1:] * -2.0)
+
+    digits = np.arange(70).reshape(2, 35) % 16
+    padded = np.pad(digits, ((0, 0), (0, 1))).astype(np.uint8)
     scales = np.array([[0.5, 2], [1, -1]], np.float32)
-    expected = codes * np.repeat(scales, 32, 1)[:, :35]
-    assert np.array_equal(np.asarray(Quantized(codes, scales)), expected)
-    assert np.array_equal(np.asarray(Quantized(codes, scales)[1:]), expected[1:])
+    bits = (scales.view(np.uint32) >> 16).astype(np.uint16)
+    matrix = Quantized(padded[:, ::2] | padded[:, 1::2] << 4, bits, 35)
+    expected = (digits - 8) * np.repeat(scales, 32, 1)[:, :35]
+    assert np.array_equal(np.asarray(matrix), expected)
+    assert np.array_equal(np.asarray(matrix[1:]), expected[1:])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4", "float32"])
+def test_codes_out_of_range_are_told_in_any_format(dtype, folder):
+    change(folder, spoil)
+    with pytest.raises(CheckpointError, match="codes must be from -127 to 127, got -128"):
+        Transformer.from_pretrained(folder, dtype=dtype)
 
 
 # --- quality ------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ namespace {
 using TrainStepPtr = std::shared_ptr<TrainStep>;
 
 ModelPtr make_model(const py::dict& values, const std::string& device,
-                    const std::optional<uint64_t>& seed) {
+                    const std::optional<uint64_t>& seed, bool planned) {
   const Config config = config_from_dict(values);
   const Device where = device_from_name(device);
   py::gil_scoped_release release;
-  auto model = std::make_shared<Transformer>(config, where);
+  auto model = std::make_shared<Transformer>(config, where,
+                                             planned ? Backing::kAddresses : Backing::kMemory);
   if (seed) model->params().initialise(*seed);
   return model;
 }
@@ -123,7 +124,8 @@ PyBatch::PyBatch(const py::object& batch) {
 
 void bind_model(py::module_& module) {
   py::class_<Transformer, ModelPtr>(module, "Transformer")
-      .def(py::init(&make_model), py::arg("config"), py::arg("device"), py::arg("seed"))
+      .def(py::init(&make_model), py::arg("config"), py::arg("device"), py::arg("seed"),
+           py::arg("planned") = false)
       .def("parameters",
            [](const ModelPtr& model) { return named_views(model, model->params().weights()); })
       .def("gradients",
@@ -168,6 +170,15 @@ void bind_model(py::module_& module) {
           "recompute", [](const ModelPtr& model) { return model->recompute; },
           [](const ModelPtr& model, bool value) { model->recompute = value; })
       .def("activation_bytes", [](const ModelPtr& model) { return model->arena().peak_bytes(); })
+      .def_property_readonly("weight_bytes",
+                             [](const ModelPtr& model) { return model->params().weight_bytes(); })
+      .def(
+          "planned_bytes",
+          [](const ModelPtr& model, const py::object& batch, bool bfloat16) {
+            const PyBatch owner(batch);
+            return exclusively(*model, [&] { return planned_bytes(*model, owner.view, bfloat16); });
+          },
+          py::arg("batch"), py::arg("bfloat16"))
       .def("trim",
            [](const ModelPtr& model) { exclusively(*model, [&] { model->arena().trim(); }); });
 

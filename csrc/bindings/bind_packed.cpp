@@ -1,6 +1,8 @@
 // Weights packed for inference: one matrix for tests of the kernels, and those of a model.
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "bindings/py_model.h"
 #include "core/error.h"
 #include "ops/packed.h"
@@ -29,15 +31,74 @@ const char* format_name(DType format) {
   }
 }
 
-// Codes and scales of some rows, in new tensors.
-py::tuple codes_of(const Context& context, const PackedRows& rows, int64_t count) {
-  const int64_t depth = rows.packed.dim(1), groups = (depth + kInt4Group - 1) / kInt4Group;
-  const PyTensor codes = allocate({count, depth}, DType::kInt8, {});
-  const PyTensor scales = rows.packed.dtype == DType::kPackedInt8
-                              ? allocate({count}, DType::kFloat32, {})
-                              : allocate({count, groups}, DType::kFloat32, {});
-  get_codes(context, {.of = rows, .codes = codes.view, .scales = scales.view});
+// What files hold of `count` outputs: codes, and scales but for bfloat16.
+struct StoredArray {
+  const char* dtype;
+  std::vector<int64_t> shape;
+};
+StoredArray codes_form(DType format, int64_t count, int64_t depth) {
+  if (format == DType::kPackedBFloat16) return {"uint16", {count, depth}};
+  return {format == DType::kPackedInt8 ? "int8" : "uint8",
+          {count, stored_code_bytes(format, depth)}};
+}
+StoredArray scales_form(DType format, int64_t count, int64_t depth) {
+  if (format == DType::kPackedInt8) return {"float32", {count}};
+  return {"uint16", {count, stored_scale_bytes(format, depth) / 2}};
+}
+
+void check_form(const char* name, const py::array& array, const StoredArray& form) {
+  const std::string dtype = py::str(array.dtype());
+  CHECK(dtype == form.dtype, DTypeError, name, " must be ", form.dtype, ", got ", dtype);
+  const std::vector<int64_t> shape(array.shape(), array.shape() + array.ndim());
+  CHECK(shape == form.shape, ShapeError, name, " must be ", py::str(py::cast(form.shape)), ", got ",
+        py::str(py::cast(shape)));
+}
+
+char* bytes_of(const py::array& array) {
+  return static_cast<char*>(const_cast<void*>(array.data()));
+}
+
+py::tuple stored_of(const Context& context, const PackedRows& rows, int64_t count) {
+  const DType format = rows.packed.dtype;
+  const int64_t depth = rows.packed.dim(1);
+  const auto make = [](const StoredArray& form) {
+    return py::array(py::dtype(form.dtype), form.shape);
+  };
+  const py::array codes = make(codes_form(format, count, depth));
+  const py::array scales = make(scales_form(format, count, depth));
+  const StoredRowsArgs args{.of = rows,
+                            .rows = count,
+                            .codes = bytes_of(codes),
+                            .row_stride = stored_code_bytes(format, depth),
+                            .scales = bytes_of(scales)};
+  {
+    py::gil_scoped_release release;
+    get_stored(context, args);
+  }
   return py::make_tuple(codes, scales);
+}
+
+// Codes may be slices of rows, bfloat16 transposed as well; there are no scales of bfloat16.
+StoredRowsArgs stored_args(const PackedRows& rows, int64_t count, const py::array& codes,
+                           const std::optional<py::array>& scales) {
+  const DType format = rows.packed.dtype;
+  const int64_t depth = rows.packed.dim(1);
+  const StoredArray form = codes_form(format, count, depth);
+  check_form("codes", codes, form);
+  StoredRowsArgs args{.of = rows, .rows = count, .codes = bytes_of(codes)};
+  if (form.shape[1] == 1 || codes.strides(1) == codes.itemsize()) {
+    args.row_stride = count == 1 ? stored_code_bytes(format, depth) : codes.strides(0);
+  } else {
+    CHECK(format == DType::kPackedBFloat16 && (count == 1 || codes.strides(0) == codes.itemsize()),
+          ShapeError, "codes must lie in rows, or bfloat16 in columns");
+    args.col_stride = codes.strides(1);
+  }
+  if (format == DType::kPackedBFloat16) return args;
+  CHECK(scales.has_value(), ShapeError, "scales are missing");
+  check_form("scales", *scales, scales_form(format, count, depth));
+  CHECK((scales->flags() & py::array::c_style) != 0, ShapeError, "scales must lie in one piece");
+  args.scales = bytes_of(*scales);
+  return args;
 }
 
 PyTensor unpacked(const Context& context, const PackedRows& rows, int64_t count) {
@@ -59,7 +120,12 @@ class PackedWeight {
   }
 
   int64_t nbytes() const { return buffer_.bytes(); }
-  py::tuple codes() const { return codes_of(op_context({}), {view_}, view_.dim(0)); }
+  py::tuple stored() const { return stored_of(op_context({}), {view_}, view_.dim(0)); }
+  void set_stored(const py::array& codes, const std::optional<py::array>& scales, int64_t first) {
+    llmcore::set_stored(
+        op_context({}),
+        stored_args({view_, first}, codes.ndim() > 0 ? codes.shape(0) : 0, codes, scales));
+  }
   PyTensor unpack() const { return unpacked(op_context({}), {view_}, view_.dim(0)); }
   PyTensor rows(const PyTensor& ids) const {
     const PyTensor out = allocate({ids.view.numel(), view_.dim(1)}, DType::kFloat32, {});
@@ -106,7 +172,9 @@ void bind_packed(py::module_& module) {
   py::class_<PackedWeight>(module, "PackedWeight")
       .def(py::init<const PyTensor&, const std::string&>(), py::arg("weight"), py::arg("format"))
       .def_property_readonly("nbytes", &PackedWeight::nbytes)
-      .def("codes", &PackedWeight::codes)
+      .def("stored", &PackedWeight::stored)
+      .def("set_stored", &PackedWeight::set_stored, py::arg("codes"),
+           py::arg("scales") = py::none(), py::arg("first") = 0)
       .def("unpack", &PackedWeight::unpack)
       .def("rows", &PackedWeight::rows, py::arg("ids"))
       .def("matmul", &PackedWeight::multiply, py::arg("a"), py::arg("c"), py::kw_only(),
@@ -148,23 +216,21 @@ void bind_packed(py::module_& module) {
           },
           py::arg("name"))
       .def(
-          "codes",
+          "stored",
           [](const ModelPtr& model, const std::string& name) {
             const auto [rows, count] = rows_of(*model, name);
-            return codes_of(model->context(), rows, count);
+            return stored_of(model->context(), rows, count);
           },
           py::arg("name"))
       .def(
-          "set_codes",
-          [](const ModelPtr& model, const std::string& name, const PyTensor& codes,
-             const PyTensor& scales) {
+          "set_stored",
+          [](const ModelPtr& model, const std::string& name, const py::array& codes,
+             const std::optional<py::array>& scales) {
             const auto [rows, count] = rows_of(*model, name);
-            check_tensor("set_codes", name.c_str(), codes.view, "[R, K]",
-                         {count, rows.packed.dim(1)}, DType::kInt8);
-            const CodesArgs args{.of = rows, .codes = codes.view, .scales = scales.view};
-            exclusively(*model, [&] { set_codes(model->context(), args); });
+            const StoredRowsArgs args = stored_args(rows, count, codes, scales);
+            exclusively(*model, [&] { set_stored(model->context(), args); });
           },
-          py::arg("name"), py::arg("codes"), py::arg("scales"));
+          py::arg("name"), py::arg("codes"), py::arg("scales") = py::none());
 }
 
 }  // namespace llmcore::bindings

@@ -19,20 +19,25 @@ constexpr int64_t kHugePage = int64_t{2} << 20;
 // The sanitizer keeps a byte for every 8 that are forbidden.
 constexpr int64_t kMostSanitized = int64_t{1} << 30;
 
-int64_t bytes_to_reserve() {
+// Of the 2^47 that a process has on most processors.
+constexpr int64_t kMostAddresses = int64_t{1} << 45;
+
+int64_t bytes_to_reserve(Backing backing) {
+  if (backing == Backing::kAddresses) return kMostAddresses;
   return kAddressSanitizer ? std::min(memory_bytes(), kMostSanitized) : memory_bytes();
 }
 
 }  // namespace
 
-Arena::Arena() {
+Arena::Arena(Backing backing) : backing_(backing) {
   // Some systems limit address space: halve until it fits.
-  for (reserved_ = bytes_to_reserve() / kHugePage * kHugePage; reserved_ >= kHugePage * 8;
+  for (reserved_ = bytes_to_reserve(backing) / kHugePage * kHugePage; reserved_ >= kHugePage * 8;
        reserved_ = reserved_ / 2 / kHugePage * kHugePage) {
     void* base = mmap(nullptr, reserved_, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) continue;
     base_ = static_cast<char*>(base);
+    if (backing == Backing::kAddresses) return;
 #if defined(MADV_HUGEPAGE)
     madvise(base_, reserved_, MADV_HUGEPAGE);
 #endif
@@ -43,9 +48,11 @@ Arena::Arena() {
 }
 
 Arena::~Arena() {
-  allow(base_, reserved_);
+  if (backing_ == Backing::kMemory) {
+    allow(base_, reserved_);
+    detail::count_memory(-peak_bytes());
+  }
   munmap(base_, reserved_);
-  detail::count_memory(-peak_bytes());
 }
 
 void Arena::take(int64_t& end, int64_t& peak, int64_t bytes) {
@@ -55,28 +62,31 @@ void Arena::take(int64_t& end, int64_t& peak, int64_t bytes) {
         " MiB; use a smaller batch or shorter sequences, or turn recompute on");
   end += size;
   if (end > peak) {
-    detail::count_memory(end - peak);
+    if (backing_ == Backing::kMemory) detail::count_memory(end - peak);
     peak = end;
   }
+}
+
+char* Arena::hand_out(char* data, int64_t bytes) const {
+  if (backing_ == Backing::kAddresses) return data;
+  allow(data, bytes);
+  fill_with_nan(data, bytes);
+  return data;
 }
 
 void* Arena::keep_bytes(int64_t bytes) {
   char* data = base_ + keep_;
   take(keep_, peak_keep_, bytes);
-  allow(data, bytes);
-  fill_with_nan(data, bytes);
-  return data;
+  return hand_out(data, bytes);
 }
 
 void* Arena::scratch_bytes(int64_t bytes) {
   take(scratch_, peak_scratch_, bytes);
-  char* data = base_ + reserved_ - scratch_;
-  allow(data, bytes);
-  fill_with_nan(data, bytes);
-  return data;
+  return hand_out(base_ + reserved_ - scratch_, bytes);
 }
 
-void Arena::release(char* data, int64_t bytes) {
+void Arena::release(char* data, int64_t bytes) const {
+  if (backing_ == Backing::kAddresses) return;
   allow(data, bytes);  // the red zones between blocks
   fill_with_nan(data, bytes);
   forbid(data, bytes);

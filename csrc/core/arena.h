@@ -7,14 +7,16 @@
 
 #include <cstdint>
 
+#include "core/buffer.h"
 #include "core/tensor.h"
 
 namespace llmcore {
 
 class Arena {
  public:
-  // Reserves addresses for as much memory as this process may use; throws OutOfMemory.
-  Arena();
+  // Reserves addresses for as much memory as this process may use, or, to plan, for more than any
+  // has; throws OutOfMemory.
+  explicit Arena(Backing backing = Backing::kMemory);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -51,8 +53,10 @@ class Arena {
 
  private:
   void take(int64_t& end, int64_t& peak, int64_t bytes);
-  void release(char* data, int64_t bytes);
+  char* hand_out(char* data, int64_t bytes) const;
+  void release(char* data, int64_t bytes) const;
 
+  Backing backing_;
   char* base_ = nullptr;
   int64_t reserved_ = 0;
   int64_t keep_ = 0, scratch_ = 0;

@@ -21,11 +21,12 @@ int64_t round_up(int64_t bytes, int64_t unit) {
 }
 
 // Small buffers take ordinary pages; large ones are aligned to huge pages by trimming a larger map.
-void* map_pages(int64_t bytes) {
+void* map_pages(int64_t bytes, Backing backing) {
   const bool huge = bytes >= kHugePage;
   const int64_t slack = huge ? kHugePage : 0;
-  void* base =
-      mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const int reserve = backing == Backing::kAddresses ? MAP_NORESERVE : 0;
+  void* base = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | reserve, -1, 0);
   CHECK(base != MAP_FAILED, OutOfMemory, "out of memory: could not allocate ", bytes, " bytes (",
         bytes >> 20, " MiB); use a smaller model or batch");
   if (!huge) return base;
@@ -34,34 +35,40 @@ void* map_pages(int64_t bytes) {
   if (aligned > begin) munmap(begin, aligned - begin);
   if (begin + slack > aligned) munmap(aligned + bytes, begin + slack - aligned);
 #if defined(MADV_HUGEPAGE)
-  madvise(aligned, bytes, MADV_HUGEPAGE);
+  if (backing == Backing::kMemory) madvise(aligned, bytes, MADV_HUGEPAGE);
 #endif
   return aligned;
 }
 
 }  // namespace
 
-Buffer::Buffer(int64_t bytes) {
+Buffer::Buffer(int64_t bytes, Backing backing) : backing_(backing) {
   if (bytes <= 0) return;
   bytes_ = round_up(bytes + kRedZone, bytes >= kHugePage ? kHugePage : kPage);
-  data_ = map_pages(bytes_);
+  data_ = map_pages(bytes_, backing);
+  if (backing == Backing::kAddresses) return;
   forbid(static_cast<char*>(data_) + bytes, bytes_ - bytes);
   detail::count_memory(bytes_);
 }
 
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
-  allow(data_, bytes_);
+  if (backing_ == Backing::kMemory) {
+    allow(data_, bytes_);
+    detail::count_memory(-bytes_);
+  }
   munmap(data_, bytes_);
-  detail::count_memory(-bytes_);
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      backing_(other.backing_) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(backing_, other.backing_);
   return *this;
 }
 

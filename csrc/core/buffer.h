@@ -5,11 +5,15 @@
 
 namespace llmcore {
 
+// Addresses alone serve to plan: they are counted nowhere, however many, and what lies there is
+// neither read nor written but for a few numbers.
+enum class Backing { kMemory, kAddresses };
+
 class Buffer {
  public:
   Buffer() = default;
   // Throws OutOfMemory, saying how much was asked for.
-  explicit Buffer(int64_t bytes);
+  explicit Buffer(int64_t bytes, Backing backing = Backing::kMemory);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
@@ -20,6 +24,7 @@ class Buffer {
  private:
   void* data_ = nullptr;
   int64_t bytes_ = 0;
+  Backing backing_ = Backing::kMemory;
 };
 
 // Bytes held by all Buffers and Arenas of this process, now and at most since the last reset.

@@ -39,8 +39,9 @@ int ParamStore::add(ParamInfo info) {
   return static_cast<int>(table_.size()) - 1;
 }
 
-void ParamStore::allocate() {
-  weights_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)));
+void ParamStore::allocate(Backing backing) {
+  backing_ = backing;
+  weights_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)), backing);
   stale_.assign(table_.size(), 1);
 }
 
@@ -152,7 +153,7 @@ Tensor ParamStore::weight(int index, int count) const {
 Tensor ParamStore::gradients() {
   CHECK(!packed(), ConfigError, "the model's weights are ", dtype_name(format_),
         ", for inference: they have no gradients; load it as float32 to train it");
-  if (!has_gradients()) gradients_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)));
+  if (!has_gradients()) gradients_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)), backing_);
   return f32_view(gradients_.data(), size_);
 }
 

@@ -31,15 +31,16 @@ struct ParamInfo {
 
 class ParamStore {
  public:
-  // Registration, until allocate().
+  // Registration, until allocate(); the gradients take what the weights do.
   int add(ParamInfo info);
-  void allocate();
+  void allocate(Backing backing = Backing::kMemory);
 
   // Draws initial values: parameter i from Philox stream i of `seed`.
   void initialise(uint64_t seed);
 
   const std::vector<ParamInfo>& table() const { return table_; }
   int64_t size() const { return size_; }
+  int64_t weight_bytes() const { return weights_.bytes(); }
   Tensor weights() const { return f32_view(weights_.data(), size_); }
   Tensor gradients();
   bool has_gradients() const { return gradients_.data() != nullptr; }
@@ -94,6 +95,7 @@ class ParamStore {
   DType format_ = DType::kFloat32;
   std::vector<ParamInfo> table_;
   std::vector<char> stale_;
+  Backing backing_ = Backing::kMemory;
   int64_t size_ = 0;
   Buffer weights_, gradients_;
   Buffer packed_;  // the packed matrices, one after the other

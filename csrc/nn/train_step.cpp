@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "ops/idle.h"
 #include "ops/optimizer.h"
 
 namespace llmcore {
@@ -114,6 +115,17 @@ void TrainStep::update(const Context& context, const AdamWOptions& options, floa
                     .m = slice(first_moment(), run),
                     .v = slice(second_moment(), run),
                     .grad = slice(params.gradients(), run)});
+}
+
+int64_t planned_bytes(Transformer& model, const Batch& batch, bool bfloat16) {
+  Context context = model.context();
+  const IdleKernels idle(*context.kernels);
+  context.kernels = &idle.table;
+  context.bfloat16 = bfloat16;
+  context.training = true;
+  accumulate(model, context, {batch});
+  gradient_norm(context, model.params());
+  return model.arena().peak_bytes();
 }
 
 LossSum loss_and_gradients(Transformer& model, const Batch& batch) {

@@ -49,6 +49,10 @@ class TrainStep {
   Buffer m_, v_;
 };
 
+// Bytes that steps on such batches take beside weights, gradients and moments: what the arena of
+// `model`, made of addresses alone, is asked for when a step runs with kernels that do nothing.
+int64_t planned_bytes(Transformer& model, const Batch& batch, bool bfloat16);
+
 // Loss of one batch with its gradients left in the model; dropout is off.
 LossSum loss_and_gradients(Transformer& model, const Batch& batch);
 

@@ -63,7 +63,7 @@ std::optional<Stack> make_stack(ParamStore& params, const Config& config, const 
 
 }  // namespace
 
-Transformer::Transformer(const Config& config, Device device)
+Transformer::Transformer(const Config& config, Device device, Backing backing)
     : config_(config),
       device_(device),
       kernels_(&kernels_for(device)),
@@ -72,8 +72,9 @@ Transformer::Transformer(const Config& config, Device device)
       encoder_(make_stack(params_, config_, tokens_, true)),
       decoder_(make_stack(params_, config_, tokens_, false)),
       head_(ParamBuilder(params_, "head"), config_, tokens_),
-      classifier_(params_, config_) {
-  params_.allocate();
+      classifier_(params_, config_),
+      arena_(backing) {
+  params_.allocate(backing);
 }
 
 Sequences Transformer::describe(const Context& context, const Tensor& ids, const Tensor& lengths,

@@ -34,7 +34,7 @@ struct AttentionProbes {
 class Transformer {
  public:
   // Weights are zero until initialise() or until a checkpoint is copied into parameters().
-  Transformer(const Config& config, Device device);
+  Transformer(const Config& config, Device device, Backing backing = Backing::kMemory);
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
 

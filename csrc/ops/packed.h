@@ -59,12 +59,31 @@ struct PackArgs {
   PackedRows to;
 };
 
-// Integers and scales as they are kept in files.
-struct CodesArgs {
-  PackedRows of;  // int8 or int4
-  Tensor codes;   // [R, K] int8
-  Tensor scales;  // [R] float32 for int8, [R, ceil(K / 32)] for int4
+// Some outputs as files keep them, R of them; nothing need be aligned.
+//
+//   bfloat16  codes [R, K] are the weights; no scales
+//   int8      codes [R, K], from -127 to 127; scales [R] float
+//   int4      codes [R, ceil(K / 2)], a byte is two q + 8, the later one in the upper half; scales
+//             [R, ceil(K / 32)] bfloat16
+struct StoredRowsArgs {
+  PackedRows of;
+  int64_t rows = 0;
+  char* codes = nullptr;
+  // From one output's codes to the next. Zero: they are bfloat16 [K, R], `col_stride` from one k to
+  // the next; else each output's lie in one piece. In bytes.
+  int64_t row_stride = 0, col_stride = 0;
+  char* scales = nullptr;  // dense
 };
+
+// Bytes of one output's codes and scales in files.
+LLMCORE_INLINE int64_t stored_code_bytes(DType format, int64_t depth) {
+  if (format == DType::kPackedBFloat16) return 2 * depth;
+  return format == DType::kPackedInt8 ? depth : (depth + 1) / 2;
+}
+LLMCORE_INLINE int64_t stored_scale_bytes(DType format, int64_t depth) {
+  if (format == DType::kPackedBFloat16) return 0;
+  return format == DType::kPackedInt8 ? 4 : (depth + kInt4Group - 1) / kInt4Group * 2;
+}
 
 struct UnpackRowsArgs {
   Tensor packed;  // [N, K]
@@ -74,8 +93,8 @@ struct UnpackRowsArgs {
 
 struct PackedKernels {
   void (*pack)(const PackArgs&);
-  void (*get_codes)(const CodesArgs&);
-  void (*set_codes)(const CodesArgs&);
+  void (*get_stored)(const StoredRowsArgs&);
+  bool (*set_stored)(const StoredRowsArgs&);  // false where a code is out of range
   void (*unpack_rows)(const UnpackRowsArgs&);
   int64_t (*scratch_bytes)(const MatmulArgs&);
   void (*matmul)(const MatmulArgs&);
@@ -84,8 +103,10 @@ struct PackedKernels {
 // Rounds to the nearest weight of the format; int4 takes, for each group, the scale of the smallest
 // squared error among some.
 void pack_weight(const Context& context, const PackArgs& args);
-void get_codes(const Context& context, const CodesArgs& args);
-void set_codes(const Context& context, const CodesArgs& args);
+// Writes what files hold; of bfloat16 the rows.
+void get_stored(const Context& context, const StoredRowsArgs& args);
+// Throws ConfigError, after it has set all, where a code is out of range.
+void set_stored(const Context& context, const StoredRowsArgs& args);
 void unpack_rows(const Context& context, const UnpackRowsArgs& args);
 
 // matmul() comes here when b is packed; it must be [N, K], transpose_b. No other form exists.

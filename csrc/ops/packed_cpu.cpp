@@ -84,158 +84,312 @@ BFloat16 int4_group(const float* group, int64_t count, int8_t* codes) {
   return finite == 0.0f ? best : to_bfloat16(finite);
 }
 
-// ---- One output's place in a panel
+// ---- Rows into panels and out of them
 
-struct Lane {
+// Some outputs of a panel. The words of all its outputs for the same k are a line.
+template <class Format>
+struct Panel {
+  static constexpr bool kInt8 = Format::kDType == DType::kPackedInt8;
+  static constexpr bool kInt4 = Format::kDType == DType::kPackedInt4;
+
   uint32_t* words;
-  int64_t depth;
-  DType format;
+  int64_t depth, begin, end;  // outputs [begin, end) of the panel
 
-  Lane(const Tensor& packed, int64_t output)
-      : words(reinterpret_cast<uint32_t*>(packed.as<char>() +
-                                          output / kPanelOutputs *
-                                              panel_bytes(packed.dtype, packed.dim(1))) +
-              output % kPanelOutputs),
-        depth(packed.dim(1)),
-        format(packed.dtype) {}
+  bool has(int64_t output) const { return begin <= output && output < end; }
+  uint32_t* line(int64_t index) const { return words + index * kPanelOutputs; }
+  // Where word `w` of each output's codes is, and of its scales.
+  uint32_t* codes(int64_t w) const { return line(kInt4 ? w / 8 * 9 + w % 8 : w); }
+  uint32_t* scales(int64_t w) const { return line(kInt4 ? 9 * w + 8 : ceil_div(depth, 4) + w); }
+  int64_t code_words() const {
+    return kInt4 ? ceil_div(depth, kChunk) * 8 : ceil_div(depth, kInt8 ? 4 : 2);
+  }
+  int64_t scale_words() const { return kInt4 ? ceil_div(depth, kChunk) : kInt8 ? 1 : 0; }
 
-  int64_t count(int64_t chunk) const { return min(depth - chunk * kChunk, kChunk); }
-  float* int8_scale() const {
-    return reinterpret_cast<float*>(words + ceil_div(depth, 4) * kPanelOutputs);
-  }
-  // Line `index` of the nine that a chunk takes.
-  uint32_t& int4_line(int64_t chunk, int64_t index) const {
-    return words[(9 * chunk + index) * kPanelOutputs];
-  }
-  BFloat16 int4_scale(int64_t group) const {
-    return {static_cast<uint16_t>(int4_line(group / 2, 8) >> (group % 2 * 16))};
-  }
-  void set_int4_scales(int64_t chunk, BFloat16 first, BFloat16 second) const {
-    int4_line(chunk, 8) = first.bits | static_cast<uint32_t>(second.bits) << 16;
-  }
-
-  void set_codes(int64_t chunk, const int8_t (&codes)[kChunk]) const {
-    const auto word = [&](int64_t w, int offset) {
-      uint32_t value = 0;
-      for (int i = 0; i < 4; ++i)
-        value |= static_cast<uint32_t>(codes[4 * w + i] + offset) << (8 * i);
-      return value;
-    };
-    if (format == DType::kPackedInt4) {
-      for (int64_t line = 0; line < 8; ++line)
-        int4_line(chunk, line) = word(2 * line, 8) | word(2 * line + 1, 8) << 4;
-    } else {
-      for (int64_t w = 0; w < ceil_div(count(chunk), 4); ++w)
-        words[(chunk * kChunk / 4 + w) * kPanelOutputs] = word(w, 128);
-    }
-  }
-
-  void get_codes(int64_t chunk, int8_t (&codes)[kChunk]) const {
-    for (int64_t i = 0; i < count(chunk); ++i) {
-      if (format == DType::kPackedInt4)
-        codes[i] =
-            static_cast<int8_t>((int4_line(chunk, i / 8) >> (i % 4 * 8 + i / 4 % 2 * 4) & 15u) - 8);
-      else
-        codes[i] = static_cast<int8_t>(
-            (words[(chunk * kChunk + i) / 4 * kPanelOutputs] >> (i % 4 * 8) & 255u) - 128);
-    }
-  }
-
-  void pack(const float* row) const {
-    if (format == DType::kPackedBFloat16) {
-      for (int64_t k = 0; k < depth; k += 2)
-        words[k / 2 * kPanelOutputs] =
-            to_bfloat16(row[k]).bits |
-            (k + 1 < depth ? static_cast<uint32_t>(to_bfloat16(row[k + 1]).bits) << 16 : 0);
-      return;
-    }
-    int8_t codes[kChunk];
-    const Rounding rounding = int8_rounding(row, depth);
-    for (int64_t chunk = 0; chunk * kChunk < depth; ++chunk) {
-      const float* from = row + chunk * kChunk;
-      if (format == DType::kPackedInt8) {
-        int8_chunk(from, count(chunk), rounding.inverse, codes);
-      } else {
-        const BFloat16 first = int4_group(from, count(chunk), codes);
-        const BFloat16 second =
-            int4_group(from + kInt4Group, count(chunk) - kInt4Group, codes + kInt4Group);
-        set_int4_scales(chunk, first, second);
-      }
-      set_codes(chunk, codes);
-    }
-    if (format == DType::kPackedInt8) *int8_scale() = rounding.scale;
-  }
-
-  void unpack(float* row) const {
-    if (format == DType::kPackedBFloat16) {
-      for (int64_t k = 0; k < depth; ++k)
-        row[k] =
-            to_float(BFloat16{static_cast<uint16_t>(words[k / 2 * kPanelOutputs] >> (k % 2 * 16))});
-      return;
-    }
-    int8_t codes[kChunk];
-    for (int64_t chunk = 0; chunk * kChunk < depth; ++chunk) {
-      get_codes(chunk, codes);
-      for (int64_t i = 0; i < count(chunk); ++i)
-        row[chunk * kChunk + i] = static_cast<float>(codes[i]) *
-                                  (format == DType::kPackedInt8
-                                       ? *int8_scale()
-                                       : to_float(int4_scale((chunk * kChunk + i) / kInt4Group)));
-    }
+  void set(uint32_t* line, int64_t output, VecU lanes) const {
+    if (has(output) && has(output + kLanes - 1))
+      return stream(reinterpret_cast<float*>(line + output), as_floats(lanes));
+    for (int i = 0; i < kLanes; ++i)
+      if (has(output + i)) line[output + i] = lanes[i];
   }
 };
 
-// f(lane, row) for `count` rows, threads by panels: their outputs share cache lines.
+// put(w, output, lanes) of all words w < count, the lanes being those of outputs from `output` on,
+// of what read(row, w) gives: kLanes words of a row, from w on.
+template <class Format, class Read, class Put>
+LLMCORE_INLINE void rows_to_lines(const Panel<Format>& panel, int64_t count, Read read, Put put) {
+  for (int64_t w = 0; w < count; w += kLanes)
+    for (int64_t output = 0; output < kPanelOutputs; output += kLanes) {
+      Vec block[kLanes] = {};
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        if (panel.has(output + i)) block[i] = as_floats(read(output + i - panel.begin, w));
+      transpose(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        if (w + i < count) put(w + i, output, as_bits(block[i]));
+    }
+}
+
+// The way back: write(row, w, words) of what get(w, output) gives.
+template <class Format, class Get, class Write>
+LLMCORE_INLINE void lines_to_rows(const Panel<Format>& panel, int64_t count, Get get, Write write) {
+  for (int64_t w = 0; w < count; w += kLanes)
+    for (int64_t output = 0; output < kPanelOutputs; output += kLanes) {
+      Vec block[kLanes] = {};
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        if (w + i < count) block[i] = as_floats(get(w + i, output));
+      transpose(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        if (panel.has(output + i)) write(output + i - panel.begin, w, as_bits(block[i]));
+    }
+}
+
+// Half a byte is a code. Files have those of a word in order, 0 to 7; panels 0 4 1 5 2 6 3 7.
+LLMCORE_INLINE VecU swap_bytes(VecU v) {
+  const VecU changed = (v ^ (v >> 8)) & 0x0000ff00u;
+  return v ^ changed ^ (changed << 8);
+}
+LLMCORE_INLINE VecU swap_halves(VecU v) {
+  const VecU changed = (v ^ (v >> 4)) & 0x00f000f0u;
+  return v ^ changed ^ (changed << 4);
+}
+
+// Words [first, first + count) of the codes, read(row, w) from `first` on, as files have them.
+// Returns where a byte of int8 was -128.
+template <class Format, class Read>
+VecU put_codes(const Panel<Format>& panel, int64_t first, int64_t count, Read read) {
+  VecU invalid = {};
+  rows_to_lines(panel, count, read, [&](int64_t w, int64_t output, VecU lanes) {
+    if constexpr (Panel<Format>::kInt8) {
+      lanes ^= 0x80808080u;
+      invalid |= (lanes - 0x01010101u) & ~lanes & 0x80808080u;  // a byte is zero
+    }
+    if constexpr (Panel<Format>::kInt4) lanes = swap_halves(swap_bytes(lanes));
+    panel.set(panel.codes(first + w), output, lanes);
+  });
+  return invalid;
+}
+
+// A vector of bytes, those from `count` on `pad`.
+LLMCORE_INLINE VecU load_bytes(const char* from, int64_t count, int pad) {
+  VecU bytes;
+  if (count >= kVecBytes) {
+    __builtin_memcpy(&bytes, from, sizeof(bytes));
+  } else {
+    __builtin_memset(&bytes, pad, sizeof(bytes));
+    __builtin_memcpy(&bytes, from, max(count, 0));
+  }
+  return bytes;
+}
+
+template <class Format>
+bool set_panel(const Panel<Format>& panel, int64_t row, const StoredRowsArgs& args) {
+  const int64_t depth = panel.depth;
+  const int64_t code_bytes = stored_code_bytes(Format::kDType, depth);
+  const int64_t scale_bytes = stored_scale_bytes(Format::kDType, depth);
+  const char* codes = args.codes + row * args.row_stride;
+  const char* scales = args.scales + row * scale_bytes;
+  const VecU invalid = put_codes(panel, 0, panel.code_words(), [&](int64_t r, int64_t w) {
+    return load_bytes(codes + r * args.row_stride + 4 * w, code_bytes - 4 * w,
+                      Panel<Format>::kInt4 ? 0x88 : 0);
+  });
+  rows_to_lines(
+      panel, panel.scale_words(),
+      [&](int64_t r, int64_t w) {
+        return load_bytes(scales + r * scale_bytes + 4 * w, scale_bytes - 4 * w, 0);
+      },
+      [&](int64_t w, int64_t o, VecU lanes) { panel.set(panel.scales(w), o, lanes); });
+  if (Panel<Format>::kInt4 && depth % 2 == 1)  // half of the last byte is no weight
+    for (int64_t o = panel.begin; o < panel.end; ++o) {
+      uint32_t& word = panel.codes(depth / 8)[o];
+      const int64_t shift = depth % 4 * 8 + depth / 4 % 2 * 4;
+      word = (word & ~(15u << shift)) | 8u << shift;
+    }
+  uint32_t any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= invalid[i];
+  return any == 0;
+}
+
+// bfloat16 whose columns lie in one piece: a line is two of them.
+void set_columns(const Panel<BFloat16Format>& panel, int64_t row, const StoredRowsArgs& args) {
+  const auto load = [&](int64_t k, int64_t output) {
+    VecU lanes = {};
+    if (k >= panel.depth) return lanes;
+    const char* from = args.codes + k * args.col_stride + 2 * (row + output - panel.begin);
+    if (panel.has(output) && panel.has(output + kLanes - 1))
+      return load_half(reinterpret_cast<const uint16_t*>(from));
+    for (int i = 0; i < kLanes; ++i)
+      if (panel.has(output + i)) {
+        uint16_t bits;
+        __builtin_memcpy(&bits, from + 2 * i, sizeof(bits));
+        lanes[i] = bits;
+      }
+    return lanes;
+  };
+  for (int64_t w = 0; w < panel.code_words(); ++w)
+    for (int64_t output = 0; output < kPanelOutputs; output += kLanes)
+      panel.set(panel.codes(w), output, load(2 * w, output) | load(2 * w + 1, output) << 16);
+}
+
+template <class Format>
+void get_panel(const Panel<Format>& panel, int64_t row, const StoredRowsArgs& args) {
+  const auto get = [&](int64_t bytes, int64_t stride, char* to, int64_t words, auto lanes) {
+    lines_to_rows(panel, words, lanes, [&](int64_t r, int64_t w, VecU found) {
+      __builtin_memcpy(to + (row + r) * stride + 4 * w, &found,
+                       max(min(bytes - 4 * w, kVecBytes), 0));
+    });
+  };
+  get(stored_code_bytes(Format::kDType, panel.depth), args.row_stride, args.codes,
+      panel.code_words(), [&](int64_t w, int64_t output) {
+        const VecU lanes = load_words(panel.codes(w) + output);
+        if constexpr (Panel<Format>::kInt8) return lanes ^ 0x80808080u;
+        if constexpr (Panel<Format>::kInt4) return swap_bytes(swap_halves(lanes));
+        return lanes;
+      });
+  const int64_t scale_bytes = stored_scale_bytes(Format::kDType, panel.depth);
+  get(scale_bytes, scale_bytes, args.scales, panel.scale_words(),
+      [&](int64_t w, int64_t output) { return load_words(panel.scales(w) + output); });
+}
+
+// 2 * kLanes floats, rounded; what follows the first `count` is zero.
+LLMCORE_INLINE VecU round_pairs(const float* from, int64_t count) {
+  uint16_t halves[2 * kLanes];
+  store_half(halves, narrow_bfloat16(load_up_to(from, count)));
+  store_half(halves + kLanes, narrow_bfloat16(load_up_to(from + kLanes, count - kLanes)));
+  VecU words;
+  __builtin_memcpy(&words, halves, sizeof(words));
+  return words;
+}
+
+void pack_panel(const Panel<BFloat16Format>& panel, const float* rows) {
+  put_codes(panel, 0, panel.code_words(), [&](int64_t r, int64_t w) {
+    return round_pairs(rows + r * panel.depth + 2 * w, panel.depth - 2 * w);
+  });
+}
+
+// A chunk of all rows is rounded to what files hold, then moved.
+template <class Format>
+void pack_panel(const Panel<Format>& panel, const float* rows) {
+  constexpr int64_t kWords = (Panel<Format>::kInt8 ? kChunk : kChunk / 2) / 4;
+  Rounding rounding[kPanelOutputs];
+  for (int64_t r = 0; r < panel.end - panel.begin; ++r)
+    if constexpr (Panel<Format>::kInt8) {
+      rounding[r] = int8_rounding(rows + r * panel.depth, panel.depth);
+      panel.scales(0)[panel.begin + r] = __builtin_bit_cast(uint32_t, rounding[r].scale);
+    }
+  for (int64_t chunk = 0; chunk * kChunk < panel.depth; ++chunk) {
+    const int64_t left = panel.depth - chunk * kChunk;
+    alignas(64) int8_t codes[kPanelOutputs][kChunk];
+    for (int64_t r = 0; r < panel.end - panel.begin; ++r) {
+      const float* from = rows + r * panel.depth + chunk * kChunk;
+      if constexpr (Panel<Format>::kInt8) {
+        int8_chunk(from, left, rounding[r].inverse, codes[r]);
+      } else {
+        int8_t wide[kChunk];
+        const BFloat16 first = int4_group(from, left, wide);
+        const BFloat16 second = int4_group(from + kInt4Group, left - kInt4Group, wide + kInt4Group);
+        for (int64_t i = 0; i < kChunk / 2; ++i)
+          codes[r][i] = static_cast<int8_t>((wide[2 * i] + 8) | (wide[2 * i + 1] + 8) << 4);
+        panel.scales(chunk)[panel.begin + r] = first.bits | static_cast<uint32_t>(second.bits)
+                                                                << 16;
+      }
+    }
+    const int64_t count = min(panel.code_words() - chunk * kWords, kWords);
+    put_codes(panel, chunk * kWords, count, [&](int64_t r, int64_t w) {
+      return load_bytes(reinterpret_cast<const char*>(codes[r]) + 4 * w, 4 * (kWords - w), 0);
+    });
+  }
+}
+
 template <class F>
-void for_each_row(const PackedRows& rows, int64_t count, F f) {
-  const int64_t first = rows.first / kPanelOutputs, end = rows.first + count;
-  parallel_for(packed_panels(end) - first, [&](int64_t panel, int) {
-    const int64_t begin = (first + panel) * kPanelOutputs;
-    for (int64_t i = max(begin, rows.first); i < min(begin + kPanelOutputs, end); ++i)
-      f(Lane(rows.packed, i), i - rows.first);
+auto with_format(DType dtype, F f) {
+  if (dtype == DType::kPackedBFloat16) return f(BFloat16Format{});
+  if (dtype == DType::kPackedInt8) return f(Int8Format{});
+  return f(Int4Format{});
+}
+
+// f(panel, row) on all threads for the panels of `count` outputs; `row` is the panel's first.
+template <class F>
+void for_each_panel(const PackedRows& rows, int64_t count, F f) {
+  with_format(rows.packed.dtype, [&]<class Format>(Format) {
+    const int64_t first = rows.first / kPanelOutputs, end = rows.first + count;
+    const int64_t depth = rows.packed.dim(1), bytes = panel_bytes(Format::kDType, depth);
+    parallel_for(packed_panels(end) - first, [&](int64_t i, int) {
+      const int64_t origin = (first + i) * kPanelOutputs;
+      const Panel<Format> panel{
+          .words = reinterpret_cast<uint32_t*>(rows.packed.as<char>() + (first + i) * bytes),
+          .depth = depth,
+          .begin = max(rows.first - origin, 0),
+          .end = min(end - origin, kPanelOutputs)};
+      f(panel, origin + panel.begin - rows.first);
+      end_streaming();
+    });
   });
 }
 
 void pack(const PackArgs& args) {
-  const int64_t depth = args.weight.dim(1);
-  for_each_row(args.to, args.weight.dim(0),
-               [&](const Lane& lane, int64_t row) { lane.pack(args.weight.f32() + row * depth); });
+  for_each_panel(args.to, args.weight.dim(0), [&](const auto& panel, int64_t row) {
+    pack_panel(panel, args.weight.f32() + row * panel.depth);
+  });
 }
 
-void get_codes(const CodesArgs& args) {
-  const int64_t depth = args.codes.dim(1), groups = ceil_div(depth, kInt4Group);
-  for_each_row(args.of, args.codes.dim(0), [&](const Lane& lane, int64_t output) {
-    int8_t codes[kChunk];
-    for (int64_t chunk = 0; chunk * kChunk < depth; ++chunk) {
-      lane.get_codes(chunk, codes);
-      __builtin_memcpy(args.codes.as<int8_t>() + output * depth + chunk * kChunk, codes,
-                       lane.count(chunk));
-    }
-    if (lane.format == DType::kPackedInt8)
-      args.scales.f32()[output] = *lane.int8_scale();
+void get_stored(const StoredRowsArgs& args) {
+  for_each_panel(args.of, args.rows,
+                 [&](const auto& panel, int64_t row) { get_panel(panel, row, args); });
+}
+
+bool set_stored(const StoredRowsArgs& args) {
+  bool valid = true;
+  for_each_panel(args.of, args.rows, [&]<class Format>(const Panel<Format>& panel, int64_t row) {
+    if constexpr (Format::kDType == DType::kPackedBFloat16)
+      if (args.row_stride == 0) return set_columns(panel, row, args);
+    if (!set_panel(panel, row, args)) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
+  });
+  return valid;
+}
+
+// One output's place in a panel.
+struct Lane {
+  const uint32_t* words;
+  int64_t depth;
+  DType format;
+
+  Lane(const Tensor& packed, int64_t output)
+      : words(reinterpret_cast<const uint32_t*>(packed.as<char>() +
+                                                output / kPanelOutputs *
+                                                    panel_bytes(packed.dtype, packed.dim(1))) +
+              output % kPanelOutputs),
+        depth(packed.dim(1)),
+        format(packed.dtype) {}
+
+  uint32_t line(int64_t index) const { return words[index * kPanelOutputs]; }
+  float bfloat16(int64_t k) const {
+    return to_float(BFloat16{static_cast<uint16_t>(line(k / 2) >> (k % 2 * 16))});
+  }
+  float int8(int64_t k) const {
+    return static_cast<float>(line(k / 4) >> (k % 4 * 8) & 255u) - 128.0f;
+  }
+  float int4(int64_t k) const {
+    const int64_t chunk = k / kChunk, i = k % kChunk;
+    return static_cast<float>(line(9 * chunk + i / 8) >> (i % 4 * 8 + i / 4 % 2 * 4) & 15u) - 8.0f;
+  }
+  float int4_scale(int64_t k) const {
+    const uint32_t both = line(9 * (k / kChunk) + 8);
+    return to_float(BFloat16{static_cast<uint16_t>(both >> (k / kInt4Group % 2 * 16))});
+  }
+
+  void unpack(float* row) const {
+    if (format == DType::kPackedBFloat16)
+      for (int64_t k = 0; k < depth; ++k) row[k] = bfloat16(k);
+    else if (format == DType::kPackedInt8)
+      for (int64_t k = 0; k < depth; ++k)
+        row[k] = int8(k) * __builtin_bit_cast(float, line(ceil_div(depth, 4)));
     else
-      for (int64_t g = 0; g < groups; ++g)
-        args.scales.f32()[output * groups + g] = to_float(lane.int4_scale(g));
-  });
-}
-
-void set_codes(const CodesArgs& args) {
-  const int64_t depth = args.codes.dim(1), groups = ceil_div(depth, kInt4Group);
-  for_each_row(args.of, args.codes.dim(0), [&](const Lane& lane, int64_t output) {
-    const float* scales = args.scales.f32() + output * groups;
-    for (int64_t chunk = 0; chunk * kChunk < depth; ++chunk) {
-      int8_t codes[kChunk] = {};
-      __builtin_memcpy(codes, args.codes.as<int8_t>() + output * depth + chunk * kChunk,
-                       lane.count(chunk));
-      lane.set_codes(chunk, codes);
-      if (lane.format == DType::kPackedInt4)
-        lane.set_int4_scales(
-            chunk, to_bfloat16(scales[2 * chunk]),
-            2 * chunk + 1 < groups ? to_bfloat16(scales[2 * chunk + 1]) : BFloat16{});
-    }
-    if (lane.format == DType::kPackedInt8) *lane.int8_scale() = args.scales.f32()[output];
-  });
-}
+      for (int64_t k = 0; k < depth; ++k) row[k] = int4(k) * int4_scale(k);
+  }
+};
 
 void unpack_rows(const UnpackRowsArgs& args) {
   const int64_t depth = args.packed.dim(1);
@@ -347,13 +501,6 @@ void multiply(const MatmulArgs& args) {
   });
 }
 
-template <class F>
-auto with_format(DType dtype, F f) {
-  if (dtype == DType::kPackedBFloat16) return f(BFloat16Format{});
-  if (dtype == DType::kPackedInt8) return f(Int8Format{});
-  return f(Int4Format{});
-}
-
 int64_t scratch_bytes(const MatmulArgs& args) {
   return with_format(args.b.dtype, [&]<class Format>(Format) -> int64_t {
     return ceil_div(args.c.dim(0), Format::kRows) * StripLayout<Format>(args.a.dim(1)).bytes;
@@ -368,8 +515,8 @@ void matmul(const MatmulArgs& args) {
 
 extern const PackedKernels packed_kernels;
 const PackedKernels packed_kernels = {.pack = pack,
-                                      .get_codes = get_codes,
-                                      .set_codes = set_codes,
+                                      .get_stored = get_stored,
+                                      .set_stored = set_stored,
                                       .unpack_rows = unpack_rows,
                                       .scratch_bytes = scratch_bytes,
                                       .matmul = matmul};

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmcore import _core, ops
+from llmcore import _core
 from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import ConfigError, DTypeError, did_you_mean
 from llmcore.parameters import is_trained, parameter_shapes
@@ -69,6 +69,8 @@ def merge_lora(model: Transformer) -> None:
     lora = model.config.lora
     if lora is None:
         raise ConfigError("merge_lora: the model has no adapters; add_lora adds them")
+    from llmcore import ops  # opening a model needs none of them
+
     model._require_float32("merge_lora")
     parameters = arrays(model)
     for stem in adapted(parameters):

@@ -14,12 +14,11 @@ A weight is its code times its scale. What a model was rounded to stands in conf
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmcore import _core
 from llmcore.config import ModelConfig
@@ -40,34 +39,43 @@ _PAIRS = np.array([[i % 16 - 8, i // 16 - 8] for i in range(256)], np.int8).view
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A matrix as integers and scales, which NumPy takes for the float32 matrix it stands for.
+    """A matrix [N, K] as integers and scales, which NumPy takes for the float32 it stands for.
 
     Attributes:
-        codes: [N, K] int8.
-        scales: float32, [N] for int8 and [N, ceil(K / 32)] for int4.
+        codes: As files hold them: [N, K] int8, or [N, ceil(K / 2)] uint8.
+        scales: Beside int8 [N] float32, else [N, ceil(K / 32)], the bits of bfloat16 in uint16.
+        depth: K.
+        origin: What errors name, such as its file.
 
     Example:
-        >>> matrix = Quantized(np.array([[1, -2]], np.int8), np.array([0.5], np.float32))
+        >>> matrix = Quantized(np.array([[1, -2]], np.int8), np.array([0.5], np.float32), 2)
         >>> matrix.format, np.asarray(matrix).tolist()
         ('int8', [[0.5, -1.0]])
     """
 
-    codes: NDArray[np.int8]
-    scales: NDArray[np.float32]
+    codes: Array
+    scales: Array
+    depth: int
+    origin: str = "a matrix"
 
     @property
     def format(self) -> str:
         """One of "int8" and "int4"."""
-        return "int8" if self.scales.ndim == 1 else "int4"
+        return "int8" if self.codes.dtype == np.int8 else "int4"
 
     def __getitem__(self, rows: slice) -> Quantized:
-        return Quantized(self.codes[rows], self.scales[rows])
+        return replace(self, codes=self.codes[rows], scales=self.scales[rows])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        scales = self.scales[:, np.newaxis]
-        if self.format == "int4":
-            scales = np.repeat(self.scales, _GROUP, axis=1)[:, : self.codes.shape[1]]
-        return np.asarray(self.codes * scales, dtype)
+        if self.format == "int8":
+            if self.codes.size and self.codes.min() < -127:
+                raise CheckpointError(
+                    f"{self.origin}: codes must be from -127 to 127, got {self.codes.min()}"
+                )
+            return np.asarray(self.codes * self.scales[:, np.newaxis], dtype)
+        codes = _PAIRS[self.codes].view(np.int8)[:, : self.depth]
+        scales = np.repeat(widened(self.scales), _GROUP, axis=1)[:, : self.depth]
+        return np.asarray(codes * scales, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +100,10 @@ class Packed:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.asarray(self.core.unpack(self.name).numpy(), dtype)
 
-    def quantized(self) -> Quantized:
-        """The integers and scales; bfloat16 has none."""
-        return Quantized(*(tensor.numpy() for tensor in self.core.codes(self.name)))
+    def stored(self) -> tuple[Array, Array]:
+        """The integers and scales, as files hold them."""
+        codes, scales = self.core.stored(self.name)
+        return codes, scales
 
 
 def parameters_of(core: Any, config: ModelConfig) -> dict[str, Any]:
@@ -110,24 +119,35 @@ def fill(core: Any, parameters: Iterable[tuple[str, Any]]) -> None:
     Args:
         core: The model.
         parameters: Pairs of a name and an array, as `widened` takes it, or a `Quantized` matrix.
-            Codes of the model's own format are taken over as they are, all else is rounded.
+            What is in the model's own format is taken over as it is, all else is rounded.
+
+    Raises:
+        CheckpointError: A code is out of range.
     """
     views, packed = core.parameters(), set(core.packed_names())
     for name, value in parameters:
+        if isinstance(value, Quantized) and value.format == core.format:
+            try:
+                core.set_stored(name, value.codes, value.scales)
+            except ConfigError as error:
+                raise CheckpointError(f"{value.origin}: {error}") from error
+            continue
+        array = np.asarray(value)
         if name not in packed:
-            np.copyto(views[name].numpy(), _float32(value))
-        elif isinstance(value, Quantized) and value.format == core.format:
-            core.set_codes(name, _tensor(value.codes), _tensor(value.scales))
+            np.copyto(views[name].numpy(), widened(array))
+        elif core.format == "bfloat16" and array.dtype == np.uint16:
+            core.set_stored(name, array)
         else:
-            core.set_packed(name, _tensor(_float32(value)))
+            core.set_packed(name, _float32(array))
 
 
-def _float32(value: Array | Quantized) -> Array:
-    return np.asarray(value, np.float32) if isinstance(value, Quantized) else widened(value)
-
-
-def _tensor(array: Array) -> _core.Tensor:
-    return _core.as_tensor(np.ascontiguousarray(array))
+def _float32(array: Array) -> _core.Tensor:
+    """The array itself where it can be shared, else widened and upright."""
+    if array.dtype == np.float32 and array.flags.c_contiguous:
+        return _core.as_tensor(array)
+    target = _core.empty(list(array.shape))
+    _core.widen([array], [target])
+    return target
 
 
 def stored_format(values: Mapping[str, Any]) -> str:
@@ -191,30 +211,24 @@ def misfits(file: SafetensorsFile, name: str, shape: Shape, format: str) -> Iter
 
 
 def read(file: SafetensorsFile, name: str, depth: int) -> Quantized:
-    """Read a matrix [N, depth] that has no `misfits`.
-
-    Raises:
-        CheckpointError: A code is out of range.
-    """
-    codes, scales = file.raw(name), file.float32(name + _SCALE)
-    if codes.dtype == np.uint8:
-        return Quantized(_PAIRS[codes].view(np.int8)[:, :depth], scales)
-    if codes.size and codes.min() < -127:
-        raise CheckpointError(f"{file.path}: {name}: codes must be from -127 to 127, got -128")
-    return Quantized(codes, scales)
+    """Read a matrix [N, depth] that has no `misfits`; nothing is copied."""
+    return Quantized(file.raw(name), file.raw(name + _SCALE), depth, f"{file.path}: {name}")
 
 
 def sources(name: str, parts: Sequence[Packed]) -> list[Source]:
     """What to write of quantised matrices that are stacked in one tensor."""
     format = parts[0].format
     shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
-    arrays = (partial(_codes, parts), partial(_scales, parts))
     return [
-        Source(name + suffix, stored, array, dtype)
-        for suffix, stored, array, dtype in zip(
-            ("", _SCALE), _stored_shapes(format, shape), arrays, _STORED[format], strict=True
+        Source(name + suffix, stored, partial(_stacked, parts, index), dtype)
+        for index, (suffix, stored, dtype) in enumerate(
+            zip(("", _SCALE), _stored_shapes(format, shape), _STORED[format], strict=True)
         )
     ]
+
+
+def _stacked(parts: Sequence[Packed], index: int) -> Array:
+    return np.concatenate([part.stored()[index] for part in parts])
 
 
 def bfloat16_bits(values: Array) -> Array:
@@ -228,17 +242,3 @@ def _stored_shapes(format: str, shape: Shape) -> tuple[Shape, Shape]:
     if format == "int8":
         return shape, (outputs,)
     return (outputs, -(-depth // 2)), (outputs, -(-depth // _GROUP))
-
-
-def _codes(parts: Sequence[Packed]) -> Array:
-    codes = np.concatenate([part.quantized().codes for part in parts])
-    if parts[0].format == "int8":
-        return codes
-    digits = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2))).view(np.uint8) + np.uint8(8)
-    pairs: Array = digits[:, ::2] | digits[:, 1::2] << 4
-    return pairs
-
-
-def _scales(parts: Sequence[Packed]) -> Array:
-    scales = np.concatenate([part.quantized().scales for part in parts])
-    return scales if parts[0].format == "int8" else bfloat16_bits(scales)

@@ -7,6 +7,7 @@ import pytest
 
 import llmcore
 from llmcore import _core
+from llmcore.errors import ConfigError, DTypeError, ShapeError
 from reference import matmul as reference
 from tolerance import assert_matches, round_bfloat16
 
@@ -54,6 +55,28 @@ def int8(x):
     return np.rint(products).astype(F), (most / F(127))[:, 0]
 
 
+def int4(pairs, scales, depth):
+    """Codes from -8 to 7 and float32 scales of what files hold."""
+    codes = np.stack([pairs & 15, pairs >> 4], -1).reshape(len(pairs), -1).astype(np.int8) - 8
+    return codes[:, :depth], (scales.astype(np.uint32) << 16).view(F)
+
+
+def random_stored(rng, format, n, k):
+    """Any codes and scales of a matrix [N, K], as in files; and the matrix they stand for."""
+    if format == "bfloat16":
+        bits = rng.integers(0x3C00, 0x4000, (n, k), dtype=np.uint16) | (
+            rng.integers(0, 2, (n, k), dtype=np.uint16) << 15
+        )
+        return (bits,), (bits.astype(np.uint32) << 16).view(F)
+    if format == "int8":
+        codes, scales = rng.integers(-127, 128, (n, k), dtype=np.int8), normal(rng, n)
+        return (codes, scales), codes * scales[:, None]
+    codes = rng.integers(0, 256, (n, -(-k // 2)), dtype=np.uint8)
+    scales = rng.integers(0x3C00, 0x4000, (n, -(-k // 32)), dtype=np.uint16)
+    wide, factors = int4(codes, scales, k)
+    return (codes, scales), wide * np.repeat(factors, 32, axis=1)[:, :k]
+
+
 def groups(weight):
     """[N, K] as [N, ceil(K / 32), 32], with zeros beyond K."""
     n, k = weight.shape
@@ -78,17 +101,91 @@ def test_rounding(rng, size):
     w = normal(rng, n, k)
     assert np.array_equal(packed(w, "bfloat16").unpack().numpy(), round_bfloat16(w))
 
-    codes, scales = (t.numpy() for t in packed(w, "int8").codes())
+    codes, scales = packed(w, "int8").stored()
     assert all(np.array_equal(*pair) for pair in zip((codes, scales), int8(w), strict=True))
 
     weight = packed(w, "int4")
-    codes, scales = (t.numpy() for t in weight.codes())
-    assert codes.min() >= -8
-    assert codes.max() <= 7
-    assert np.array_equal(scales, round_bfloat16(scales))
+    codes, scales = int4(*weight.stored(), k)
     whole = (codes * np.repeat(scales, 32, axis=1)[:, :k]).astype(F)
     assert np.array_equal(weight.unpack().numpy(), whole)
     assert (np.abs(groups(w - whole)) <= np.abs(groups(w)).max(2, keepdims=True) / 6).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 64), (17, 33), (50, 100), (48, 129), (5, 7)])
+def test_what_files_hold_goes_in_and_out(rng, threads, n, k, format):
+    """Bit for bit, wherever in the file it lies; of int4 with an odd K, half a byte is no code."""
+    stored, matrix = random_stored(rng, format, n, k)
+    shifted = np.empty(stored[0].nbytes + 1, np.uint8)
+    codes = np.ndarray(stored[0].shape, stored[0].dtype, shifted.data, 1)
+    codes[...] = stored[0]
+    for count in (1, 2):
+        threads(count)
+        weight = packed(np.ones((n, k), F), format)
+        weight.set_stored(codes, *stored[1:])
+        assert np.array_equal(weight.unpack().numpy(), matrix)
+        found = weight.stored()
+        if format == "int4" and k % 2:
+            assert np.array_equal(found[0][:, -1] >> 4, np.full(n, 8))
+            found[0][:, -1] = (found[0][:, -1] & 15) | (stored[0][:, -1] & 0xF0)
+        assert all(np.array_equal(*pair) for pair in zip(stored, found, strict=False))
+        x = normal(rng, 3, k)  # what lies behind the last k must not count
+        got = product(weight, x, n)
+        fresh = packed(np.ones((n, k), F), format)
+        fresh.set_stored(*weight.stored()[: len(stored)])
+        assert np.array_equal(got, product(fresh, x, n))
+        assert_matches(got, reference.linear, rounded(x, format), matrix, None, None)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("first", "rows"), [(0, 16), (3, 9), (10, 30), (16, 17), (47, 1)])
+def test_rows_of_a_matrix_are_set_and_the_others_left(rng, first, rows, format):
+    """Parts such as q, k and v share a matrix, and a panel where they do not end with one."""
+    n, k = 48, 75
+    weight = packed(normal(rng, n, k), format)
+    expected = weight.unpack().numpy().copy()
+    stored, matrix = random_stored(rng, format, 100, k)
+    some = np.s_[20 : 20 + rows]
+    weight.set_stored(*(array[some] for array in stored), first=first)
+    expected[first : first + rows] = matrix[some]
+    assert np.array_equal(weight.unpack().numpy(), expected)
+    with pytest.raises(ShapeError, match="are not in"):
+        weight.set_stored(*(array[some] for array in stored), first=n - rows + 1)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 5), (50, 100), (16, 33), (7, 1)])
+def test_columns_of_bfloat16(rng, n, k):
+    (bits,), matrix = random_stored(rng, "bfloat16", n + 4, k)
+    weight = packed(np.ones((n, k), F), "bfloat16")
+    weight.set_stored(np.ascontiguousarray(bits.T).T[2 : 2 + n])
+    assert np.array_equal(weight.unpack().numpy(), matrix[2 : 2 + n])
+
+
+@pytest.mark.parametrize("at", [(0, 0), (39, 76), (17, 64), (20, 31)])
+def test_codes_out_of_range_are_refused(at):
+    codes, scales = np.full((40, 77), -127, np.int8), np.ones(40, F)
+    weight = packed(np.ones((40, 77), F), "int8")
+    weight.set_stored(codes, scales)
+    codes[at] = -128
+    with pytest.raises(ConfigError, match="from -127 to 127, got -128"):
+        weight.set_stored(codes, scales)
+
+
+@pytest.mark.parametrize(
+    ("format", "stored", "error", "words"),
+    [
+        ("int8", (np.ones((2, 3), np.uint8), np.ones(2, F)), DTypeError, "must be int8, got uint8"),
+        ("int8", (np.ones((2, 3), np.int8),), ShapeError, "scales are missing"),
+        ("int8", (np.ones((2, 4), np.int8), np.ones(2, F)), ShapeError, r"\[2, 3\], got \[2, 4\]"),
+        ("int8", (np.ones((2, 3), np.int8), np.ones(3, F)), ShapeError, r"\[2\], got \[3\]"),
+        ("int8", (np.ones((3, 2), np.int8).T, np.ones(2, F)), ShapeError, "lie in rows"),
+        ("int4", (np.ones((2, 2), np.uint8), np.ones((2, 1), F)), DTypeError, "be uint16, got fl"),
+        ("bfloat16", (np.ones((2, 3), F),), DTypeError, "must be uint16, got float32"),
+    ],
+)
+def test_what_no_file_holds_is_refused(format, stored, error, words):
+    with pytest.raises(error, match=words):
+        packed(np.ones((2, 3), F), format).set_stored(*stored)
 
 
 def test_int4_error_is_well_below_that_of_plain_scaling(rng):
@@ -207,7 +304,6 @@ def test_rows_of_a_table(rng, format):
         (lambda: packed(np.ones((2, 3), F), "int3"), ["bfloat16, int8 or int4", "'int3'"]),
         (lambda: packed(np.ones(3, F), "int8"), ["[R, K]", "[3]"]),
         (lambda: packed(np.ones((2, 3), np.int32), "int8"), ["float32", "int32"]),
-        (lambda: packed(np.ones((2, 3), F), "bfloat16").codes(), ["bfloat16", "no codes"]),
         (lambda: product(packed(np.ones((2, 3), F), "int8"), np.ones((1, 4), F), 2), ["3", "4"]),
         (lambda: product(packed(np.ones((2, 3), F), "int8"), np.ones((1, 3), F), 5), ["2", "5"]),
     ],

@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 2 the command line is wrong, 128 + n stopped by signal n,
         1 anything else, with one line on standard error (and the traceback with ``--debug``).
     """
+    # NumPy's own products are not used, and the threads that OpenBLAS starts for them when it is
+    # imported spin where ours are about to read a model.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:

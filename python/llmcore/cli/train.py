@@ -163,15 +163,18 @@ def plan(
     """
     run = run_config(model, config, overrides, settings)
     from llmcore.training.assemble import build_model_config
-    from llmcore.training.plan import make_plan
+    from llmcore.training.plan import find_shortages, make_plan
 
-    cost = make_plan(build_model_config(run.model, tokenizer=None, train=run.train), run.train)
+    architecture = build_model_config(run.model, tokenizer=None, train=run.train)
+    cost = make_plan(architecture, run.train)
     if as_json:
         print(
             json.dumps({**vars(cost), "memory_bytes": cost.memory_bytes, "seconds": cost.seconds})
         )
     else:
         print("\n".join(cost.describe()))
+        for shortage in find_shortages(architecture, run.train, ".", loaded=False):
+            print(f"warning    {shortage}")
 
 
 def run_config(

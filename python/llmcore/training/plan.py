@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from fnmatch import fnmatchcase
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
-from llmcore.config import ModelConfig
+import numpy as np
+
+from llmcore import _core
+from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import OutOfMemory
+from llmcore.objectives import Batch
 from llmcore.parameters import is_trained, parameter_shapes
 from llmcore.training.log import format_bytes, format_count, format_duration
 from llmcore.training.train_config import TrainConfig
@@ -19,7 +26,8 @@ from llmcore.training.train_config import TrainConfig
 ASSUMED_SHARE = 0.5
 
 _FLOAT = 4  # bytes of a float32
-_HEAD_ROWS = 128  # rows of logits the head holds at a time (nn/head)
+# Batches of twice as many tokens are planned as they are; beyond, every row takes the same.
+_MOST_TOKENS = 1 << 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +36,10 @@ class Plan:
 
     Attributes:
         parameters: trainable parameters, tied ones once.
-        weight_bytes: the weights.
+        weight_bytes: the weights, in whole pages.
         optimizer_bytes: gradients and AdamW's two moments, of what is trained.
-        activation_bytes: what one micro-batch keeps for backward, plus working space.
+        activation_bytes: what one micro-batch keeps for backward, plus working space, where every
+            sequence is `block_size` long.
         checkpoint_bytes: one checkpoint with everything a resume needs.
         tokens_per_step: tokens in one update, over all its micro-batches.
         flops_per_step: forward and backward of one update.
@@ -70,7 +79,7 @@ class Plan:
         """Say it in a few lines, for people."""
         return [
             f"parameters {format_count(self.parameters)} ({self.parameters:,})",
-            f"memory     about {self.describe_memory()}",
+            f"memory     {self.describe_memory()}",
             f"time       about {format_duration(self.seconds)}: {self.steps} steps of"
             f" {self.tokens_per_step:,} tokens, {_format_flops(self.flops_per_step)} each, if"
             f" {ASSUMED_SHARE:.0%} of this machine's {_format_flops(self.peak_flops)}/s is reached",
@@ -78,11 +87,14 @@ class Plan:
 
 
 def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | None = None) -> Plan:
-    """Estimate memory and time of training `model` as `train` says.
+    """Tell memory and time of training `model` as `train` says.
+
+    Memory is that of a step which is taken with kernels that do nothing, on addresses instead of
+    memory: a model of any size takes milliseconds.
 
     Args:
         model: the architecture.
-        train: batch, block, steps and whether blocks are recomputed.
+        train: batch, block, steps, objective, what is frozen and whether blocks are recomputed.
         peak_flops: the machine's matrix-product peak per second; measured if not given.
 
     Example:
@@ -93,15 +105,25 @@ def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | Non
         >>> plan.parameters, plan.tokens_per_step
         (124439808, 768)
     """
+    if train.lora_rank and model.lora is None:
+        model = model.replace(
+            lora=LoraConfig(
+                rank=train.lora_rank, dropout=train.lora_dropout, targets=train.lora_targets
+            )
+        )
     parameters = model.num_parameters()
     shapes = parameter_shapes(model)
-    trained = sum(math.prod(shapes[name]) for name in shapes if is_trained(model, name))
+    frozen = [name for name in shapes if not _is_trained(name, model, train)]
+    core = _core.Transformer(model.to_dict(), "cpu", None, planned=True)
+    for name in frozen:
+        core.set_trainable(name, False)
+    core.recompute = train.recompute
     micro_batch = train.batch_size * train.block_size
     return Plan(
         parameters=parameters,
-        weight_bytes=_FLOAT * parameters,
-        optimizer_bytes=3 * _FLOAT * trained,
-        activation_bytes=_FLOAT * _activation_floats(model, micro_batch, train.recompute),
+        weight_bytes=core.weight_bytes,
+        optimizer_bytes=3 * (core.weight_bytes - _size(shapes[name] for name in frozen)),
+        activation_bytes=_activation_bytes(core, model, train),
         checkpoint_bytes=3 * _FLOAT * parameters,
         tokens_per_step=micro_batch * train.accumulation,
         flops_per_step=model.flops_per_token(train.block_size) * micro_batch * train.accumulation,
@@ -110,42 +132,54 @@ def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | Non
     )
 
 
+def used_bytes(model: Any) -> int:
+    """Most memory that weights, gradients, moments and activations of this process have taken.
+
+    Args:
+        model: the `Transformer` that was trained. Gradients and moments of what is frozen have
+            addresses, and nothing behind them.
+    """
+    trained = model.trainable_parameters()
+    shapes = {name: tensor.shape for name, tensor in model.parameters().items()}
+    untouched = 3 * _size(shapes[name] for name in shapes.keys() - trained.keys())
+    return int(_core.memory_stats()["peak_bytes"]) - untouched
+
+
 def refuse_impossible(model: ModelConfig, train: TrainConfig) -> None:
     """Raise if a run would need more memory than this process may have at all.
 
     Raises:
         OutOfMemory: saying what needs how much, and what to do.
     """
-    from llmcore import _core
-
     cost = make_plan(model, train, peak_flops=1.0)
     limit = int(_core.device_info()["memory_bytes"])
-    if cost.memory_bytes <= limit:
-        return
-    cure = "use a smaller model"
-    if cost.activation_bytes > cost.weight_bytes + cost.optimizer_bytes:
-        cure = "lower batch_size and raise accumulation"
-        cure += "" if train.recompute else ", or use recompute"
-    raise OutOfMemory(
-        f"training needs about {cost.describe_memory()};"
-        f" this process may use {format_bytes(limit)}: {cure}"
-    )
+    if cost.memory_bytes > limit:
+        raise OutOfMemory(
+            f"training needs {cost.describe_memory()}; this process may use {format_bytes(limit)}:"
+            f" {_cure(model, train, limit)}"
+        )
 
 
-def find_shortages(cost: Plan, directory: str | Path) -> list[str]:
+def find_shortages(
+    model: ModelConfig, train: TrainConfig, directory: str | Path, *, loaded: bool
+) -> list[str]:
     """Warn, in a sentence each with its cure, where memory or disk will hardly do.
 
     Args:
-        cost: the plan of a model whose weights are in memory already.
+        model: the architecture.
+        train: the settings, with the longest sequence as `block_size`.
         directory: an existing directory where checkpoints will go.
+        loaded: whether the weights are in memory already.
     """
     found = []
+    cost = make_plan(model, train, peak_flops=1.0)
     free = available_memory()
-    if free is not None and cost.activation_bytes + cost.optimizer_bytes > free:
-        found.append(
-            f"only {format_bytes(free)} of memory are free: lower batch_size and raise"
-            " accumulation, or use recompute"
-        )
+    if free is not None:
+        limit = free + (cost.weight_bytes if loaded else 0)
+        if cost.memory_bytes > limit:
+            found.append(
+                f"only {format_bytes(free)} of memory are free: {_cure(model, train, limit)}"
+            )
     room = shutil.disk_usage(directory).free
     # While a checkpoint is replaced the old and the new one exist side by side; and the best.
     if room < 2 * cost.checkpoint_bytes + cost.weight_bytes:
@@ -156,14 +190,30 @@ def find_shortages(cost: Plan, directory: str | Path) -> list[str]:
     return found
 
 
+def _cure(model: ModelConfig, train: TrainConfig, limit: int) -> str:
+    """What takes a run below `limit` bytes: the largest micro-batch that does, or recomputing."""
+    whole = train.batch_size
+    small = [size for size in range(1, math.isqrt(whole) + 1) if whole % size == 0]
+    sizes = sorted({*small, *(whole // size for size in small)}, reverse=True)
+    for recompute in dict.fromkeys((train.recompute, True)):  # which costs time
+        for size in sizes:
+            accumulation = train.accumulation * (whole // size)
+            tried = train.replace(batch_size=size, accumulation=accumulation, recompute=recompute)
+            needed = make_plan(model, tried, peak_flops=1.0).memory_bytes
+            if needed > limit:
+                continue
+            words = [f"batch_size {size} with accumulation {accumulation}"] if size < whole else []
+            words += ["recompute"] if recompute and not train.recompute else []
+            return f"use {' and '.join(words)}, which takes {format_bytes(needed)}"
+    return "use a smaller model"
+
+
 @lru_cache(maxsize=1)
 def measure_peak_flops(seconds: float = 0.2) -> float:
     """Time multiply-adds on the registers of all threads for a moment; FLOP per second.
 
     The one place where the peak behind every "share of peak" is measured; once a process.
     """
-    from llmcore import _core
-
     return float(_core.measure_peak(seconds))
 
 
@@ -193,29 +243,44 @@ def _format_flops(number: float) -> str:
     return f"{digits} {words[len(digits) :]}FLOP"
 
 
-def _activation_floats(model: ModelConfig, tokens: int, recompute: bool) -> int:
-    """Numbers kept for backward by one micro-batch of `tokens` tokens per stack."""
-    encoder = model.num_encoder_layers * _block_floats(model, cross=False)
-    both = model.num_encoder_layers > 0 and model.num_decoder_layers > 0
-    one_decoder_block = _block_floats(model, cross=both)
-    per_token = encoder + model.num_decoder_layers * one_decoder_block
-    if recompute:
-        layers = model.num_encoder_layers + model.num_decoder_layers
-        per_token = layers * model.hidden_size + max(
-            one_decoder_block, _block_floats(model, cross=False)
-        )
-    # Working space of backward: the residual gradient, the widest sublayer's gradients, and the
-    # final norm's input and output; then the head's chunk of logits with its gradient.
-    per_token += 4 * model.hidden_size + (3 if model.gated_ffn else 2) * model.ffn_size
-    return tokens * per_token + 2 * min(tokens, _HEAD_ROWS) * model.vocab_size
+def _size(shapes: Iterable[tuple[int, ...]]) -> int:
+    return _FLOAT * sum(map(math.prod, shapes))
 
 
-def _block_floats(model: ModelConfig, *, cross: bool) -> int:
-    """Numbers one block keeps per token: inputs of norms and of matrix products, and q, k, v."""
-    q_width = model.num_heads * model.head_dim
-    kv_width = 2 * model.num_kv_heads * model.head_dim
-    # The sublayer's input and its norm; q, k, v; the heads' output; log-sum-exp, mean, scale.
-    attention = 2 * model.hidden_size + q_width + kv_width + q_width + model.num_heads + 2
-    # The sublayer's input and its norm; before and after the activation (gate and up if gated).
-    feed_forward = 2 * model.hidden_size + 2 + (3 if model.gated_ffn else 2) * model.ffn_size
-    return (2 if cross else 1) * attention + feed_forward
+def _is_trained(name: str, model: ModelConfig, train: TrainConfig) -> bool:
+    return is_trained(model, name) and not any(fnmatchcase(name, each) for each in train.freeze)
+
+
+def _activation_bytes(core: Any, model: ModelConfig, train: TrainConfig) -> int:
+    def planned(rows: int) -> int:
+        batch = _fullest_batch(model, train.replace(batch_size=rows))
+        return int(core.planned_bytes(batch, train.dtype != "float32"))
+
+    most = max(1, _MOST_TOKENS // train.block_size)
+    if train.batch_size <= 2 * most:
+        return planned(train.batch_size)
+    less, more = planned(most), planned(2 * most)
+    return more + (train.batch_size - 2 * most) * (more - less) // most
+
+
+def _fullest_batch(model: ModelConfig, train: TrainConfig) -> Batch:
+    """A micro-batch of one token, whose sequences are as long as any in the run."""
+    from llmcore.training.tasks import natural_objective, parse_objective
+
+    length = train.block_size
+    if model.positions not in ("relative", "none"):
+        length = min(length, model.max_positions)
+    ids = np.zeros((train.batch_size, length), np.int32)
+    make = partial(
+        Batch,
+        enc_ids=ids if model.num_encoder_layers else None,
+        dec_ids=ids if model.num_decoder_layers else None,
+    )
+    names = list(parse_objective(train.objective or natural_objective("text", model.kind)))
+    if names == ["classification"] and model.num_labels:
+        rows = np.arange(0, ids.size, length, dtype=np.int32)
+        return make(rows=rows, targets=np.zeros_like(rows), head="labels")
+    if names == ["masked"]:
+        rows = np.arange(math.ceil(train.mask_probability * ids.size), dtype=np.int32)
+        return make(rows=rows, targets=np.zeros_like(rows))
+    return make(targets=np.zeros(ids.size, np.int32))

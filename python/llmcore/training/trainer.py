@@ -32,7 +32,7 @@ from llmcore.training.feed import (
     sequence_lengths,
 )
 from llmcore.training.interrupt import Interrupts
-from llmcore.training.log import RunLog, format_count, format_duration
+from llmcore.training.log import RunLog, format_bytes, format_count, format_duration
 from llmcore.training.run_directory import make_directory, refuse_second_run
 from llmcore.training.run_state import Clock, FitResult, RunState, StepResult
 from llmcore.training.tasks import (
@@ -157,11 +157,12 @@ class Trainer:
             tensorboard=self.config.tensorboard,
         )
         try:
-            self._announce()
+            planned = self._announce()
             self._clock = Clock()
             with Interrupts() as stop:
                 reason = self._run(stop)
             self._draw_curve()
+            self._tell_memory(planned)
         finally:
             self._log.close()
         result = self._result(reason, stop.signal if reason == "interrupted" else 0)
@@ -501,7 +502,7 @@ class Trainer:
             self.out_dir / "run.json", (json.dumps(settings, indent=2) + "\n").encode()
         )
 
-    def _announce(self) -> None:
+    def _announce(self) -> plan.Plan:
         """Say, before the first step, what is about to happen and what it will cost."""
         config, model = self.config, self.model.config
         usual, longest = self._planned(longest=False), self._planned(longest=True)
@@ -523,8 +524,18 @@ class Trainer:
         say(f"results    {self.out_dir}")
         if self._resumed and self.state.step:
             say(f"resuming   at step {self.state.step} of {config.steps}")
-        for shortage in plan.find_shortages(cost, self.out_dir):
+        for shortage in plan.find_shortages(model, longest, self.out_dir, loaded=True):
             say(f"warning    {shortage}")
+        return cost
+
+    def _tell_memory(self, planned: plan.Plan) -> None:
+        """Say what was planned beside what was used, where the model can tell."""
+        if hasattr(self.model, "trainable_parameters"):
+            used = plan.used_bytes(self.model)
+            self._log.say(
+                f"memory     {format_bytes(planned.memory_bytes)} planned,"
+                f" {format_bytes(used)} used"
+            )
 
     def _result(self, reason: str, signal: int) -> FitResult:
         return FitResult(
