@@ -9,7 +9,7 @@
 #include "ops/attention.h"
 #include "simd/math.h"
 #include "simd/philox.h"
-#include "simd/vec.h"
+#include "simd/transpose.h"
 
 namespace llmcore::LLMCORE_ISA {
 
@@ -21,7 +21,7 @@ namespace {
 
 #define LLMCORE_NOINLINE inline __attribute__((noinline))
 
-constexpr int64_t kTileKeys = 64;
+constexpr int64_t kTileKeys = kTileTokens;
 // A product holds this many rows and vectors of its result in registers.
 constexpr int64_t kGroupRows = 6;
 constexpr int64_t kPanelVecs = kVecRegisters == 32 ? 4 : 2;
@@ -102,16 +102,7 @@ LLMCORE_INLINE void zero(float* to, int64_t count) {
   for (; c < count; ++c) to[c] = 0.0f;
 }
 
-// Compile-time lane numbers 0 .. kLanes - 1, for shuffles.
-template <int... kLane>
-struct LaneList {};
-template <int kCount, int... kLane>
-struct MakeLaneList : MakeLaneList<kCount - 1, kCount - 1, kLane...> {};
-template <int... kLane>
-struct MakeLaneList<0, kLane...> {
-  using Type = LaneList<kLane...>;
-};
-using AllLanes = typename MakeLaneList<kLanes>::Type;
+using AllLanes = LaneRange<kLanes>::Type;
 
 // All lanes combined by halving, in every lane.
 template <int kHalf, class Combine, int... kLane>
@@ -129,25 +120,6 @@ LLMCORE_INLINE Vec sum_of_lanes(Vec v) {
       v, [](Vec a, Vec b) { return a + b; }, AllLanes{});
 }
 
-// Swaps the lanes of `low` that have bit kHalf set with those of `high` that have it clear.
-template <int kHalf, int... kLane>
-LLMCORE_INLINE void swap_halves(Vec& low, Vec& high, LaneList<kLane...>) {
-  const Vec first =
-      __builtin_shufflevector(low, high, ((kLane & kHalf) ? kLane - kHalf + kLanes : kLane)...);
-  high = __builtin_shufflevector(low, high, ((kLane & kHalf) ? kLane + kLanes : kLane + kHalf)...);
-  low = first;
-}
-
-template <int kHalf>
-LLMCORE_INLINE void transpose_step(Vec (&rows)[kLanes]) {
-  if constexpr (kHalf > 0) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i)
-      if ((i & kHalf) == 0) swap_halves<kHalf>(rows[i], rows[i + kHalf], AllLanes{});
-    transpose_step<kHalf / 2>(rows);
-  }
-}
-
 // to[c][j] = the j-th of `count` rows at column c, zeros for j in [count, kTileKeys).
 LLMCORE_NOINLINE void read_transposed(const float* from, int64_t row_stride, int64_t count,
                                       int64_t width, float* to) {
@@ -162,7 +134,7 @@ LLMCORE_NOINLINE void read_transposed(const float* from, int64_t row_stride, int
                   : columns == kLanes ? load(row)
                                       : load_partial(row, columns);
       }
-      transpose_step<kLanes / 2>(rows);
+      transpose(rows);
       if (columns == kLanes) {
 #pragma GCC unroll 16
         for (int64_t i = 0; i < kLanes; ++i) store(to + (c + i) * kTileKeys + j, rows[i]);
