@@ -73,13 +73,13 @@ def test_a_request_gets_what_it_gets_alone(dtype, variant, rng):
     with Engine(model, max_batch=3, prompt_tokens=7, cache_dtype=dtype) as engine:
         open_requests = [engine.submit(*request, timeout=None) for request in requests]
         got = [request.result(WAIT) for request in open_requests]
-        copied = engine.stats().copied_tokens
+        reused = engine.stats().reused_tokens
     want = [
         model.generate([prompt], replace(config, cache_dtype=dtype))[0]
         for prompt, config in requests
     ]
     assert got == want
-    assert (copied > 0) == (model.config.kind == "decoder")
+    assert (reused > 0) == (model.config.kind == "decoder")
 
 
 @pytest.mark.parametrize("dtype", NARROW)
