@@ -1,7 +1,6 @@
 // Attention's forward pass on the CPU: blocks of query rows against tiles of keys, online softmax
 // (Milakov and Gimelshein 2018; Dao et al. 2022).
 #include "core/parallel.h"
-#include "ops/attention_tile.h"
 #include "ops/kv_tiles_simd.h"
 
 namespace llmcore::LLMCORE_ISA {
@@ -18,9 +17,8 @@ struct Block {
   QueryRow rows[kBlockRows];
   int64_t value_width;  // padded Dv
   float* q;             // [kBlockRows, padded D], scaled
-  float* keys;          // [D, kTileKeys], where they are not read in place
+  float* keys;          // [D, kTileKeys], or a tile of a cache put together of several rows
   float* values;        // [kTileKeys, padded Dv], likewise
-  float* gathered;      // a tile of the cache, put together of several rows
   float* scores;        // [kGroupRows, kTileKeys]
   float* states;        // [kBlockRows, padded Dv + kLanes]
   float* highest;       // [kBlockRows] the highest score so far
@@ -32,9 +30,8 @@ struct Block {
 void place(const AttentionArgs& args, Pieces& pieces, Block& block) {
   block.value_width = padded(args.value_dim);
   block.q = pieces.take(kBlockRows * padded(args.head_dim));
-  block.keys = pieces.take(round_up(args.head_dim, 4) * kTileKeys);  // up to four numbers a word
-  block.values = pieces.take(kTileKeys * block.value_width);
-  block.gathered = pieces.take(larger(args.cache.k.tile_words(), args.cache.v.tile_words()));
+  block.keys = pieces.take(larger(args.head_dim * kTileKeys, args.cache.k.tile_words()));
+  block.values = pieces.take(larger(kTileKeys * block.value_width, args.cache.v.tile_words()));
   block.scores = pieces.take(kGroupRows * kTileKeys);
   block.states = pieces.take(kBlockRows * (block.value_width + kLanes));
   block.highest = pieces.take(kBlockRows);
@@ -111,46 +108,32 @@ float* kept_tile(const AttentionArgs& args, const KvTiles& tiles, const KvHead& 
   return gathered;
 }
 
-// The `count` keys from `first` on, [D, kTileKeys].
+// The `count` keys from `first` on: [D, kTileKeys], or a tile of the cache.
 const float* key_tile(const AttentionArgs& args, const Block& block, int64_t first, int64_t count) {
   const KvHead& head = block.head;
-  const KvTiles& tiles = args.cache.k;
-  if (tiles.data == nullptr) {
-    read_transposed(args.k.at(head.b, first, head.kv_head), args.k.row_stride, count, args.head_dim,
-                    block.keys);
-    return block.keys;
-  }
-  // Gathered values must not overwrite gathered keys.
-  if (tiles.dtype == DType::kFloat32) return kept_tile(args, tiles, head, first, count, block.keys);
-  float* tile = kept_tile(args, tiles, head, first, count, block.gathered);
-  with_format(tiles.dtype,
-              [&](auto format) { widen_keys<decltype(format)>(tiles, tile, count, block.keys); });
+  if (args.cache.k.data != nullptr)
+    return kept_tile(args, args.cache.k, head, first, count, block.keys);
+  read_transposed(args.k.at(head.b, first, head.kv_head), args.k.row_stride, count, args.head_dim,
+                  block.keys);
   return block.keys;
 }
 
-// The `count` values from `first` on, each in whole vectors.
+// The `count` values from `first` on, each in whole vectors, or a tile of the cache.
 struct ValueRows {
   const float* from;
-  int64_t stride;
+  int64_t stride;  // in words
 };
 ValueRows value_tile(const AttentionArgs& args, const Block& block, int64_t first, int64_t count) {
   const KvHead& head = block.head;
-  const KvTiles& tiles = args.cache.v;
+  const KvTiles& kept = args.cache.v;
+  if (kept.data != nullptr)
+    return {kept_tile(args, kept, head, first, count, block.values), kept.words()};
+  const ValueRows rows{args.v.at(head.b, first, head.kv_head), args.v.row_stride};
   // What is read once does not pay for packing.
-  const bool in_place = block.count <= kGroupRows && args.value_dim % kLanes == 0;
-  if (tiles.data == nullptr) {
-    const ValueRows rows{args.v.at(head.b, first, head.kv_head), args.v.row_stride};
-    if (in_place) return rows;
-    for (int64_t j = 0; j < count; ++j)
-      read_row(rows.from + j * rows.stride, args.value_dim, 1.0f,
-               block.values + j * block.value_width);
-  } else {
-    float* tile = kept_tile(args, tiles, head, first, count, block.gathered);
-    if (tiles.dtype == DType::kFloat32 && in_place) return {tile, tiles.words()};
-    with_format(tiles.dtype, [&](auto format) {
-      widen_values<decltype(format)>(tiles, tile, count, block.values, block.value_width);
-    });
-  }
+  if (block.count <= kGroupRows && args.value_dim % kLanes == 0) return rows;
+  for (int64_t j = 0; j < count; ++j)
+    read_row(rows.from + j * rows.stride, args.value_dim, 1.0f,
+             block.values + j * block.value_width);
   return {block.values, block.value_width};
 }
 
@@ -177,17 +160,18 @@ LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, U
       const KeyRange seen = clip_to_tile(seen_together(block.rows + r, rows), first);
       if (is_empty(seen)) continue;
       const VecRange vecs = vectors_of(seen);
-      multiply({.rows = rows,
-                .vecs = vecs.end - vecs.begin,
-                .depth = args.head_dim,
-                .a = block.q + r * width,
-                .a_row = width,
-                .a_k = 1,
-                .b = keys + vecs.begin * kLanes,
-                .b_row = kTileKeys,
-                .c = block.scores + vecs.begin * kLanes,
-                .c_row = kTileKeys,
-                .accumulate = false});
+      multiply_kept(args.cache.k, {.rows = rows,
+                                   .vecs = vecs.end - vecs.begin,
+                                   .depth = args.head_dim,
+                                   .a = block.q + r * width,
+                                   .a_row = width,
+                                   .a_k = 1,
+                                   .b = keys + vecs.begin * kLanes,
+                                   .b_row = kTileKeys,
+                                   .c = block.scores + vecs.begin * kLanes,
+                                   .c_row = kTileKeys,
+                                   .accumulate = false});
+      apply_scales(args.cache.k, keys, vecs, rows, block.scores);
       for (int64_t i = 0; i < rows; ++i) {
         const ScoreRow row = score_row(block.head, block.rows[r + i], first);
         if (!are_scores(args, row, vecs))
@@ -217,17 +201,18 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
   const auto use = [&](int64_t first, int64_t r, int64_t rows, KeyRange seen) {
     softmax_step(block, r, rows, vectors_of(seen));
     if (args.dropout.p > 0.0f) drop_weights(args, block, first, r, rows, vectors_of(seen));
-    multiply({.rows = rows,
-              .vecs = block.value_width / kLanes,
-              .depth = seen.end - seen.begin,
-              .a = block.scores + seen.begin,
-              .a_row = kTileKeys,
-              .a_k = 1,
-              .b = values.from + seen.begin * values.stride,
-              .b_row = values.stride,
-              .c = block.state(r),
-              .c_row = block.value_width + kLanes,
-              .accumulate = true});
+    apply_scales(args.cache.v, values.from, vectors_of(seen), rows, block.scores);
+    multiply_kept(args.cache.v, {.rows = rows,
+                                 .vecs = block.value_width / kLanes,
+                                 .depth = seen.end - seen.begin,
+                                 .a = block.scores + seen.begin,
+                                 .a_row = kTileKeys,
+                                 .a_k = 1,
+                                 .b = values.from + seen.begin * values.stride,
+                                 .b_row = values.stride,
+                                 .c = block.state(r),
+                                 .c_row = block.value_width + kLanes,
+                                 .accumulate = true});
   };
   scan(args, block, enter, use);
 
@@ -307,8 +292,8 @@ void append(const Context&, const AttentionAppendArgs& args) {
                                    token % kTileKeys);
     });
   };
-  const bool parallel = args.batch * args.tokens * k.heads * (k.width + v.width) > kTaskElements;
-  parallel_for_if(parallel, args.batch * k.heads, [&](int64_t task, int) {
+  // Split as forward is, so that a thread writes what it will read.
+  parallel_for(args.batch * k.heads, [&](int64_t task, int) {
     const int64_t b = task / k.heads, head = task % k.heads;
     const int64_t past = args.past != nullptr ? args.past[b] : 0;
     for (int64_t t = 0; t < args.tokens && past + t < args.kv_lengths[b]; ++t) {

@@ -147,9 +147,17 @@ LLMCORE_NOINLINE void read_transposed(const float* from, int64_t row_stride, int
 
 // ---- The small matrix product all of attention is made of ----
 
+// The right side of a product: one row of elements has the columns of kSteps steps of k.
+struct FloatColumns {
+  using Element = float;
+  static constexpr int kSteps = 1;
+  LLMCORE_INLINE static Vec read(const float* from, int) { return load(from); }
+};
+
 // C[r][n] (+)= sum over k of a[r * a_row + k * a_k] * b[k * b_row + n]; C's row stride is c_row,
 // and n runs over `vecs` vectors. The sum is one chain in ascending k that starts from zero, so
-// that long sums over tiles are sums of short ones.
+// that long sums over tiles are sums of short ones. b may be of other elements, and b_row then
+// counts these.
 struct Product {
   int64_t rows, vecs, depth;
   const float* a;
@@ -161,22 +169,25 @@ struct Product {
   bool accumulate;
 };
 
-template <int kRows, int kVecs>
+template <class Columns, int kRows, int kVecs>
 void multiply_block(const Product& p, int64_t row, int64_t vec) {
   const float* a = p.a + row * p.a_row;
-  const float* b = p.b + vec * kLanes;
+  const auto* b = reinterpret_cast<const typename Columns::Element*>(p.b) + vec * kLanes;
   float* c = p.c + row * p.c_row + vec * kLanes;
   const int64_t a_row = p.a_row, a_k = p.a_k, b_row = p.b_row, c_row = p.c_row;
   Vec sum[kRows][kVecs] = {};
-  for (int64_t k = p.depth; k > 0; --k, a += a_k, b += b_row) {
-    Vec y[kVecs];
+  for (int64_t k = p.depth; k > 0; k -= Columns::kSteps, b += b_row) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Columns::kSteps; ++i, a += a_k) {
+      Vec y[kVecs];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) y[v] = load(b + v * kLanes);
+      for (int v = 0; v < kVecs; ++v) y[v] = Columns::read(b + v * kLanes, i);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Vec x = broadcast(a[r * a_row]);
+      for (int r = 0; r < kRows; ++r) {
+        const Vec x = broadcast(a[r * a_row]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(x, y[v], sum[r][v]);
+        for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(x, y[v], sum[r][v]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -188,36 +199,37 @@ void multiply_block(const Product& p, int64_t row, int64_t vec) {
     }
 }
 
-template <int kVecs>
+template <class Columns, int kVecs>
 LLMCORE_INLINE void multiply_rows(const Product& p, int64_t row, int64_t vec) {
   switch (smaller(kGroupRows, p.rows - row)) {
     case 6:
-      return multiply_block<6, kVecs>(p, row, vec);
+      return multiply_block<Columns, 6, kVecs>(p, row, vec);
     case 5:
-      return multiply_block<5, kVecs>(p, row, vec);
+      return multiply_block<Columns, 5, kVecs>(p, row, vec);
     case 4:
-      return multiply_block<4, kVecs>(p, row, vec);
+      return multiply_block<Columns, 4, kVecs>(p, row, vec);
     case 3:
-      return multiply_block<3, kVecs>(p, row, vec);
+      return multiply_block<Columns, 3, kVecs>(p, row, vec);
     case 2:
-      return multiply_block<2, kVecs>(p, row, vec);
+      return multiply_block<Columns, 2, kVecs>(p, row, vec);
     default:
-      return multiply_block<1, kVecs>(p, row, vec);
+      return multiply_block<Columns, 1, kVecs>(p, row, vec);
   }
 }
 
+template <class Columns = FloatColumns>
 LLMCORE_NOINLINE void multiply(const Product& p) {
   for (int64_t vec = 0; vec < p.vecs; vec += kPanelVecs) {
     const int64_t vecs = smaller(kPanelVecs, p.vecs - vec);
     for (int64_t row = 0; row < p.rows; row += kGroupRows) {
       if (kPanelVecs >= 4 && vecs == 4)
-        multiply_rows<kPanelVecs>(p, row, vec);
+        multiply_rows<Columns, kPanelVecs>(p, row, vec);
       else if (kPanelVecs >= 4 && vecs == 3)
-        multiply_rows<3>(p, row, vec);
+        multiply_rows<Columns, 3>(p, row, vec);
       else if (vecs == 2)
-        multiply_rows<2>(p, row, vec);
+        multiply_rows<Columns, 2>(p, row, vec);
       else
-        multiply_rows<1>(p, row, vec);
+        multiply_rows<Columns, 1>(p, row, vec);
     }
   }
 }

@@ -26,8 +26,11 @@ struct KvTiles {
   int64_t width = 0;        // D
   float* data = nullptr;
 
-  // Of a token, the scale aside; of a tile; of a row.
-  LLMCORE_INLINE int64_t words() const { return (width * dtype_size(dtype) + 3) / 4; }
+  // Of a token, the scale aside; of a tile; of a row. Values are whole vectors of any length.
+  LLMCORE_INLINE int64_t words() const {
+    const int64_t numbers = transposed ? width : (width + 15) / 16 * 16;
+    return (numbers * dtype_size(dtype) + 3) / 4;
+  }
   LLMCORE_INLINE int64_t tile_words() const {
     return kTileTokens * (words() + (dtype == DType::kInt8 ? 1 : 0));
   }

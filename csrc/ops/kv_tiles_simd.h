@@ -1,20 +1,20 @@
-// Keys and values into the tiles of a cache, and out of them as floats: what knows its formats.
+// Keys and values into the tiles of a cache, and how a product reads them: what knows its formats.
 #pragma once
 
-#include "ops/kv_tiles.h"
+#include "ops/attention_tile.h"
 #include "simd/half.h"
 #include "simd/int8.h"
 
 namespace llmcore::LLMCORE_ISA {
 namespace {
 
-// A format: how many numbers a word has; the i-th of each lane's word; and numbers that follow one
-// another in memory, read and written.
+// A format: how many numbers a word has; the i-th of each lane's word; numbers that follow one
+// another in memory, read and written. Where it has scales, they are no part of the numbers.
 struct Float32Words {
   using Number = float;
   static constexpr int kNumbers = 1;
   static constexpr bool kScaled = false;
-  LLMCORE_INLINE static Vec number(VecU words, int) { return as_floats(words); }
+  LLMCORE_INLINE static Vec number(Vec words, int) { return words; }
   LLMCORE_INLINE static Vec read(const float* from) { return load(from); }
   LLMCORE_INLINE static void write(float* to, Vec x) { store(to, x); }
 };
@@ -23,8 +23,8 @@ struct BFloat16Words {
   using Number = uint16_t;
   static constexpr int kNumbers = 2;
   static constexpr bool kScaled = false;
-  LLMCORE_INLINE static Vec number(VecU words, int i) {
-    return as_floats(i == 0 ? words << 16 : words & 0xffff0000u);
+  LLMCORE_INLINE static Vec number(Vec words, int i) {
+    return as_floats(i == 0 ? as_bits(words) << 16 : as_bits(words) & 0xffff0000u);
   }
   LLMCORE_INLINE static Vec read(const uint16_t* from) { return widen_bfloat16(load_half(from)); }
   LLMCORE_INLINE static void write(uint16_t* to, Vec x) { store_half(to, narrow_bfloat16(x)); }
@@ -34,11 +34,27 @@ struct Int8Words {
   using Number = int8_t;
   static constexpr int kNumbers = 4;
   static constexpr bool kScaled = true;
-  LLMCORE_INLINE static Vec number(VecU words, int i) {
-    return to_float(__builtin_bit_cast(VecI, words << (24 - 8 * i)) >> 24);
+  LLMCORE_INLINE static Vec number(Vec words, int i) {
+    return to_float(__builtin_bit_cast(VecI, as_bits(words) << (24 - 8 * i)) >> 24);
   }
   LLMCORE_INLINE static Vec read(const int8_t* from) { return to_float(load_bytes(from)); }
   LLMCORE_INLINE static void write(int8_t* to, Vec x) { store_bytes(to, round_to_int(x)); }
+};
+
+// The right side of a product (attention_tile.h): a tile of keys, a tile of values.
+template <class Format>
+struct KeyColumns {
+  using Element = float;
+  static constexpr int kSteps = Format::kNumbers;
+  LLMCORE_INLINE static Vec read(const float* words, int i) {
+    return Format::number(load(words), i);
+  }
+};
+template <class Format>
+struct ValueColumns {
+  using Element = typename Format::Number;
+  static constexpr int kSteps = 1;
+  LLMCORE_INLINE static Vec read(const Element* numbers, int) { return Format::read(numbers); }
 };
 
 template <class Body>
@@ -51,9 +67,9 @@ LLMCORE_INLINE void with_format(DType dtype, Body body) {
     body(Float32Words{});
 }
 
-// The scales of a tile.
-LLMCORE_INLINE float* scales_of(const KvTiles& tiles, float* tile) {
-  return tile + kTileTokens * tiles.words();
+// Where in a tile its scales begin.
+LLMCORE_INLINE int64_t scales_at(const KvTiles& tiles) {
+  return kTileTokens * tiles.words();
 }
 
 // Keeps x [D] as token j of a tile.
@@ -65,7 +81,7 @@ void keep_token(const KvTiles& tiles, const float* x, float* tile, int64_t j) {
   float inverse = 1.0f;
   if constexpr (Format::kScaled) {
     const Rounding rounding = int8_rounding(x, tiles.width);
-    scales_of(tiles, tile)[j] = rounding.scale;
+    tile[scales_at(tiles) + j] = rounding.scale;
     inverse = rounding.inverse;
   }
   for_each_vector(0, tiles.width, [&](int64_t i, int64_t n) {
@@ -76,37 +92,25 @@ void keep_token(const KvTiles& tiles, const float* x, float* tile, int64_t j) {
   });
 }
 
-// to[c][j] = element c of key j, for the vectors of keys that hold the first `count`.
-template <class Format>
-void widen_keys(const KvTiles& tiles, float* tile, int64_t count, float* to) {
-  const int64_t words = tiles.words();
-  const float* scales = scales_of(tiles, tile);
-  for (int64_t w = 0; w < words; ++w, tile += kTileTokens, to += Format::kNumbers * kTileTokens)
-    for (int64_t j = 0; j < count; j += kLanes) {
-      const VecU word = as_bits(load(tile + j));
-#pragma GCC unroll 4
-      for (int i = 0; i < Format::kNumbers; ++i) {
-        Vec x = Format::number(word, i);
-        if constexpr (Format::kScaled) x *= load(scales + j);
-        store(to + i * kTileTokens + j, x);
-      }
-    }
+// A product whose right side lies in a tile; p.b_row counts words.
+LLMCORE_INLINE void multiply_kept(const KvTiles& tiles, Product p) {
+  if (tiles.dtype == DType::kFloat32) return multiply(p);
+  with_format(tiles.dtype, [&](auto format) {
+    using Format = decltype(format);
+    if (tiles.transposed) return multiply<KeyColumns<Format>>(p);
+    p.b_row *= Format::kNumbers;
+    multiply<ValueColumns<Format>>(p);
+  });
 }
 
-// to[j * stride + c] = element c of value j, zeros up to a whole vector, for the first `count`.
-template <class Format>
-void widen_values(const KvTiles& tiles, float* tile, int64_t count, float* to, int64_t stride) {
-  using Number = typename Format::Number;
-  const float* scales = scales_of(tiles, tile);
-  for (int64_t j = 0; j < count; ++j, tile += tiles.words(), to += stride) {
-    const Number* from = reinterpret_cast<const Number*>(tile);
-    const float scale = Format::kScaled ? scales[j] : 1.0f;
-    for_each_vector(0, tiles.width, [&](int64_t c, int64_t n) {
-      Number rest[kLanes] = {};
-      if (n < kLanes) __builtin_memcpy(rest, from + c, n * sizeof(Number));
-      store(to + c, Format::read(n < kLanes ? rest : from + c) * scale);
-    });
-  }
+// Scores or weights times the scales of their tokens, where the format has some: rows of kTileKeys.
+LLMCORE_INLINE void apply_scales(const KvTiles& tiles, const float* tile, VecRange vecs,
+                                 int64_t rows, float* x) {
+  if (tiles.dtype != DType::kInt8) return;
+  const float* scales = tile + scales_at(tiles);
+  for (int64_t i = 0; i < rows; ++i, x += kTileKeys)
+    for (int64_t j = vecs.begin * kLanes; j < vecs.end * kLanes; j += kLanes)
+      store(x + j, load(x + j) * load(scales + j));
 }
 
 // One tile of what stands in several: its token j is that of tiles_of[j].
@@ -114,10 +118,10 @@ LLMCORE_NOINLINE void gather_tile(const KvTiles& tiles, float* const* tiles_of, 
                                   float* to) {
   const int64_t words = tiles.words(), all = tiles.tile_words();
   if (!tiles.transposed) {
-    for (int64_t j = 0; j < count; ++j)
+    for (int64_t j = 0; j < count; ++j) {
       __builtin_memcpy(to + j * words, tiles_of[j] + j * words, words * sizeof(float));
-    for (int64_t j = 0; j < count && all > kTileTokens * words; ++j)
-      scales_of(tiles, to)[j] = scales_of(tiles, tiles_of[j])[j];
+      if (all > scales_at(tiles)) to[scales_at(tiles) + j] = tiles_of[j][scales_at(tiles) + j];
+    }
     return;
   }
   for (int64_t first = 0; first < count; first += kLanes) {
