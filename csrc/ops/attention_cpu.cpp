@@ -97,13 +97,13 @@ LLMCORE_INLINE void softmax_step(const Block& block, int64_t r, int64_t rows, Ve
 // stand in one row, else put together in `gathered`.
 float* kept_tile(const AttentionArgs& args, const KvTiles& tiles, const KvHead& head, int64_t first,
                  int64_t count, float* gathered) {
-  float* tiles_of[kTileKeys];
+  const int64_t row = args.cache.row(head.b, first);
   bool together = true;
-  for (int64_t j = 0; j < count; ++j) {
+  for (int64_t j = 1; j < count; ++j) together &= args.cache.row(head.b, first + j) == row;
+  if (together) return tiles.tile(row, head.kv_head, first);
+  float* tiles_of[kTileKeys];
+  for (int64_t j = 0; j < count; ++j)
     tiles_of[j] = tiles.tile(args.cache.row(head.b, first + j), head.kv_head, first);
-    together = together && tiles_of[j] == tiles_of[0];
-  }
-  if (together) return tiles_of[0];
   gather_tile(tiles, tiles_of, count, gathered);
   return gathered;
 }

@@ -9,12 +9,20 @@ LLMCORE_INLINE Vec to_float(VecI v) {
   return __builtin_convertvector(v, Vec);
 }
 
-using Bytes [[gnu::vector_size(kLanes)]] = int8_t;
+using Bytes [[gnu::vector_size(kLanes), gnu::aligned(1), gnu::may_alias]] = int8_t;
 
 LLMCORE_INLINE VecI load_bytes(const int8_t* from) {
+#if defined(__AVX2__)
+  // GCC 12 widens them in halves of halves.
+  VecI wide;
+  __asm__("vpmovsxbd %1, %0" : "=v"(wide) : "m"(*reinterpret_cast<const Bytes*>(from)));
+  return wide;
+#else
+  using Halves [[gnu::vector_size(2 * kLanes)]] = int16_t;
   Bytes bytes;
   __builtin_memcpy(&bytes, from, sizeof(bytes));
-  return __builtin_convertvector(bytes, VecI);
+  return __builtin_convertvector(__builtin_convertvector(bytes, Halves), VecI);
+#endif
 }
 LLMCORE_INLINE void store_bytes(int8_t* to, VecI v) {
   const Bytes bytes = __builtin_convertvector(v, Bytes);
