@@ -2,9 +2,10 @@
 
     python benchmarks/kv_cache.py --out kv_cache.json
 
-GPT-2 124M of random weights, in float32 and in int8, continues a batch of prompts, short ones and long
-ones, with every format of the cache in turns in one process. A step's time is the median over those
-after the prompts were read; beside it, what the cache takes and how far log-probabilities move.
+GPT-2 124M of random weights, in float32 and in int8, continues a batch of prompts, short ones and
+long ones, with every format of the cache in turns in one process. A step's time is the median over
+those after the prompts were read; beside it, what the cache takes and how far log-probabilities
+move.
 """
 
 from __future__ import annotations

@@ -35,11 +35,11 @@ def test_a_text_does_not_depend_on_its_batch_or_on_threads(dtype, variant, setti
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_is_the_cache_that_rounds(dtype, variant):
-    """Log-probabilities move a little: those of no token but the first stay."""
+def test_log_probabilities_move_a_little(dtype, variant):
+    """By less than 1.3 times what they moved by at most when this was written."""
     model = make(variant)
     forced = GenerationConfig(max_new_tokens=20, stop_ids=(), forced_prefix=tuple(range(20)))
-    bound = {"bfloat16": 0.05, "int8": 0.15}[dtype]
+    bound = {"bfloat16": 0.02, "int8": 0.06}[dtype]
     for prompt in PROMPTS:
         exact = np.array(model.generate([prompt], forced)[0].logprobs)
         got = np.array(model.generate([prompt], replace(forced, cache_dtype=dtype))[0].logprobs)
@@ -109,7 +109,7 @@ def test_memory_is_what_the_format_takes():
 
 
 def test_wrong_choices_are_one_sentence():
-    with pytest.raises(ConfigError, match="cache_dtype: expected one of .*'int8', or None"):
+    with pytest.raises(ConfigError, match=r"cache_dtype: expected one of .*'int8', or None"):
         GenerationConfig(cache_dtype="int4")
     model = make()
     for wrong in ("int4", None, 8):

@@ -173,7 +173,9 @@ class Engine:
         if draft_model is not None:
             check_draft(model, draft_model)
         draft = None if draft_model is None else draft_model._core
-        core = _core.Engine(model._core, max_batch, self.capacity, prompt_tokens, draft, cache_dtype)
+        core = _core.Engine(
+            model._core, max_batch, self.capacity, prompt_tokens, draft, cache_dtype
+        )
         self._loop = Loop(model, core, max_queue, draft)
         # When nobody refers to the engine any more, and when the interpreter ends.
         self._finalize = weakref.finalize(self, self._loop.close, False)
