@@ -1,6 +1,8 @@
 // Attention for llmcore.ops.
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "bindings/py_tensor.h"
@@ -152,6 +154,40 @@ void weights(const Call& call, const PyTensor& out) {
   attention_weights(op_context(out.view), args);
 }
 
+// Forward over keys and values that a cache keeps: those of token j of sequence b stand in its row
+// rows[b, j]. What else is in the cache are NaNs.
+void cached(const Call& call, const std::string& dtype, const PyTensor& rows, const PyTensor& out) {
+  AttentionForwardArgs args{call.args};
+  args.out = out_view(call, "out", out);
+  check_tensor(call.op.c_str(), "rows", rows.view, "[B, S]", {args.batch, args.keys},
+               DType::kInt32);
+  const int32_t* places = rows.view.as<int32_t>();
+  const int32_t last = *std::max_element(places, places + rows.view.numel());
+  std::vector<float> storage[2];
+  const auto tiles = [&](bool transposed, int64_t width) {
+    KvTiles side{.dtype = dtype_from_name(dtype.c_str()),
+                 .transposed = transposed,
+                 .tokens = (args.keys + kTileTokens - 1) / kTileTokens * kTileTokens,
+                 .heads = args.kv_heads,
+                 .width = width};
+    std::vector<float>& words = storage[transposed];
+    words.assign((last + 1) * side.row_words(), std::numeric_limits<float>::quiet_NaN());
+    side.data = words.data();
+    return side;
+  };
+  args.cache = {tiles(true, args.head_dim), tiles(false, args.value_dim), places, {args.keys, 1}};
+  const std::vector<int32_t> all(args.batch, static_cast<int32_t>(args.keys));
+  py::gil_scoped_release release;
+  attention_append(op_context(out.view),
+                   {.batch = args.batch,
+                    .tokens = args.keys,
+                    .k = args.k,
+                    .v = args.v,
+                    .kv_lengths = args.kv_lengths == nullptr ? all.data() : args.kv_lengths,
+                    .cache = args.cache});
+  attention_forward(op_context(out.view), args);
+}
+
 }  // namespace
 
 void bind_attention(py::module_& module) {
@@ -169,6 +205,8 @@ void bind_attention(py::module_& module) {
   module.def("attention_backward", &backward, py::arg("call"), py::kw_only(), py::arg("out"),
              py::arg("softmax"), py::arg("dout"), py::arg("dq"), py::arg("dk"), py::arg("dv"),
              py::arg("dbias") = py::none());
+  module.def("attention_cached", &cached, py::arg("call"), py::kw_only(), py::arg("dtype"),
+             py::arg("rows"), py::arg("out"));
   module.def("attention_weights", &weights, py::arg("call"), py::kw_only(), py::arg("weights"));
 }
 

@@ -35,12 +35,13 @@ Request request_of(const py::object& prompt, const py::object& source,
 }
 
 EnginePtr make_engine(const ModelPtr& model, int64_t places, int64_t tokens, int64_t prompt_tokens,
-                      const ModelPtr& draft) {
+                      const ModelPtr& draft, const std::string& dtype) {
   const bool encoder = model->config().num_encoder_layers > 0;
   const DecodeRoom room{.sequences = places,
                         .tokens = tokens,
                         .sources = encoder ? places : 0,
-                        .source_tokens = encoder ? tokens : 0};
+                        .source_tokens = encoder ? tokens : 0,
+                        .cache_dtype = cache_dtype_from_name(dtype)};
   return exclusively(
       *model, [&] { return std::make_shared<Engine>(*model, draft.get(), room, prompt_tokens); });
 }
@@ -88,8 +89,8 @@ void bind_generate(py::module_& module) {
            py::arg("options"), py::arg("slide"));
   py::class_<Engine, EnginePtr>(module, "Engine", "Continuous batching; csrc/generate/engine.h.")
       .def(py::init(&make_engine), py::arg("model"), py::arg("places"), py::arg("tokens"),
-           py::arg("prompt_tokens"), py::arg("draft") = py::none(), py::keep_alive<1, 2>(),
-           py::keep_alive<1, 6>())
+           py::arg("prompt_tokens"), py::arg("draft") = py::none(),
+           py::arg("cache_dtype") = "float32", py::keep_alive<1, 2>(), py::keep_alive<1, 6>())
       .def(py::init(&make_engine_for), py::arg("model"), py::arg("prompts"), py::arg("sources"),
            py::arg("options"), py::arg("slide"), py::arg("draft") = py::none(),
            py::keep_alive<1, 2>(), py::keep_alive<1, 7>())

@@ -90,6 +90,14 @@ void set_speculate(GenerationOptions& options, const std::optional<std::string>&
                                           : Speculate::kDraft;
 }
 
+std::string get_cache_dtype(const GenerationOptions& options) {
+  return dtype_name(options.cache_dtype);
+}
+
+void set_cache_dtype(GenerationOptions& options, const std::string& name) {
+  options.cache_dtype = cache_dtype_from_name(name);
+}
+
 }  // namespace
 
 void bind_sampling(py::module_& module) {
@@ -121,6 +129,7 @@ void bind_sampling(py::module_& module) {
       .def_property("speculate", &get_speculate, &set_speculate)
       .def_readwrite("num_draft_tokens", &GenerationOptions::num_draft_tokens)
       .def_readwrite("draft_ngram", &GenerationOptions::draft_ngram)
+      .def_property("cache_dtype", &get_cache_dtype, &set_cache_dtype)
       .def_readwrite("seed", &GenerationOptions::seed);
   module.def("process_logits", &process, py::kw_only(), py::arg("options"), py::arg("ids"),
              py::arg("prompt_length"), py::arg("logits"));

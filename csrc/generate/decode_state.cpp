@@ -2,7 +2,6 @@
 #include "generate/decode_state.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/error.h"
 #include "nn/check_batch.h"
@@ -60,17 +59,18 @@ DecodeRoom decode_room(const Config& config, const std::vector<TokenIds>& prompt
                                     "shorten it, or let the context slide (overflow='slide')") +
                             options.max_new_tokens,
                   .sources = static_cast<int64_t>(sources.size()),
-                  .source_tokens = longest(config, sources, "sources", "shorten it")};
+                  .source_tokens = longest(config, sources, "sources", "shorten it"),
+                  .cache_dtype = options.cache_dtype};
   if (has_bounded_positions(config)) room.tokens = std::min(room.tokens, config.max_positions);
   return room;
 }
 
 DecodeState::DecodeState(Transformer& model, const DecodeRoom& room)
     : model_(model),
-      cache_(model.config(), room.sequences, room.tokens),
+      cache_(model.config(), room.cache_dtype, room.sequences, room.tokens),
       places_(room.sequences * room.tokens, 0),
       seen_(room.sequences, 0),
-      memory_(model.config(), room.sources, room.source_tokens),
+      memory_(model.config(), room.cache_dtype, room.sources, room.source_tokens),
       sequences_per_source_(room.sources == 0 ? 0 : room.sequences / room.sources),
       source_lengths_(room.sources, 0) {}
 
@@ -123,9 +123,9 @@ void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logi
     }
     seen += row.count;
   }
-  const Memory memory{.keys = memory_.keys(),
+  const Memory memory{.keys = memory_.capacity(),
                       .lengths = source_lengths.as<int32_t>(),
-                      .keys_values = memory_.layers(),
+                      .layers = memory_.layers(),
                       .rows = source_rows.as<int32_t>()};
   model_.decode({.ids = ids,
                  .lengths = lengths,
@@ -137,18 +137,10 @@ void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logi
 }
 
 void DecodeState::begin_as(int64_t sequence, int64_t other, int64_t count) {
-  const int64_t capacity = cache_.capacity();
-  const int32_t* from = &places_[other * capacity];
-  int32_t* to = &places_[sequence * capacity];
   seen_[sequence] = count;
   if (sequence == other) return;
-  for (const LayerCache& layer : cache_.layers())
-    for (const Tensor& cache : {layer.k, layer.v})
-      for (int64_t t = 0; t < count; ++t)
-        std::memcpy(cache.f32() + (sequence * capacity + t) * cache.cols(),
-                    cache.f32() + (from[t] * capacity + t) * cache.cols(),
-                    cache.cols() * sizeof(float));
-  std::fill_n(to, count, static_cast<int32_t>(sequence));
+  cache_.copy(other, sequence, count);
+  std::fill_n(&places_[sequence * cache_.capacity()], count, static_cast<int32_t>(sequence));
 }
 
 void DecodeState::reorder(int64_t first, const std::vector<int32_t>& parents) {

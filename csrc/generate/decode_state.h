@@ -21,6 +21,7 @@ using TokenIds = std::vector<int32_t>;
 struct DecodeRoom {
   int64_t sequences, tokens;
   int64_t sources = 0, source_tokens = 0;
+  DType cache_dtype = DType::kFloat32;  // of the keys and values
 };
 
 // What prompts and sources need, a sequence for each prompt, where the longest prompt is to grow by
@@ -52,7 +53,7 @@ class DecodeState {
   void forget(int64_t sequence, int64_t count = 0) { seen_[sequence] = count; }
 
   // `sequence` has now seen the first `count` tokens of `other` and no more. Their keys and values
-  // are copied, so that neither needs the other.
+  // are copied, so that neither needs the other. Not for sequences that were reordered.
   void begin_as(int64_t sequence, int64_t other, int64_t count);
 
   // Sequences first, first + 1, … become continuations of sequences first + parents[0], ….
@@ -63,7 +64,7 @@ class DecodeState {
   KvCache cache_;
   std::vector<int32_t> places_;  // [sequences, tokens] where each token stands
   std::vector<int64_t> seen_;    // [sequences]
-  MemoryCache memory_;
+  KvCache memory_;
   int64_t sequences_per_source_;         // 0 without an encoder
   std::vector<int32_t> source_lengths_;  // [sources]
 };

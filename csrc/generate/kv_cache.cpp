@@ -1,36 +1,42 @@
-// Lays out the caches of all layers, each in one buffer.
+// Lays out the caches of all layers in one buffer.
 #include "generate/kv_cache.h"
+
+#include <cstring>
 
 namespace llmcore {
 namespace {
 
-int64_t key_width(const Config& config) {
-  return config.num_kv_heads * config.head_dim;
-}
-
-Buffer float_buffer(int64_t count) {
-  return Buffer(count * static_cast<int64_t>(sizeof(float)));
+int64_t tiles_for(int64_t tokens) {
+  return (tokens + kTileTokens - 1) / kTileTokens;
 }
 
 }  // namespace
 
-KvCache::KvCache(const Config& config, int64_t rows, int64_t capacity)
-    : capacity_(capacity),
-      storage_(float_buffer(config.num_decoder_layers * 2 * rows * capacity * key_width(config))) {
-  const int64_t width = key_width(config), size = rows * capacity * width;
-  float* data = static_cast<float*>(storage_.data());
-  for (int64_t layer = 0; layer < config.num_decoder_layers; ++layer, data += 2 * size)
-    layers_.push_back(
-        {f32_view(data, rows, capacity, width), f32_view(data + size, rows, capacity, width)});
+KvCache::KvCache(const Config& config, DType dtype, int64_t rows, int64_t capacity)
+    : capacity_(capacity) {
+  KvTiles tiles{.dtype = dtype,
+                .tokens = tiles_for(capacity) * kTileTokens,
+                .heads = config.num_kv_heads,
+                .width = config.head_dim};
+  const int64_t words = rows * tiles.row_words();
+  storage_ = Buffer(config.num_decoder_layers * 2 * words * static_cast<int64_t>(sizeof(float)));
+  tiles.data = static_cast<float*>(storage_.data());
+  const auto next = [&](bool transposed) {
+    KvTiles side = tiles;
+    side.transposed = transposed;
+    tiles.data += words;
+    return side;
+  };
+  for (int64_t layer = 0; layer < config.num_decoder_layers; ++layer)
+    layers_.push_back({.k = next(true), .v = next(false)});
 }
 
-MemoryCache::MemoryCache(const Config& config, int64_t sources, int64_t keys)
-    : keys_(keys),
-      storage_(float_buffer(config.num_decoder_layers * sources * keys * 2 * key_width(config))) {
-  const int64_t width = 2 * key_width(config), size = sources * keys * width;
-  float* data = static_cast<float*>(storage_.data());
-  for (int64_t layer = 0; layer < config.num_decoder_layers; ++layer, data += size)
-    layers_.push_back(f32_view(data, sources, keys, width));
+void KvCache::copy(int64_t from, int64_t to, int64_t count) const {
+  for (const LayerCache& layer : layers_)
+    for (const KvTiles& tiles : {layer.k, layer.v})
+      for (int64_t head = 0; head < tiles.heads; ++head)
+        std::memcpy(tiles.tile(to, head, 0), tiles.tile(from, head, 0),
+                    tiles_for(count) * tiles.tile_words() * sizeof(float));
 }
 
 }  // namespace llmcore

@@ -1,4 +1,5 @@
-// KvCache: room for keys and values of every layer, for the tokens that sequences have seen.
+// KvCache: room for keys and values of every decoder layer: of the tokens that sequences have seen,
+// or of what cross-attention reads of encoded sources.
 #pragma once
 
 #include "core/buffer.h"
@@ -9,31 +10,19 @@ namespace llmcore {
 
 class KvCache {
  public:
-  // Room for `capacity` tokens in each of `rows` places.
-  KvCache(const Config& config, int64_t rows, int64_t capacity);
+  // Room for `capacity` tokens in each of `rows` places, kept as `dtype` (ops/kv_tiles.h).
+  KvCache(const Config& config, DType dtype, int64_t rows, int64_t capacity);
 
   const std::vector<LayerCache>& layers() const { return layers_; }
   int64_t capacity() const { return capacity_; }
 
+  // The first `count` tokens of place `from` come to stand in place `to` as well.
+  void copy(int64_t from, int64_t to, int64_t count) const;
+
  private:
   int64_t capacity_;
-  Buffer storage_;                  // [L, 2, R, S, Hkv * D]
+  Buffer storage_;                  // [L, 2] of [R, row_words()]
   std::vector<LayerCache> layers_;  // views of it
-};
-
-// The same for what cross-attention reads of encoded sources.
-class MemoryCache {
- public:
-  MemoryCache() = default;
-  MemoryCache(const Config& config, int64_t sources, int64_t keys);
-
-  const std::vector<Tensor>& layers() const { return layers_; }  // [L] of [R, S, 2 Hkv D]
-  int64_t keys() const { return keys_; }
-
- private:
-  int64_t keys_ = 0;
-  Buffer storage_;
-  std::vector<Tensor> layers_;
 };
 
 }  // namespace llmcore

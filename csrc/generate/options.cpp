@@ -52,6 +52,12 @@ void check_beams(const GenerationOptions& options, int64_t vocab_size) {
 
 }  // namespace
 
+DType cache_dtype_from_name(const std::string& name) {
+  CHECK(name == "float32" || name == "bfloat16" || name == "int8", ConfigError,
+        "generate: cache_dtype must be 'float32', 'bfloat16' or 'int8', got '", name, "'");
+  return dtype_from_name(name.c_str());
+}
+
 void check_options(const GenerationOptions& options, int64_t vocab_size) {
   check_count("max_new_tokens", options.max_new_tokens, 1);
   check_count("min_new_tokens", options.min_new_tokens, 0);

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
+
+#include "core/dtype.h"
 
 namespace llmcore {
 
@@ -53,8 +56,13 @@ struct GenerationOptions {
   int64_t num_draft_tokens = 7;  // guesses at a time, at most
   int64_t draft_ngram = 3;       // longest n-gram that is looked up
 
+  DType cache_dtype = DType::kFloat32;  // of keys and values: float32, bfloat16 or int8
+
   uint64_t seed = 0;  // of sampling
 };
+
+// Throws ConfigError for a format that a cache cannot have.
+DType cache_dtype_from_name(const std::string& name);
 
 // Throws ConfigError for an option out of its range, IndexError for an id outside the vocabulary.
 void check_options(const GenerationOptions& options, int64_t vocab_size);

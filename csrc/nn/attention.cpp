@@ -1,26 +1,12 @@
 // Self-attention over the packed [q, k, v] rows, or over a cache.
 #include "nn/attention.h"
 
-#include <cstring>
-
 #include "nn/heads.h"
 #include "ops/elementwise.h"
 #include "ops/rope.h"
 
 namespace llmcore {
 namespace {
-
-// Copies columns [offset, offset + Hkv D) of the new rows to where the cache wants them.
-void append(const Tensor& rows, int64_t offset, const Sequences& sequences, const Tensor& cache) {
-  const int64_t width = rows.cols(), kept = cache.dim(2), capacity = cache.dim(1);
-  for (int64_t b = 0; b < sequences.batch; ++b) {
-    const int64_t past = sequences.past == nullptr ? 0 : sequences.past[b];
-    const int32_t* places = sequences.cache->rows.as<int32_t>() + b * capacity;
-    for (int64_t t = 0; t < sequences.queries && past + t < sequences.lengths[b]; ++t)
-      std::memcpy(cache.f32() + (places[past + t] * capacity + past + t) * kept,
-                  rows.f32() + (b * sequences.queries + t) * width + offset, kept * sizeof(float));
-  }
-}
 
 std::optional<Norm> head_norm(const ParamBuilder& builder, const Config& config) {
   if (!config.qk_norm) return std::nullopt;
@@ -136,19 +122,17 @@ AttentionArgs SelfAttention::arguments(const Context& context, const Sequences& 
 }
 
 // Adds the new keys and values to the cache and lets attention read from there.
-void SelfAttention::use_cache(const Sequences& sequences, const Tensor& qkv,
+void SelfAttention::use_cache(const Context& context, const Sequences& sequences,
                               AttentionArgs& args) const {
-  const LayerCache& cache = sequences.cache->layers[layer_];
-  const int64_t query_width = config_.num_heads * config_.head_dim;
-  const int64_t kept = cache.k.dim(2), capacity = cache.k.dim(1);
-  append(qkv, query_width, sequences, cache.k);
-  append(qkv, query_width + kept, sequences, cache.v);
-  args.k = heads_of(config_, cache.k, capacity, 0);
-  args.v = heads_of(config_, cache.v, capacity, 0);
+  args.cache = sequences.cache->layer(layer_);
   args.keys = sequences.keys();
-  args.key_rows = sequences.cache->rows.as<int32_t>();
-  args.key_rows_stride[0] = capacity;
-  args.key_rows_stride[1] = 1;
+  attention_append(context, {.batch = args.batch,
+                             .tokens = args.queries,
+                             .k = args.k,
+                             .v = args.v,
+                             .kv_lengths = args.kv_lengths,
+                             .past = args.past,
+                             .cache = args.cache});
 }
 
 void SelfAttention::forward(const Context& context, const Sequences& sequences, const Tensor& x,
@@ -164,7 +148,7 @@ void SelfAttention::forward(const Context& context, const Sequences& sequences, 
   rotate(context, sequences, saved.qkv, false);
 
   AttentionForwardArgs args{arguments(context, sequences, saved.qkv)};
-  if (sequences.cache != nullptr) use_cache(sequences, saved.qkv, args);
+  if (sequences.cache != nullptr) use_cache(context, sequences, args);
   look_at_weights(context, args, layer_, sequences.self_probes);
   args.out = heads_of(config_, saved.mixed, sequences.queries, 0);
   args.softmax = saved.softmax.f32();

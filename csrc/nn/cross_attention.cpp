@@ -20,9 +20,18 @@ CrossAttention::CrossAttention(const ParamBuilder& builder, const Config& config
       out_(builder, {{"out", config.hidden_size}}, config.num_heads * config.head_dim,
            config.attention_out_bias, residual_std(config), config.lora, adapter_site(site, 2)) {}
 
-void CrossAttention::project(const Context& context, const Tensor& hidden,
-                             const Tensor& keys_values) const {
+void CrossAttention::remember(const Context& context, const Tensor& hidden, const Tensor& lengths,
+                              const Tensor& rows, const LayerCache& to) const {
+  ScratchScope scope(*context.arena);
+  const int64_t batch = lengths.numel(), tokens = hidden.dim(0) / batch;
+  const Tensor keys_values = context.arena->scratch(DType::kFloat32, hidden.dim(0), kv_.out());
   kv_.forward(context, hidden, keys_values);
+  attention_append(context, {.batch = batch,
+                             .tokens = tokens,
+                             .k = heads_of(config_, keys_values, tokens, 0),
+                             .v = heads_of(config_, keys_values, tokens, config_.num_kv_heads),
+                             .kv_lengths = lengths.as<int32_t>(),
+                             .cache = {to.k, to.v, rows.as<int32_t>(), {1, 0}}});
 }
 
 AttentionArgs CrossAttention::arguments(const Context& context, const Sequences& sequences,
@@ -31,11 +40,13 @@ AttentionArgs CrossAttention::arguments(const Context& context, const Sequences&
   AttentionArgs args = attention_arguments(context, config_, sequences, site_);
   args.keys = memory.keys;
   args.q = heads_of(config_, saved.q, sequences.queries, 0);
-  args.k = heads_of(config_, saved.keys_values, memory.keys, 0);
-  args.v = heads_of(config_, saved.keys_values, memory.keys, config_.num_kv_heads);
   args.kv_lengths = memory.lengths;
-  args.key_rows = memory.rows;
-  args.key_rows_stride[0] = 1;
+  if (memory.layers.empty()) {
+    args.k = heads_of(config_, saved.keys_values, memory.keys, 0);
+    args.v = heads_of(config_, saved.keys_values, memory.keys, config_.num_kv_heads);
+  } else {
+    args.cache = {memory.layers[layer_].k, memory.layers[layer_].v, memory.rows, {1, 0}};
+  }
   return args;
 }
 
@@ -49,11 +60,9 @@ void CrossAttention::forward(const Context& context, const Sequences& sequences,
   saved.softmax =
       arena.keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries, 2);
   q_.forward(context, x, saved.q);
-  if (memory.keys_values.empty()) {
+  if (memory.layers.empty()) {
     saved.keys_values = arena.keep(DType::kFloat32, memory.hidden.dim(0), kv_.out());
-    project(context, memory.hidden, saved.keys_values);
-  } else {
-    saved.keys_values = memory.keys_values[layer_];
+    kv_.forward(context, memory.hidden, saved.keys_values);
   }
   AttentionForwardArgs args{arguments(context, sequences, saved)};
   look_at_weights(context, args, layer_, sequences.cross_probes);

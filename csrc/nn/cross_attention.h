@@ -28,8 +28,9 @@ class CrossAttention {
   void backward(const Context& context, const Sequences& sequences, const Tensor& dy,
                 const Tensor& x, const Saved& saved, const Tensor& dx, bool accumulate) const;
 
-  // Keys and values [M, 2 Hkv D] of the encoder's output [M, C], for many passes over them.
-  void project(const Context& context, const Tensor& hidden, const Tensor& keys_values) const;
+  // Keys and values of an encoder's output [B * S, C], for many passes over them; Stack::remember.
+  void remember(const Context& context, const Tensor& hidden, const Tensor& lengths,
+                const Tensor& rows, const LayerCache& to) const;
 
  private:
   AttentionArgs arguments(const Context& context, const Sequences& sequences,

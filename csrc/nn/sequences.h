@@ -8,15 +8,14 @@
 
 namespace llmcore {
 
-// Keys and values of one layer for tokens already seen, each row a place for one sequence.
-struct LayerCache {
-  Tensor k, v;  // [R, S, Hkv * D], S the cache's capacity
-};
-
 // A decoder's cache. Sequences may share rows, so that beams are reordered by changing `rows`.
 struct Cache {
   std::vector<LayerCache> layers;  // [L]
   Tensor rows;                     // [B, S] int32: where token t of sequence b is, or goes
+
+  KvCacheView layer(int64_t number) const {
+    return {layers[number].k, layers[number].v, rows.as<int32_t>(), {rows.dim(1), 1}};
+  }
 };
 
 // What cross-attention looks at: the encoder's output, or the keys and values made of it.
@@ -25,8 +24,8 @@ struct Memory {
   const int32_t* lengths = nullptr;  // [B] keys that are real; null: all S
   Tensor hidden;                     // [B * S, C]
   Tensor gradient;                   // [B * S, C] accumulates, in backward
-  std::vector<Tensor> keys_values;   // [L] of [R, S, 2 Hkv D] instead of `hidden`; or none
-  const int32_t* rows = nullptr;     // [B] which of R each sequence reads; null: b
+  std::vector<LayerCache> layers;    // [L] instead of `hidden`, or none
+  const int32_t* rows = nullptr;     // [B] which of their rows each sequence reads
 };
 
 // Whose attention weights a pass is to write down: those of some heads, for a run of queries.

@@ -1,8 +1,6 @@
 // Runs the embedding and the blocks, forwards and backwards.
 #include "nn/stack.h"
 
-#include <cstring>
-
 namespace llmcore {
 namespace {
 
@@ -89,19 +87,10 @@ Tensor Stack::infer(const Context& context, const StackInput& input, Sequences& 
   return stream;
 }
 
-void Stack::project_memory(const Context& context, const Tensor& hidden, const Tensor& lengths,
-                           const Tensor& rows, const std::vector<Tensor>& to) const {
-  const int64_t batch = lengths.numel(), keys = hidden.dim(0) / batch;
-  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    ScratchScope scope(*context.arena);
-    const Tensor& cache = to[layer];
-    const Tensor projected = context.arena->scratch(DType::kFloat32, hidden.dim(0), cache.cols());
-    blocks_[layer].cross_attention().project(context, hidden, projected);
-    for (int64_t b = 0; b < batch; ++b)
-      std::memcpy(cache.f32() + rows.as<int32_t>()[b] * cache.dim(1) * cache.cols(),
-                  projected.f32() + b * keys * cache.cols(),
-                  lengths.as<int32_t>()[b] * cache.cols() * sizeof(float));
-  }
+void Stack::remember(const Context& context, const Tensor& hidden, const Tensor& lengths,
+                     const Tensor& rows, const std::vector<LayerCache>& to) const {
+  for (size_t layer = 0; layer < blocks_.size(); ++layer)
+    blocks_[layer].cross_attention().remember(context, hidden, lengths, rows, to[layer]);
 }
 
 }  // namespace llmcore

@@ -50,10 +50,9 @@ class Stack {
   Tensor infer(const Context& context, const StackInput& input, Sequences& sequences) const;
 
   // Keys and values of every block's cross-attention from an encoder's output [B * S, C], of which
-  // lengths [B] are real: those of source b go to row rows[b] of `to` [L] of [R, S or more, 2 Hkv
-  // D].
-  void project_memory(const Context& context, const Tensor& hidden, const Tensor& lengths,
-                      const Tensor& rows, const std::vector<Tensor>& to) const;
+  // lengths [B] are real: those of source b go to row rows[b] of `to` [L].
+  void remember(const Context& context, const Tensor& hidden, const Tensor& lengths,
+                const Tensor& rows, const std::vector<LayerCache>& to) const;
 
  private:
   Embedding embedding_;

@@ -253,11 +253,11 @@ LossSum Transformer::add_gradients(const Context& context, const Batch& batch,
 }
 
 void Transformer::encode_memory(const Tensor& ids, const Tensor& lengths, const Tensor& rows,
-                                const std::vector<Tensor>& to) {
+                                const std::vector<LayerCache>& to) {
   const Context context = this->context();
   KeepScope scope(arena_);
   const Tensor hidden = infer_encoder(context, {.enc_ids = ids, .enc_lengths = lengths});
-  decoder_->project_memory(context, hidden, lengths, rows, to);
+  decoder_->remember(context, hidden, lengths, rows, to);
 }
 
 void Transformer::decode(const DecodeArgs& args) {

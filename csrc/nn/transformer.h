@@ -69,9 +69,9 @@ class Transformer {
   LossSum add_gradients(const Context& context, const Batch& batch, double total_weight);
 
   // Keys and values of every decoder layer's cross-attention for sources ids [B, S], lengths [B]:
-  // those of source b go to row rows[b] of `to` [L] of [R, S or more, 2 Hkv D].
+  // those of source b go to row rows[b] of `to` [L].
   void encode_memory(const Tensor& ids, const Tensor& lengths, const Tensor& rows,
-                     const std::vector<Tensor>& to);
+                     const std::vector<LayerCache>& to);
   void decode(const DecodeArgs& args);
 
   // Attention weights of a batch, where the probes want them; nothing else is kept.

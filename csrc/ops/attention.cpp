@@ -33,6 +33,19 @@ void check_arguments(const char* op, const AttentionArgs& args) {
   check_range(op, "past_length", args.past, args, INT32_MAX, "");
 }
 
+void check_cache(const char* op, const KvCacheView& cache, int64_t tokens) {
+  for (const KvTiles& tiles : {cache.k, cache.v})
+    CHECK(tiles.dtype == DType::kFloat32 || tiles.dtype == DType::kBFloat16 ||
+              tiles.dtype == DType::kInt8,
+          DTypeError, op, ": a cache is float32, bfloat16 or int8, got ", dtype_name(tiles.dtype));
+  CHECK(tokens <= cache.k.tokens && tokens <= cache.v.tokens, ShapeError, op, ": ", tokens,
+        " keys are more than the cache has room for");
+}
+
+void check_no_cache(const char* op, const AttentionArgs& args) {
+  CHECK(args.cache.k.data == nullptr, ConfigError, op, ": a cache must not be given");
+}
+
 void check_given(const char* op, const char* name, const void* data) {
   CHECK(data != nullptr, ShapeError, op, ": ", name, " is missing");
 }
@@ -52,7 +65,9 @@ void attention_forward(const Context& context, const AttentionForwardArgs& args)
   if (!any_queries(args)) return;
   check_given(op, "q", args.q.data);
   check_given(op, "out", args.out.data);
-  if (any_keys(args)) {
+  if (args.cache.k.data != nullptr) {
+    check_cache(op, args.cache, args.keys);
+  } else if (any_keys(args)) {
     check_given(op, "k", args.k.data);
     check_given(op, "v", args.v.data);
   }
@@ -66,7 +81,7 @@ void attention_forward(const Context& context, const AttentionForwardArgs& args)
 void attention_backward(const Context& context, const AttentionBackwardArgs& args) {
   const char* op = "attention_backward";
   check_arguments(op, args);
-  CHECK(args.key_rows == nullptr, ConfigError, op, ": key_rows must not be given");
+  check_no_cache(op, args);
   if (any_queries(args)) {
     check_given(op, "q", args.q.data);
     check_given(op, "out", args.out.data);
@@ -91,6 +106,7 @@ void attention_backward(const Context& context, const AttentionBackwardArgs& arg
 void attention_weights(const Context& context, const AttentionWeightsArgs& args) {
   const char* op = "attention_weights";
   check_arguments(op, args);
+  check_no_cache(op, args);
   if (!any_queries(args) || !any_keys(args)) return;
   check_given(op, "q", args.q.data);
   check_given(op, "k", args.k.data);
@@ -100,6 +116,14 @@ void attention_weights(const Context& context, const AttentionWeightsArgs& args)
   const AttentionKernels& kernels = *context.kernels->attention;
   call.scratch = context.arena->scratch(DType::kInt8, kernels.forward_scratch(args));
   kernels.weights(context, call);
+}
+
+void attention_append(const Context& context, const AttentionAppendArgs& args) {
+  const char* op = "attention_append";
+  check_given(op, "k", args.k.data);
+  check_given(op, "v", args.v.data);
+  for (int64_t b = 0; b < args.batch; ++b) check_cache(op, args.cache, args.kv_lengths[b]);
+  context.kernels->attention->append(context, args);
 }
 
 }  // namespace llmcore

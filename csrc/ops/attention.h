@@ -19,12 +19,12 @@
 
 #include "core/context.h"
 #include "core/tensor.h"
+#include "ops/kv_tiles.h"
 
 namespace llmcore {
 
 // Element (b, t, h, d) is at data[b * batch_stride + t * row_stride + h * head_stride + d], so that
-// q, k and v can be read from one packed [N, (H + 2 Hkv) D] matrix, from [B, H, T, D], or from a
-// cache.
+// q, k and v can be read from one packed [N, (H + 2 Hkv) D] matrix or from [B, H, T, D].
 struct HeadView {
   float* data = nullptr;
   int64_t batch_stride = 0, row_stride = 0, head_stride = 0;
@@ -40,6 +40,17 @@ struct ScoreView {
   int64_t stride[4] = {};
 };
 
+// Keys and values kept in tiles: key j of sequence b stands in row
+// rows[b * rows_stride[0] + j * rows_stride[1]], so that sequences can share what they share.
+struct KvCacheView {
+  KvTiles k, v;  // no data: there is no cache
+  const int32_t* rows = nullptr;
+  int64_t rows_stride[2] = {};
+  LLMCORE_INLINE int64_t row(int64_t b, int64_t j) const {
+    return rows[b * rows_stride[0] + j * rows_stride[1]];
+  }
+};
+
 struct AttentionArgs {
   int64_t batch = 0, queries = 0, keys = 0;  // B, T, S
   int64_t heads = 0, kv_heads = 0;           // H, a multiple of Hkv
@@ -52,22 +63,11 @@ struct AttentionArgs {
   const int32_t* kv_lengths = nullptr;          // [B]; null: S
   const int32_t* prefix_lengths = nullptr;      // [B]; null: 0
   const int32_t* past = nullptr;                // [B]; null: 0
-  // Key j of sequence b stands in row key_rows[b * key_rows_stride[0] + j * key_rows_stride[1]] of
-  // k and v, so that sequences of a cache can share what they share; null: in row b. Not for
-  // backward.
-  const int32_t* key_rows = nullptr;
-  int64_t key_rows_stride[2] = {};
-  ScoreView bias;   // float, additive
-  ScoreView mask;   // bool, true: may attend
+  KvCacheView cache;                            // read instead of k and v; for forward alone
+  ScoreView bias;                               // float, additive
+  ScoreView mask;                               // bool, true: may attend
   Dropout dropout;  // on the weights: element ((b * H + h) * T + i) * S + j
 };
-
-// The row of k and v that holds key j of sequence b.
-LLMCORE_INLINE int64_t key_row(const AttentionArgs& args, int64_t b, int64_t j) {
-  return args.key_rows == nullptr
-             ? b
-             : args.key_rows[b * args.key_rows_stride[0] + j * args.key_rows_stride[1]];
-}
 
 // The keys query i of sequence b may see, mask aside: always one run, [begin, end).
 struct KeyRange {
@@ -112,16 +112,28 @@ struct AttentionWeightsArgs : AttentionArgs {
   Tensor scratch;            // provided by the checking layer
 };
 
+// Adds the keys and values of new tokens to a cache: those of token t of sequence b as key past[b]
+// + t, if that is below kv_lengths[b].
+struct AttentionAppendArgs {
+  int64_t batch = 0, tokens = 0;        // B, T
+  HeadView k, v;                        // [B, T, Hkv, D], [B, T, Hkv, Dv]
+  const int32_t* kv_lengths = nullptr;  // [B]
+  const int32_t* past = nullptr;        // [B]; null: 0
+  KvCacheView cache;
+};
+
 struct AttentionKernels {
   int64_t (*forward_scratch)(const AttentionArgs&);   // bytes, for the weights too
   int64_t (*backward_scratch)(const AttentionArgs&);  // bytes
   void (*forward)(const Context&, const AttentionForwardArgs&);
   void (*backward)(const Context&, const AttentionBackwardArgs&);
   void (*weights)(const Context&, const AttentionWeightsArgs&);
+  void (*append)(const Context&, const AttentionAppendArgs&);
 };
 
 void attention_forward(const Context& context, const AttentionForwardArgs& args);
 void attention_backward(const Context& context, const AttentionBackwardArgs& args);
 void attention_weights(const Context& context, const AttentionWeightsArgs& args);
+void attention_append(const Context& context, const AttentionAppendArgs& args);
 
 }  // namespace llmcore

@@ -1,7 +1,7 @@
 // Attention's forward pass on the CPU: blocks of query rows against tiles of keys, online softmax
 // (Milakov and Gimelshein 2018; Dao et al. 2022).
 #include "core/parallel.h"
-#include "ops/attention_tile.h"
+#include "ops/kv_tiles_simd.h"
 
 namespace llmcore::LLMCORE_ISA {
 namespace {
@@ -17,9 +17,8 @@ struct Block {
   QueryRow rows[kBlockRows];
   int64_t value_width;  // padded Dv
   float* q;             // [kBlockRows, padded D], scaled
-  float* keys;          // [D, kTileKeys]
-  float* values;        // [kTileKeys, padded Dv]
-  float* gathered;      // [kTileKeys, the larger of both widths] keys, then values, of several rows
+  float* keys;          // [D, kTileKeys], or a tile of a cache put together of several rows
+  float* values;        // [kTileKeys, padded Dv], likewise
   float* scores;        // [kGroupRows, kTileKeys]
   float* states;        // [kBlockRows, padded Dv + kLanes]
   float* highest;       // [kBlockRows] the highest score so far
@@ -31,11 +30,8 @@ struct Block {
 void place(const AttentionArgs& args, Pieces& pieces, Block& block) {
   block.value_width = padded(args.value_dim);
   block.q = pieces.take(kBlockRows * padded(args.head_dim));
-  block.keys = pieces.take(args.head_dim * kTileKeys);
-  block.values = pieces.take(kTileKeys * block.value_width);
-  block.gathered = args.key_rows == nullptr
-                       ? nullptr
-                       : pieces.take(kTileKeys * larger(padded(args.head_dim), block.value_width));
+  block.keys = pieces.take(larger(args.head_dim * kTileKeys, args.cache.k.tile_words()));
+  block.values = pieces.take(larger(kTileKeys * block.value_width, args.cache.v.tile_words()));
   block.scores = pieces.take(kGroupRows * kTileKeys);
   block.states = pieces.take(kBlockRows * (block.value_width + kLanes));
   block.highest = pieces.take(kBlockRows);
@@ -97,26 +93,48 @@ LLMCORE_INLINE void softmax_step(const Block& block, int64_t r, int64_t rows, Ve
   softmax_vecs<kVecs>(block, r, rows, block.scores + vecs.begin * kLanes);
 }
 
-// A tile of keys, or of values: its first row and how far apart they are.
-struct TileRows {
-  const float* from;
-  int64_t stride;
-};
-
-// The `count` keys (or values) from `first` on: where they are if they stand in one row of the
-// cache, else copied side by side.
-TileRows tile_rows(const AttentionArgs& args, const HeadView& view, int64_t width,
-                   const Block& block, int64_t first, int64_t count) {
-  const KvHead& head = block.head;
-  const int64_t row = key_row(args, head.b, first);
+// The tile of the cache that begins with key `first`: where it is if the `count` keys from there on
+// stand in one row, else put together in `gathered`.
+float* kept_tile(const AttentionArgs& args, const KvTiles& tiles, const KvHead& head, int64_t first,
+                 int64_t count, float* gathered) {
+  const int64_t row = args.cache.row(head.b, first);
   bool together = true;
-  for (int64_t j = 1; args.key_rows != nullptr && j < count; ++j)
-    together = together && key_row(args, head.b, first + j) == row;
-  if (together) return {view.at(row, first, head.kv_head), view.row_stride};
+  for (int64_t j = 1; j < count; ++j) together &= args.cache.row(head.b, first + j) == row;
+  if (together) return tiles.tile(row, head.kv_head, first);
+  float* tiles_of[kTileKeys];
   for (int64_t j = 0; j < count; ++j)
-    read_row(view.at(key_row(args, head.b, first + j), first + j, head.kv_head), width, 1.0f,
-             block.gathered + j * padded(width));
-  return {block.gathered, padded(width)};
+    tiles_of[j] = tiles.tile(args.cache.row(head.b, first + j), head.kv_head, first);
+  gather_tile(tiles, tiles_of, count, gathered);
+  return gathered;
+}
+
+// The `count` keys from `first` on: [D, kTileKeys], or a tile of the cache.
+const float* key_tile(const AttentionArgs& args, const Block& block, int64_t first, int64_t count) {
+  const KvHead& head = block.head;
+  if (args.cache.k.data != nullptr)
+    return kept_tile(args, args.cache.k, head, first, count, block.keys);
+  read_transposed(args.k.at(head.b, first, head.kv_head), args.k.row_stride, count, args.head_dim,
+                  block.keys);
+  return block.keys;
+}
+
+// The `count` values from `first` on, each in whole vectors, or a tile of the cache.
+struct ValueRows {
+  const float* from;
+  int64_t stride;  // in words
+};
+ValueRows value_tile(const AttentionArgs& args, const Block& block, int64_t first, int64_t count) {
+  const KvHead& head = block.head;
+  const KvTiles& kept = args.cache.v;
+  if (kept.data != nullptr)
+    return {kept_tile(args, kept, head, first, count, block.values), kept.words()};
+  const ValueRows rows{args.v.at(head.b, first, head.kv_head), args.v.row_stride};
+  // What is read once does not pay for packing.
+  if (block.count <= kGroupRows && args.value_dim % kLanes == 0) return rows;
+  for (int64_t j = 0; j < count; ++j)
+    read_row(rows.from + j * rows.stride, args.value_dim, 1.0f,
+             block.values + j * block.value_width);
+  return {block.values, block.value_width};
 }
 
 // Takes the block's rows through all keys they see: enter(first, count) for a tile, then for each
@@ -135,25 +153,25 @@ LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, U
   const KeyRange all = seen_together(block.rows, block.count);
   for (int64_t first = all.begin / kTileKeys * kTileKeys; first < all.end; first += kTileKeys) {
     const int64_t count = smaller(kTileKeys, all.end - first);
-    const TileRows keys = tile_rows(args, args.k, args.head_dim, block, first, count);
-    read_transposed(keys.from, keys.stride, count, args.head_dim, block.keys);
+    const float* keys = key_tile(args, block, first, count);
     enter(first, count);
     for (int64_t r = 0; r < block.count; r += kGroupRows) {
       const int64_t rows = smaller(kGroupRows, block.count - r);
       const KeyRange seen = clip_to_tile(seen_together(block.rows + r, rows), first);
       if (is_empty(seen)) continue;
       const VecRange vecs = vectors_of(seen);
-      multiply({.rows = rows,
-                .vecs = vecs.end - vecs.begin,
-                .depth = args.head_dim,
-                .a = block.q + r * width,
-                .a_row = width,
-                .a_k = 1,
-                .b = block.keys + vecs.begin * kLanes,
-                .b_row = kTileKeys,
-                .c = block.scores + vecs.begin * kLanes,
-                .c_row = kTileKeys,
-                .accumulate = false});
+      multiply_kept(args.cache.k, {.rows = rows,
+                                   .vecs = vecs.end - vecs.begin,
+                                   .depth = args.head_dim,
+                                   .a = block.q + r * width,
+                                   .a_row = width,
+                                   .a_k = 1,
+                                   .b = keys + vecs.begin * kLanes,
+                                   .b_row = kTileKeys,
+                                   .c = block.scores + vecs.begin * kLanes,
+                                   .c_row = kTileKeys,
+                                   .accumulate = false});
+      apply_scales(args.cache.k, keys, vecs, rows, block.scores);
       for (int64_t i = 0; i < rows; ++i) {
         const ScoreRow row = score_row(block.head, block.rows[r + i], first);
         if (!are_scores(args, row, vecs))
@@ -176,32 +194,25 @@ void drop_weights(const AttentionArgs& args, const Block& block, int64_t first, 
 }
 
 void forward_block(const AttentionForwardArgs& args, Block& block) {
-  const float* values = block.values;
-  int64_t values_row = block.value_width;
+  ValueRows values{};
   const auto enter = [&](int64_t first, int64_t count) {
-    const TileRows tile = tile_rows(args, args.v, args.value_dim, block, first, count);
-    if (block.count <= kGroupRows && args.value_dim % kLanes == 0) {
-      values = tile.from;  // read once: packing would not pay
-      values_row = tile.stride;
-      return;
-    }
-    for (int64_t j = 0; j < count; ++j)
-      read_row(tile.from + j * tile.stride, args.value_dim, 1.0f, block.values + j * values_row);
+    values = value_tile(args, block, first, count);
   };
   const auto use = [&](int64_t first, int64_t r, int64_t rows, KeyRange seen) {
     softmax_step(block, r, rows, vectors_of(seen));
     if (args.dropout.p > 0.0f) drop_weights(args, block, first, r, rows, vectors_of(seen));
-    multiply({.rows = rows,
-              .vecs = block.value_width / kLanes,
-              .depth = seen.end - seen.begin,
-              .a = block.scores + seen.begin,
-              .a_row = kTileKeys,
-              .a_k = 1,
-              .b = values + seen.begin * values_row,
-              .b_row = values_row,
-              .c = block.state(r),
-              .c_row = block.value_width + kLanes,
-              .accumulate = true});
+    apply_scales(args.cache.v, values.from, vectors_of(seen), rows, block.scores);
+    multiply_kept(args.cache.v, {.rows = rows,
+                                 .vecs = block.value_width / kLanes,
+                                 .depth = seen.end - seen.begin,
+                                 .a = block.scores + seen.begin,
+                                 .a_row = kTileKeys,
+                                 .a_k = 1,
+                                 .b = values.from + seen.begin * values.stride,
+                                 .b_row = values.stride,
+                                 .c = block.state(r),
+                                 .c_row = block.value_width + kLanes,
+                                 .accumulate = true});
   };
   scan(args, block, enter, use);
 
@@ -272,6 +283,27 @@ void weights(const Context&, const AttentionWeightsArgs& args) {
   for_each_block(args, weights_block);
 }
 
+void append(const Context&, const AttentionAppendArgs& args) {
+  const KvTiles &k = args.cache.k, &v = args.cache.v;
+  const auto keep = [&](const KvTiles& tiles, const HeadView& from, int64_t row, int64_t b,
+                        int64_t t, int64_t head, int64_t token) {
+    with_format(tiles.dtype, [&](auto format) {
+      keep_token<decltype(format)>(tiles, from.at(b, t, head), tiles.tile(row, head, token),
+                                   token % kTileKeys);
+    });
+  };
+  // Split as forward is, so that a thread writes what it will read.
+  parallel_for(args.batch * k.heads, [&](int64_t task, int) {
+    const int64_t b = task / k.heads, head = task % k.heads;
+    const int64_t past = args.past != nullptr ? args.past[b] : 0;
+    for (int64_t t = 0; t < args.tokens && past + t < args.kv_lengths[b]; ++t) {
+      const int64_t row = args.cache.row(b, past + t);
+      keep(k, args.k, row, b, t, head, past + t);
+      keep(v, args.v, row, b, t, head, past + t);
+    }
+  });
+}
+
 }  // namespace
 
 extern const AttentionKernels attention_kernels;
@@ -281,6 +313,7 @@ const AttentionKernels attention_kernels = {
     .forward = forward,
     .backward = attention_backward_kernel,
     .weights = weights,
+    .append = append,
 };
 
 }  // namespace llmcore::LLMCORE_ISA

@@ -9,7 +9,7 @@
 #include "ops/attention.h"
 #include "simd/math.h"
 #include "simd/philox.h"
-#include "simd/vec.h"
+#include "simd/transpose.h"
 
 namespace llmcore::LLMCORE_ISA {
 
@@ -21,7 +21,7 @@ namespace {
 
 #define LLMCORE_NOINLINE inline __attribute__((noinline))
 
-constexpr int64_t kTileKeys = 64;
+constexpr int64_t kTileKeys = kTileTokens;
 // A product holds this many rows and vectors of its result in registers.
 constexpr int64_t kGroupRows = 6;
 constexpr int64_t kPanelVecs = kVecRegisters == 32 ? 4 : 2;
@@ -102,16 +102,7 @@ LLMCORE_INLINE void zero(float* to, int64_t count) {
   for (; c < count; ++c) to[c] = 0.0f;
 }
 
-// Compile-time lane numbers 0 .. kLanes - 1, for shuffles.
-template <int... kLane>
-struct LaneList {};
-template <int kCount, int... kLane>
-struct MakeLaneList : MakeLaneList<kCount - 1, kCount - 1, kLane...> {};
-template <int... kLane>
-struct MakeLaneList<0, kLane...> {
-  using Type = LaneList<kLane...>;
-};
-using AllLanes = typename MakeLaneList<kLanes>::Type;
+using AllLanes = LaneRange<kLanes>::Type;
 
 // All lanes combined by halving, in every lane.
 template <int kHalf, class Combine, int... kLane>
@@ -129,25 +120,6 @@ LLMCORE_INLINE Vec sum_of_lanes(Vec v) {
       v, [](Vec a, Vec b) { return a + b; }, AllLanes{});
 }
 
-// Swaps the lanes of `low` that have bit kHalf set with those of `high` that have it clear.
-template <int kHalf, int... kLane>
-LLMCORE_INLINE void swap_halves(Vec& low, Vec& high, LaneList<kLane...>) {
-  const Vec first =
-      __builtin_shufflevector(low, high, ((kLane & kHalf) ? kLane - kHalf + kLanes : kLane)...);
-  high = __builtin_shufflevector(low, high, ((kLane & kHalf) ? kLane + kLanes : kLane + kHalf)...);
-  low = first;
-}
-
-template <int kHalf>
-LLMCORE_INLINE void transpose_step(Vec (&rows)[kLanes]) {
-  if constexpr (kHalf > 0) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i)
-      if ((i & kHalf) == 0) swap_halves<kHalf>(rows[i], rows[i + kHalf], AllLanes{});
-    transpose_step<kHalf / 2>(rows);
-  }
-}
-
 // to[c][j] = the j-th of `count` rows at column c, zeros for j in [count, kTileKeys).
 LLMCORE_NOINLINE void read_transposed(const float* from, int64_t row_stride, int64_t count,
                                       int64_t width, float* to) {
@@ -162,7 +134,7 @@ LLMCORE_NOINLINE void read_transposed(const float* from, int64_t row_stride, int
                   : columns == kLanes ? load(row)
                                       : load_partial(row, columns);
       }
-      transpose_step<kLanes / 2>(rows);
+      transpose(rows);
       if (columns == kLanes) {
 #pragma GCC unroll 16
         for (int64_t i = 0; i < kLanes; ++i) store(to + (c + i) * kTileKeys + j, rows[i]);
@@ -175,9 +147,17 @@ LLMCORE_NOINLINE void read_transposed(const float* from, int64_t row_stride, int
 
 // ---- The small matrix product all of attention is made of ----
 
+// The right side of a product: one row of elements has the columns of kSteps steps of k.
+struct FloatColumns {
+  using Element = float;
+  static constexpr int kSteps = 1;
+  LLMCORE_INLINE static Vec read(const float* from, int) { return load(from); }
+};
+
 // C[r][n] (+)= sum over k of a[r * a_row + k * a_k] * b[k * b_row + n]; C's row stride is c_row,
 // and n runs over `vecs` vectors. The sum is one chain in ascending k that starts from zero, so
-// that long sums over tiles are sums of short ones.
+// that long sums over tiles are sums of short ones. b may be of other elements, and b_row then
+// counts these.
 struct Product {
   int64_t rows, vecs, depth;
   const float* a;
@@ -189,22 +169,25 @@ struct Product {
   bool accumulate;
 };
 
-template <int kRows, int kVecs>
+template <class Columns, int kRows, int kVecs>
 void multiply_block(const Product& p, int64_t row, int64_t vec) {
   const float* a = p.a + row * p.a_row;
-  const float* b = p.b + vec * kLanes;
+  const auto* b = reinterpret_cast<const typename Columns::Element*>(p.b) + vec * kLanes;
   float* c = p.c + row * p.c_row + vec * kLanes;
   const int64_t a_row = p.a_row, a_k = p.a_k, b_row = p.b_row, c_row = p.c_row;
   Vec sum[kRows][kVecs] = {};
-  for (int64_t k = p.depth; k > 0; --k, a += a_k, b += b_row) {
-    Vec y[kVecs];
+  for (int64_t k = p.depth; k > 0; k -= Columns::kSteps, b += b_row) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Columns::kSteps; ++i, a += a_k) {
+      Vec y[kVecs];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) y[v] = load(b + v * kLanes);
+      for (int v = 0; v < kVecs; ++v) y[v] = Columns::read(b + v * kLanes, i);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Vec x = broadcast(a[r * a_row]);
+      for (int r = 0; r < kRows; ++r) {
+        const Vec x = broadcast(a[r * a_row]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(x, y[v], sum[r][v]);
+        for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(x, y[v], sum[r][v]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -216,36 +199,37 @@ void multiply_block(const Product& p, int64_t row, int64_t vec) {
     }
 }
 
-template <int kVecs>
+template <class Columns, int kVecs>
 LLMCORE_INLINE void multiply_rows(const Product& p, int64_t row, int64_t vec) {
   switch (smaller(kGroupRows, p.rows - row)) {
     case 6:
-      return multiply_block<6, kVecs>(p, row, vec);
+      return multiply_block<Columns, 6, kVecs>(p, row, vec);
     case 5:
-      return multiply_block<5, kVecs>(p, row, vec);
+      return multiply_block<Columns, 5, kVecs>(p, row, vec);
     case 4:
-      return multiply_block<4, kVecs>(p, row, vec);
+      return multiply_block<Columns, 4, kVecs>(p, row, vec);
     case 3:
-      return multiply_block<3, kVecs>(p, row, vec);
+      return multiply_block<Columns, 3, kVecs>(p, row, vec);
     case 2:
-      return multiply_block<2, kVecs>(p, row, vec);
+      return multiply_block<Columns, 2, kVecs>(p, row, vec);
     default:
-      return multiply_block<1, kVecs>(p, row, vec);
+      return multiply_block<Columns, 1, kVecs>(p, row, vec);
   }
 }
 
+template <class Columns = FloatColumns>
 LLMCORE_NOINLINE void multiply(const Product& p) {
   for (int64_t vec = 0; vec < p.vecs; vec += kPanelVecs) {
     const int64_t vecs = smaller(kPanelVecs, p.vecs - vec);
     for (int64_t row = 0; row < p.rows; row += kGroupRows) {
       if (kPanelVecs >= 4 && vecs == 4)
-        multiply_rows<kPanelVecs>(p, row, vec);
+        multiply_rows<Columns, kPanelVecs>(p, row, vec);
       else if (kPanelVecs >= 4 && vecs == 3)
-        multiply_rows<3>(p, row, vec);
+        multiply_rows<Columns, 3>(p, row, vec);
       else if (vecs == 2)
-        multiply_rows<2>(p, row, vec);
+        multiply_rows<Columns, 2>(p, row, vec);
       else
-        multiply_rows<1>(p, row, vec);
+        multiply_rows<Columns, 1>(p, row, vec);
     }
   }
 }

@@ -14,34 +14,6 @@ constexpr int64_t kGroupStep = 2;
 
 // ---- Rounding
 
-struct Rounding {
-  float scale;    // NaN where a row has an infinity or a NaN
-  float inverse;  // elements times this are the integers
-};
-
-Rounding int8_rounding(const float* row, int64_t count) {
-  Vec largest = {}, finite = {};
-  for_each_vector(0, count, [&](int64_t i, int64_t n) {
-    const Vec x = load_up_to(row + i, n);
-    largest = max(largest, max(x, -x));
-    finite += x - x;
-  });
-  const float most = reduce_max(largest);
-  return {most / 127.0f + reduce_add(finite), most > 0.0f ? 127.0f / most : 0.0f};
-}
-
-// To the nearest integer, ties to even, of numbers below 2^22.
-LLMCORE_INLINE VecI round_to_int(Vec x) {
-  constexpr float kMagic = 0x1.8p23f;
-  return __builtin_bit_cast(VecI, x + kMagic) - __builtin_bit_cast(int32_t, kMagic);
-}
-
-LLMCORE_INLINE void store_bytes(int8_t* to, VecI v) {
-  using Bytes [[gnu::vector_size(kLanes)]] = int8_t;
-  const Bytes bytes = __builtin_convertvector(v, Bytes);
-  __builtin_memcpy(to, &bytes, sizeof(bytes));
-}
-
 // A chunk of a row as integers, zero beyond `count`.
 void int8_chunk(const float* row, int64_t count, float inverse, int8_t (&codes)[kChunk]) {
   for (int64_t i = 0; i < kChunk; i += kLanes)

@@ -4,6 +4,7 @@
 #include "ops/matmul_tile.h"
 #include "ops/packed.h"
 #include "simd/dot.h"
+#include "simd/int8.h"
 
 namespace llmcore::LLMCORE_ISA {
 
@@ -36,9 +37,6 @@ LLMCORE_INLINE VecU load_words(const uint32_t* p) {
   VecU v;
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
-}
-LLMCORE_INLINE Vec to_float(VecI v) {
-  return __builtin_convertvector(v, Vec);
 }
 LLMCORE_INLINE VecI broadcast_sum(int32_t x) {
   return x - VecI{};

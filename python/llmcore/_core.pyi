@@ -29,6 +29,7 @@ __all__: list[str] = [
     "advance_beams",
     "as_tensor",
     "attention_backward",
+    "attention_cached",
     "attention_forward",
     "attention_weights",
     "batched_matmul",
@@ -236,6 +237,7 @@ class GenerationOptions:
     How tokens are chosen; csrc/generate/options.h says what each field is.
     """
 
+    cache_dtype: str
     do_sample: bool
     early_stopping: typing.Any
     def __init__(self) -> None: ...
@@ -395,6 +397,7 @@ class Engine:
         tokens: typing.SupportsInt | typing.SupportsIndex,
         prompt_tokens: typing.SupportsInt | typing.SupportsIndex,
         draft: Transformer | None = None,
+        cache_dtype: str = "float32",
     ) -> None: ...
     @typing.overload
     def __init__(
@@ -513,6 +516,7 @@ def attention_backward(
     dv: Tensor,
     dbias: Tensor | None = None,
 ) -> None: ...
+def attention_cached(call: AttentionCall, *, dtype: str, rows: Tensor, out: Tensor) -> None: ...
 def attention_forward(
     call: AttentionCall, *, out: Tensor, softmax: Tensor | None = None
 ) -> None: ...

@@ -6,13 +6,13 @@ import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from llmcore import _core
 from llmcore.engine_loop import EngineStats, Loop
 from llmcore.errors import ConfigError, DataError, DTypeError
 from llmcore.generate import GeneratedToken, GenerationResult, Writing, check_draft, prepare
-from llmcore.generation_config import GenerationConfig
+from llmcore.generation_config import CacheDtype, GenerationConfig
 from llmcore.uses.texts import as_list
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ class Engine:
         prompt_tokens: most tokens of prompts that are read in one step: fewer let running requests
             wait less, more read prompts faster.
         draft_model: guesses for requests with speculate="draft", as in `Transformer.generate`.
+        cache_dtype: how keys and values are kept, as in `GenerationConfig`: "float32", "bfloat16"
+            or "int8".
 
     Raises:
         ConfigError: the model has no decoder, an argument is out of its range, or the draft model
@@ -153,8 +155,10 @@ class Engine:
         capacity: int | None = None,
         prompt_tokens: int = 256,
         draft_model: Transformer | None = None,
+        cache_dtype: CacheDtype = "float32",
     ) -> None:
         self.model = model
+        self.cache_dtype = cache_dtype
         self.capacity = _capacity(model, capacity)
         for name, value in (
             ("max_batch", max_batch),
@@ -163,10 +167,15 @@ class Engine:
         ):
             if not isinstance(value, int) or not 1 <= value < 2**31:
                 raise ConfigError(f"Engine: {name} must be a number from 1 on, got {value!r}")
+        if cache_dtype not in get_args(CacheDtype):
+            choices = ", ".join(map(repr, get_args(CacheDtype)))
+            raise ConfigError(f"Engine: cache_dtype must be one of {choices}, got {cache_dtype!r}")
         if draft_model is not None:
             check_draft(model, draft_model)
         draft = None if draft_model is None else draft_model._core
-        core = _core.Engine(model._core, max_batch, self.capacity, prompt_tokens, draft)
+        core = _core.Engine(
+            model._core, max_batch, self.capacity, prompt_tokens, draft, cache_dtype
+        )
         self._loop = Loop(model, core, max_queue, draft)
         # When nobody refers to the engine any more, and when the interpreter ends.
         self._finalize = weakref.finalize(self, self._loop.close, False)
@@ -198,6 +207,11 @@ class Engine:
             raise DTypeError(
                 "engine: config must be a GenerationConfig, for example "
                 f"GenerationConfig(max_new_tokens=20), got a {type(settings).__name__}"
+            )
+        if settings.cache_dtype not in (None, self.cache_dtype):
+            raise ConfigError(
+                f"engine: its cache_dtype is {self.cache_dtype!r} for all requests, got "
+                f"{settings.cache_dtype!r}; leave it out, or make the engine with it"
             )
         prompts = as_list(prompt, "engine: a prompt")
         if len(prompts) != 1:

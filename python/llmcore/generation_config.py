@@ -13,6 +13,8 @@ from llmcore.validation import Check
 if TYPE_CHECKING:
     from llmcore.config import ModelConfig
 
+CacheDtype = Literal["float32", "bfloat16", "int8"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
@@ -64,6 +66,9 @@ class GenerationConfig:
             as draft_model; None: no guesses.
         num_draft_tokens: guesses at a time, at most: fewer where the last ones were wrong.
         draft_ngram: longest run of tokens that is looked up in the text before.
+        cache_dtype: how keys and values are kept for the tokens that follow, those of an encoder's
+            output too. "float32"; "bfloat16", half the memory and bandwidth; "int8", about a
+            quarter, with a scale for each token and head. None: float32, or what the engine has.
         seed: of the draws. A text depends on its prompt and on this, not on the other prompts;
             a prompt given several times gets as many different texts.
         overflow: what happens when the model's positions are used up: "stop" ends the text with
@@ -78,6 +83,10 @@ class GenerationConfig:
         False
         >>> GenerationConfig(temperature=0.8, top_k=20).do_sample
         True
+        >>> GenerationConfig(cache_dtype="int4")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        llmcore.errors.ConfigError: GenerationConfig: cache_dtype: expected one of 'float32', ...
     """
 
     max_new_tokens: int = 64
@@ -104,6 +113,7 @@ class GenerationConfig:
     speculate: Literal["ngram", "draft"] | None = None
     num_draft_tokens: int = 7
     draft_ngram: int = 3
+    cache_dtype: CacheDtype | None = None
     seed: int = 0
     overflow: Literal["stop", "slide"] = "stop"
 
@@ -214,6 +224,7 @@ class GenerationConfig:
             "speculate": self.speculate,
             "num_draft_tokens": self.num_draft_tokens,
             "draft_ngram": self.draft_ngram,
+            "cache_dtype": self.cache_dtype,
             "seed": self.seed,
         }
         options = _core.GenerationOptions()

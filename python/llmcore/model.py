@@ -342,6 +342,9 @@ class Transformer(Uses):
             >>> guessing = GenerationConfig(max_new_tokens=5, speculate="ngram")
             >>> model.generate([[1, 2, 3], [4]], guessing) == results
             True
+            >>> smaller = GenerationConfig(max_new_tokens=5, cache_dtype="bfloat16")
+            >>> len(model.generate([[1, 2, 3]], smaller)[0].ids)
+            5
         """
         from llmcore import generate as generation
         from llmcore.generation_config import GenerationConfig

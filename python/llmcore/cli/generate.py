@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -32,6 +32,12 @@ LengthPenaltyOption = Annotated[
 ]
 NoRepeatOption = Annotated[
     int, typer.Option(help="No n-gram of this size occurs twice; 0 no limit.", min=0)
+]
+CacheDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How keys and values of the text so far are kept: float32, bfloat16 or int8."
+    ),
 ]
 NBestOption = Annotated[int, typer.Option(help="Best texts to give, at most --num-beams.", min=1)]
 
@@ -84,6 +90,7 @@ def generate(
     draft_ngram: Annotated[
         int | None, typer.Option(help="Longest run of tokens looked up in the text before.", min=1)
     ] = None,
+    cache_dtype: CacheDtypeOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0)] = 0,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -125,6 +132,7 @@ def generate(
             num_return_sequences=n_best,
             stop_strings=stop or (),
             **{name: value for name, value in guesses.items() if value is not None},
+            cache_dtype=cast(Any, cache_dtype),
             seed=seed,
             overflow="slide" if num_beams == 1 else "stop",
         )
@@ -162,6 +170,7 @@ def translate(
         str | None, typer.Option(help="Token that translations begin with, such as de_DE.")
     ] = None,
     batch_size: BatchSizeOption = 32,
+    cache_dtype: CacheDtypeOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -187,6 +196,7 @@ def translate(
             length_penalty=length_penalty,
             no_repeat_ngram_size=no_repeat_ngram_size,
             num_return_sequences=n_best,
+            cache_dtype=cast(Any, cache_dtype),
         )
     texts = read_texts(text, file)
     loaded = load_model(model, device, dtype)
