@@ -1,4 +1,4 @@
-// Beam search: per row a log-softmax and a heap of its best tokens, then a merge of the few left.
+// Beam search: per row a heap of its best tokens, then a merge of the few left.
 #include "generate/beam.h"
 
 #include <algorithm>
@@ -8,21 +8,12 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "generate/logits.h"
+#include "ops/elementwise.h"
 
 namespace llmcore {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-
-// log sum exp(logits), 0 where all are -inf; neither where one is NaN or infinity.
-double log_normaliser(const float* logits, int64_t vocab_size) {
-  float largest = kNever;
-  for (int64_t id = 0; id < vocab_size; ++id) largest = std::max(largest, logits[id]);
-  if (!std::isfinite(largest)) largest = 0.0f;
-  double sum = 0.0;
-  for (int64_t id = 0; id < vocab_size; ++id) sum += std::exp(logits[id] - largest);
-  return sum == 0.0 ? 0.0 : largest + std::log(sum);
-}
 
 }  // namespace
 
@@ -47,21 +38,17 @@ BeamSearch::BeamSearch(const GenerationOptions& options, const std::vector<int32
   beams_[0].candidates.reserve(most_candidates_);
 }
 
-bool BeamSearch::read(int64_t beam, const float* logits, const BeamScratch& scratch) {
-  const double normaliser = log_normaliser(logits, vocab_size_);
-  if (!std::isfinite(normaliser)) return false;
-  float* log_probabilities = scratch.log_probabilities;
-  for (int64_t id = 0; id < vocab_size_; ++id)
-    log_probabilities[id] = static_cast<float>(logits[id] - normaliser);
-
+bool BeamSearch::read(int64_t beam, const float* log_probabilities, const BeamScratch& scratch) {
+  if (std::isnan(log_probabilities[0])) return false;  // then all are
+  std::copy_n(log_probabilities, vocab_size_, scratch.processed);
   Beam& read = beams_[beam];
   const History history{.ids = read.ids.data(),
                         .length = static_cast<int64_t>(read.ids.size()),
                         .prompt_length = prompt_length_};
-  process_logits(options_, history, log_probabilities, vocab_size_, scratch.counts);
-  keep_best(log_probabilities, read.candidates);
+  process_logits(options_, history, scratch.processed, vocab_size_, scratch.counts);
+  keep_best(scratch.processed, read.candidates);
   for (Candidate& candidate : read.candidates)
-    candidate.model_log_probability = static_cast<float>(logits[candidate.id] - normaliser);
+    candidate.model_log_probability = log_probabilities[candidate.id];
   return true;
 }
 
@@ -214,17 +201,19 @@ void advance_beams(const Context& context, const Tensor& logits,
   check_tensor("generate", "logits", logits, "[beams, V]", {count, vocab_size});
 
   ScratchScope scope(*context.arena);
+  const Tensor log_probabilities = context.arena->scratch(DType::kFloat32, count, vocab_size);
+  softmax(context, {.log = true, .x = logits, .y = log_probabilities});
   const int64_t workers = std::min<int64_t>(num_threads(), count);
   const Tensor floats = context.arena->scratch(DType::kFloat32, workers, vocab_size);
   const Tensor counts = context.arena->scratch(DType::kInt32, workers, vocab_size);
   auto* sound = static_cast<bool*>(context.arena->scratch_bytes(count));
   std::fill_n(counts.as<int32_t>(), counts.numel(), 0);
   parallel_for(workers, [&](int64_t worker, int) {
-    const BeamScratch scratch{.log_probabilities = floats.f32() + worker * vocab_size,
+    const BeamScratch scratch{.processed = floats.f32() + worker * vocab_size,
                               .counts = counts.as<int32_t>() + worker * vocab_size};
     for (int64_t row = worker; row < count; row += workers)
-      sound[row] = searches[rows[row].search]->read(rows[row].beam, logits.f32() + row * vocab_size,
-                                                    scratch);
+      sound[row] = searches[rows[row].search]->read(
+          rows[row].beam, log_probabilities.f32() + row * vocab_size, scratch);
   });
   for (int64_t row = 0; row < count; ++row)
     CHECK(sound[row], ConfigError, "generate: the logits of sequence ", rows[row].search,

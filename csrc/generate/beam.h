@@ -41,8 +41,8 @@ struct BeamHypothesis {
 
 // One worker's memory.
 struct BeamScratch {
-  float* log_probabilities = nullptr;  // [V]
-  int32_t* counts = nullptr;           // [V] all zero between uses
+  float* processed = nullptr;  // [V] log-probabilities
+  int32_t* counts = nullptr;   // [V] all zero between uses
 };
 
 // The search for one prompt. advance_beams() below does a step of several.
@@ -59,9 +59,10 @@ class BeamSearch {
   bool done() const { return beams_.empty(); }
   int64_t vocab_size() const { return vocab_size_; }
 
-  // First half of a step: takes the best continuations of `beam` from its logits [V]; false where
-  // they hold NaN or infinity. It touches no other beam, throws nothing and allocates nothing.
-  bool read(int64_t beam, const float* logits, const BeamScratch& scratch);
+  // First half of a step: takes the best continuations of `beam` from its log-probabilities [V];
+  // false where these are NaN, as one NaN or infinite logit makes them. It touches no other beam,
+  // throws nothing and allocates nothing.
+  bool read(int64_t beam, const float* log_probabilities, const BeamScratch& scratch);
   // Second half, when every beam has been read: chooses the beams of the next step.
   void advance();
 
