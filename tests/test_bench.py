@@ -277,7 +277,7 @@ def test_decoding_reads_every_weight_and_the_cache_once_a_token(weights, bits):
     _, _, decode = Generation("gpt2", 32, 128, [8], weights=weights).measures()
     layers, head = 12 * (12 * 768**2), 50257 * 768
     keys = 32 + 64
-    cache = 8 * 2 * 12 * 768 * keys * 4
+    cache = 8 * 2 * 12 * 768 * keys * (4 if weights == "float32" else 2)
     assert decode.amount == 8 * 127
     assert decode.bytes == ((layers + head) * bits / 8 + cache) * 127
     attention = 4 * 12 * 768 * keys

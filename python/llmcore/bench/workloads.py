@@ -202,7 +202,8 @@ class Generation:
         batches: How many prompts at a time; several are measured one after the other.
         prefill: Tokens of the long prompt.
         beams: Beams of the search; 1 for none.
-        weights: Their number format, one of `WEIGHT_BITS`.
+        weights: Their number format, one of `WEIGHT_BITS`. llmcore keeps keys and values in
+            float32 beside float32 weights, else in bfloat16.
         vocab_size: Instead of the preset's; None for that.
 
     Raises:
@@ -339,10 +340,11 @@ class Generation:
         return sum(self._matrices(part) for part in parts) * WEIGHT_BITS[self.weights] / 8
 
     def _cache_bytes(self, keys: float) -> float:
-        """Bytes of the keys and values of one sequence, float32."""
+        """Bytes of the keys and values of one sequence, as llmcore keeps them."""
         config = self.config
         width = config.num_kv_heads * config.head_dim
-        return 2.0 * config.num_decoder_layers * width * keys * FLOAT_BYTES
+        each = FLOAT_BYTES if self.weights == "float32" else FLOAT_BYTES / 2
+        return 2.0 * config.num_decoder_layers * width * keys * each
 
 
 def _width(config: ModelConfig) -> int:

@@ -9,6 +9,7 @@ import llmcore
 from llmcore.bench.engines.generator import measure_generator
 from llmcore.bench.worker import Built, reset_peak_memory, timed
 from llmcore.bench.workloads import Generation, Training
+from llmcore.generation_config import CacheDtype
 
 _SPREAD = 0.1
 
@@ -52,7 +53,10 @@ def convert(workload: dict[str, Any], folder: str) -> None:
 def generate(workload: dict[str, Any], folder: str) -> Built:
     """Generate with `Transformer.generate`."""
     generation = Generation(**workload)
-    return measure_generator(_Generator(_path(folder, generation.weights)), generation)
+    # Rounded as the weights are; llama.cpp keeps float16 whatever these are, the others float32.
+    cache: CacheDtype = "float32" if generation.weights == "float32" else "bfloat16"
+    generator = _Generator(_path(folder, generation.weights), cache)
+    return measure_generator(generator, generation)
 
 
 def _path(folder: str, weights: str) -> Path:
@@ -62,8 +66,9 @@ def _path(folder: str, weights: str) -> Path:
 class _Generator:
     version = llmcore.__version__
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cache_dtype: CacheDtype) -> None:
         self._folder = folder
+        self._cache_dtype = cache_dtype
         self._model: llmcore.Transformer | None = None
 
     def load(self) -> None:
@@ -75,6 +80,7 @@ class _Generator:
     def generate(self, prompts: list[list[int]], new: int, beams: int) -> list[list[int]]:
         assert self._model is not None  # loaded before
         settings = llmcore.GenerationConfig(
-            max_new_tokens=new, min_new_tokens=new, num_beams=beams, stop_ids=[]
-        )
+            max_new_tokens=new, min_new_tokens=new, num_beams=beams, stop_ids=[],
+            cache_dtype=self._cache_dtype,
+        )  # fmt: skip
         return [list(result.ids) for result in self._model.generate(prompts, settings)]
