@@ -44,7 +44,7 @@ struct Plan {
     const int64_t tasks = args.workers * kTasksPerThread,
                   fits = kGroupBytes / (panel_words * 4 + 1);
     by_rows = panels <= fits && strips >= tasks;
-    task_strips = ceil_div(strips, tasks);
+    task_strips = ceil_div(strips, 2 * tasks);  // beginning one costs nothing
     group = by_rows ? panels : round_up(max(min(fits, panels / tasks), 1), 2);
     worker_bytes = group * panel_words * 4 + (by_rows ? strip_bytes + 64 : 0);
   }
@@ -74,14 +74,16 @@ struct Block {
 
   void fill_strip(int64_t i, const Strip& strip) const {
     const int64_t row = i * Format::kRows, left = plan.rows - row;
-    copy_bfloat16(plan.a, row, min(left, Format::kRows), k, tiles.depth, strip.words,
+    copy_bfloat16(plan.a, row, min(left, Format::kRows), left, k, tiles.depth, strip.words,
                   Tiles<Format>::tile_rows(left));
   }
 
   void fill_panels(int64_t first, int64_t count, uint32_t* panel) const {
-    for (int64_t i = first; i < first + count; ++i, panel += tiles.panel_words)
-      copy_bfloat16(plan.b, i * kPanelOutputs, min(kPanelOutputs, plan.outputs - i * kPanelOutputs),
-                    k, tiles.depth, panel, kPanelOutputs);
+    for (int64_t i = first; i < first + count; ++i, panel += tiles.panel_words) {
+      const int64_t left = plan.outputs - i * kPanelOutputs;
+      copy_bfloat16(plan.b, i * kPanelOutputs, min(kPanelOutputs, left), left, k, tiles.depth,
+                    panel, kPanelOutputs);
+    }
   }
 
   // Brings near, in one of `parts` parts, what the panels [first, first + count) are made of.

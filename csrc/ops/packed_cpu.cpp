@@ -430,7 +430,7 @@ void fill_strip(const Strip& strip, const StripLayout<Format>& layout, int64_t r
                 const Tensor& x) {
   const int64_t valid = x.dim(0), depth = x.dim(1);
   if constexpr (Format::kDType == DType::kPackedBFloat16)
-    copy_bfloat16({x.f32(), depth, true}, 0, valid, 0, depth, strip.words, rows);
+    copy_bfloat16({x.f32(), depth, true}, 0, valid, valid, 0, depth, strip.words, rows);
   else
     for (int64_t r = 0; r < rows; ++r)
       fill_row<Format>(strip, layout, r, rows, x.f32() + min(r, valid - 1) * depth, depth);
