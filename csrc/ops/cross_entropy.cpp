@@ -86,13 +86,11 @@ void linear_cross_entropy(const Context& context, const LinearCrossEntropyArgs& 
     rescale();
     if (args.dbias) column_sum(context, {.x = logits, .out = args.dbias});
     if (args.dweight)
-      matmul(
-          context,
-          {.a = logits,
-           .b = hidden,
-           .c = args.dweight,
-           .transpose_a = true,
-           .accumulate = begin > 0 || !args.overwrite});
+      matmul(context, {.a = logits,
+                       .b = hidden,
+                       .c = args.dweight,
+                       .transpose_a = true,
+                       .accumulate = begin > 0 || !args.overwrite});
     if (args.dhidden)  // last, since it may be hidden
       matmul(context, {.a = logits, .b = args.weight, .c = row_slice(args.dhidden, begin, count)});
   }
