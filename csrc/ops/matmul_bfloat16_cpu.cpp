@@ -25,8 +25,8 @@ struct Plan {
   bool by_rows;
   int64_t task_strips;  // by rows
   int64_t group;        // panels that a worker holds
-  int64_t
-      worker_bytes;  // of a worker: its panels; by rows, which block of K they are of and a strip
+  // Of a worker's scratch: its panels; by rows also which block of K they are of, and a strip.
+  int64_t worker_bytes;
 
   explicit Plan(const MatmulArgs& args)
       : a{args.a.f32(), args.a.dim(1), !args.transpose_a},
