@@ -39,7 +39,7 @@ def test_log_probabilities_move_a_little(dtype, variant):
     """By less than 1.3 times what they moved by at most when this was written."""
     model = make(variant)
     forced = GenerationConfig(max_new_tokens=20, stop_ids=(), forced_prefix=tuple(range(20)))
-    bound = {"bfloat16": 0.02, "int8": 0.06}[dtype]
+    bound = {"bfloat16": 0.026, "int8": 0.06}[dtype]
     for prompt in PROMPTS:
         exact = np.array(model.generate([prompt], forced)[0].logprobs)
         got = np.array(model.generate([prompt], replace(forced, cache_dtype=dtype))[0].logprobs)

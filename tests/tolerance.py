@@ -55,6 +55,12 @@ def assert_matches(
         assert error <= allowed, f"result {i}: error {error:.3g}, allowed {allowed:.3g}"
 
 
+def assert_within(actual: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> None:
+    """Check `actual` against `expected`, with a bound for every element."""
+    excess = np.abs(actual - expected) - 1.01 * bound
+    assert excess.max(initial=0.0) <= 1e-30, f"{excess.max():.3g} beyond the bound"
+
+
 def _widen(x: Any) -> Any:
     return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
 

@@ -18,6 +18,7 @@ using Optional = std::optional<PyTensor>;
 struct Call {
   std::string op;
   bool rows_first;  // tensors are [B, T, H, D] rather than [B, H, T, D]
+  bool bfloat16;    // products round their operands
   AttentionArgs args;
   std::vector<PyTensor> held;
 };
@@ -66,8 +67,8 @@ Call make_call(const std::string& op, const PyTensor& q, const PyTensor& k, cons
                float scale, float softcap, bool causal, int64_t window_left, int64_t window_right,
                const Optional& bias, const Optional& mask, const Optional& kv_lengths,
                const Optional& prefix_lengths, const Optional& past, float dropout, uint64_t seed,
-               uint64_t stream, bool rows_first) {
-  Call call{.op = op, .rows_first = rows_first};
+               uint64_t stream, bool rows_first, bool bfloat16) {
+  Call call{.op = op, .rows_first = rows_first, .bfloat16 = bfloat16};
   const int row_axis = rows_first ? 1 : 2, head_axis = rows_first ? 2 : 1;
   const char* q_symbols = rows_first ? "[B, T, Hq, D]" : "[B, Hq, T, D]";
   const char* k_symbols = rows_first ? "[B, S, Hkv, D]" : "[B, Hkv, S, D]";
@@ -119,6 +120,12 @@ float* companion(const Call& call, const char* name, const PyTensor& tensor, boo
   return tensor.view.f32();
 }
 
+Context call_context(const Call& call, const PyTensor& on) {
+  Context context = op_context(on.view);
+  context.bfloat16 = call.bfloat16;
+  return context;
+}
+
 HeadView out_view(const Call& call, const char* name, const PyTensor& tensor) {
   return head_view(call, name, tensor, call.rows_first ? "[B, T, Hq, Dv]" : "[B, Hq, T, Dv]",
                    call.args.heads, call.args.queries, call.args.value_dim);
@@ -129,7 +136,7 @@ void forward(const Call& call, const PyTensor& out, const Optional& softmax) {
   args.out = out_view(call, "out", out);
   if (softmax) args.softmax = companion(call, "softmax", *softmax, false);
   py::gil_scoped_release release;
-  attention_forward(op_context(out.view), args);
+  attention_forward(call_context(call, out), args);
 }
 
 void backward(const Call& call, const PyTensor& out, const PyTensor& softmax, const PyTensor& dout,
@@ -144,14 +151,14 @@ void backward(const Call& call, const PyTensor& out, const PyTensor& softmax, co
   args.dv = head_view(call, "dv", dv, "like v", sizes.kv_heads, sizes.keys, sizes.value_dim);
   args.dbias = score_view(call, "dbias", dbias, DType::kFloat32);
   py::gil_scoped_release release;
-  attention_backward(op_context(out.view), args);
+  attention_backward(call_context(call, out), args);
 }
 
 void weights(const Call& call, const PyTensor& out) {
   AttentionWeightsArgs args{call.args};
   args.weights = companion(call, "weights", out, true);
   py::gil_scoped_release release;
-  attention_weights(op_context(out.view), args);
+  attention_weights(call_context(call, out), args);
 }
 
 // Forward over keys and values that a cache keeps: those of token j of sequence b stand in its row
@@ -199,7 +206,7 @@ void bind_attention(py::module_& module) {
            py::arg("mask") = py::none(), py::arg("kv_lengths") = py::none(),
            py::arg("prefix_lengths") = py::none(), py::arg("past") = py::none(),
            py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::arg("stream") = 0,
-           py::arg("rows_first") = false);
+           py::arg("rows_first") = false, py::arg("bfloat16") = false);
   module.def("attention_forward", &forward, py::arg("call"), py::kw_only(), py::arg("out"),
              py::arg("softmax") = py::none());
   module.def("attention_backward", &backward, py::arg("call"), py::kw_only(), py::arg("out"),

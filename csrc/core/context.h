@@ -17,7 +17,7 @@ struct Context {
   const Kernels* kernels = nullptr;
   Arena* arena = nullptr;
   bool training = false;
-  bool bfloat16 = false;  // matrix products round their operands to it; sums stay float
+  bool bfloat16 = false;  // products, attention's too, round their operands to it; sums stay float
   // Randomness of a training step: dropout masks are a function of these, the site and the element.
   uint64_t dropout_seed = 0;
   uint32_t step = 0;

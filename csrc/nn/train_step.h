@@ -25,8 +25,8 @@ struct StepResult {
 
 class TrainStep {
  public:
-  // With `bfloat16` matrix products round their operands to it; weights, moments and everything
-  // else are float all the same.
+  // With `bfloat16` products, attention's too, round their operands to it; weights, moments and
+  // everything else are float all the same.
   TrainStep(Transformer& model, uint64_t dropout_seed, bool bfloat16 = false);
 
   StepResult step(const std::vector<Batch>& micro_batches, const AdamWOptions& options);

@@ -11,6 +11,9 @@
 //   and mask_bij, where a mask is given.
 // A query that sees nothing gives zeros.
 //
+// Products round their operands to bfloat16 where the context says so, or a cache is of bfloat16:
+// queries, keys and values, weights and the gradients of scores. Sums and the softmax stay float.
+//
 // Bit for bit, output row i of sequence b depends on that sequence's queries, keys and positions
 // alone: not on which other queries are computed with it, so that one decoded token equals the same
 // token in a longer pass; not on batch neighbours or threads; not on keys hidden from it, as long

@@ -19,22 +19,24 @@ constexpr int64_t kTilesTogether = 4;
 struct Tile {
   int64_t first, count;  // its keys
   bool entered;
-  float* keys;               // [kTileKeys, padded D], scaled
-  float *keys_t, *values_t;  // [D, kTileKeys], [Dv, kTileKeys]
+  float* keys;               // [words of kTileKeys, padded D], scaled
+  float *keys_t, *values_t;  // [words of D, kTileKeys], [words of Dv, kTileKeys]
   float *dk, *dv;            // [kTileKeys, padded D], [kTileKeys, padded Dv]
 };
 
 // What a thread works on: a block of query rows and tiles of keys.
 struct Workspace {
   int64_t width, value_width;  // padded D and Dv
-  float* q;                    // [kBlockRows, width], scaled
-  float* dout;                 // [kBlockRows, value_width]
+  float *q, *dout;             // [kBlockRows, padded words of D or Dv], q scaled
   float* dq;                   // [kBlockRows, width]
   float *weights, *dscores;    // [kBlockRows, kTileKeys]
+  // The same where rows are steps of k: [words of kBlockRows, width, value_width or kTileKeys].
+  float *q_steps, *dout_steps, *weight_steps, *dscore_steps;
   QueryRow rows[kBlockRows];
   Tile tiles[kTilesTogether];
 };
 
+template <class Words>
 void place(const AttentionArgs& args, Pieces& pieces, Workspace& work) {
   work.width = padded(args.head_dim);
   work.value_width = padded(args.value_dim);
@@ -43,6 +45,13 @@ void place(const AttentionArgs& args, Pieces& pieces, Workspace& work) {
   work.dq = pieces.take(kBlockRows * work.width);
   work.weights = pieces.take(kBlockRows * kTileKeys);
   work.dscores = pieces.take(kBlockRows * kTileKeys);
+  const auto steps = [&](float* rows, int64_t width) {
+    return Words::kNumbers == 1 ? rows : pieces.take(words_of<Words>(kBlockRows) * width);
+  };
+  work.q_steps = steps(work.q, work.width);
+  work.dout_steps = steps(work.dout, work.value_width);
+  work.weight_steps = steps(work.weights, kTileKeys);
+  work.dscore_steps = steps(work.dscores, kTileKeys);
   for (Tile& tile : work.tiles) {
     tile.keys = pieces.take(kTileKeys * work.width);
     tile.keys_t = pieces.take(args.head_dim * kTileKeys);
@@ -55,7 +64,7 @@ void place(const AttentionArgs& args, Pieces& pieces, Workspace& work) {
 int64_t floats_per_thread(const AttentionArgs& args) {
   Pieces count;
   Workspace work;
-  place(args, count, work);
+  place<Pairs>(args, count, work);  // which take more
   return count.used;
 }
 
@@ -104,22 +113,37 @@ LLMCORE_NOINLINE void row_backward(const AttentionBackwardArgs& args, const Scor
       store(dscores + v * kLanes, load(dscores + v * kLanes) * load(slope + v * kLanes));
 }
 
+template <class Words>
 void enter_tile(const AttentionBackwardArgs& args, const KvHead& head, const Wanted& wanted,
-                const Workspace& work, Tile& tile) {
+                Tile& tile) {
   if (tile.entered) return;
   tile.entered = true;
   const int64_t length = args.kv_lengths != nullptr ? args.kv_lengths[head.b] : args.keys;
   const int64_t count = smaller(tile.count, length - tile.first);
   const float* k = args.k.at(head.b, tile.first, head.kv_head);
   const float* v = args.v.at(head.b, tile.first, head.kv_head);
-  read_transposed(k, args.k.row_stride, count, args.head_dim, tile.keys_t);
-  read_transposed(v, args.v.row_stride, count, args.value_dim, tile.values_t);
+  read_tile_transposed<Words>(k, args.k.row_stride, count, args.head_dim, tile.keys_t);
+  read_tile_transposed<Words>(v, args.v.row_stride, count, args.value_dim, tile.values_t);
   if (!wanted.dq) return;
-  for (int64_t j = 0; j < count; ++j)
-    read_row(k + j * args.k.row_stride, args.head_dim, args.scale, tile.keys + j * work.width);
+  read_rows<Words>([&](int64_t j) { return k + j * args.k.row_stride; }, count, args.head_dim,
+                   args.scale, tile.keys);
+}
+
+// What group_backward has put into weights and dscores of rows [r, r + rows) as words.
+template <class Words>
+void group_to_words(int64_t r, int64_t rows, const Workspace& work) {
+  if constexpr (Words::kNumbers == 1) return;
+  const auto across = [&](const float* from, float* to) {
+    read_rows<Words>([&](int64_t i) { return from + (r + i) * kTileKeys; }, rows, kTileKeys, 1.0f,
+                     to + r / Words::kNumbers * kTileKeys);
+  };
+  across(work.weights, work.weight_steps);
+  across(work.dscores, work.dscore_steps);
+  to_words<Words>({0, kTileKeys / kLanes}, rows, work.dscores + r * kTileKeys);
 }
 
 // Rows [r, r + rows) of the block: their weights and score gradients, and their share of dq.
+template <class Words>
 void group_backward(const AttentionBackwardArgs& args, const Part& part, const float* delta,
                     int64_t r, int64_t rows, const Tile& tile, const Wanted& wanted,
                     Workspace& work) {
@@ -131,48 +155,52 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
     zero(weights, rows * kTileKeys);
     zero(dscores, rows * kTileKeys);
   }
-  if (is_empty(all)) return;
+  if (is_empty(all)) return group_to_words<Words>(r, rows, work);
   const VecRange vecs = vectors_of(all);
   const int64_t begin = vecs.begin * kLanes;
   Product product{.rows = rows,
                   .vecs = vecs.end - vecs.begin,
-                  .depth = args.head_dim,
-                  .a = work.q + r * work.width,
-                  .a_row = work.width,
+                  .depth = words_of<Words>(args.head_dim),
+                  .a = work.q + r * padded(words_of<Words>(args.head_dim)),
+                  .a_row = padded(words_of<Words>(args.head_dim)),
                   .a_k = 1,
                   .b = tile.keys_t + begin,
                   .b_row = kTileKeys,
                   .c = weights + begin,
                   .c_row = kTileKeys,
                   .accumulate = false};
-  multiply(product);
-  product.depth = args.value_dim;
-  product.a = work.dout + r * work.value_width;
-  product.a_row = work.value_width;
+  multiply<Plain<Words>>(product);
+  product.depth = words_of<Words>(args.value_dim);
+  product.a_row = padded(product.depth);
+  product.a = work.dout + r * product.a_row;
   product.b = tile.values_t + begin;
   product.c = dscores + begin;
-  multiply(product);
+  multiply<Plain<Words>>(product);
   for (int64_t i = 0; i < rows; ++i) {
     const ScoreRow row = score_row(part.head, work.rows[r + i], tile.first);
     const int64_t index = (row.b * args.heads + row.head) * args.queries + row.query;
     row_backward(args, row, vecs, args.softmax + 2 * index, delta[index], !wanted.dbias,
                  weights + i * kTileKeys, dscores + i * kTileKeys);
   }
+  if (wanted.dbias) return;  // it is a sum of floats
+  group_to_words<Words>(r, rows, work);
   if (!wanted.dq) return;
-  multiply({.rows = rows,
-            .vecs = work.width / kLanes,
-            .depth = all.end - all.begin,
-            .a = dscores + all.begin,
-            .a_row = kTileKeys,
-            .a_k = 1,
-            .b = tile.keys + all.begin * work.width,
-            .b_row = work.width,
-            .c = work.dq + r * work.width,
-            .c_row = work.width,
-            .accumulate = true});
+  const int64_t first = all.begin / Words::kNumbers;
+  multiply<Plain<Words>>({.rows = rows,
+                          .vecs = work.width / kLanes,
+                          .depth = words_of<Words>(all.end) - first,
+                          .a = dscores + first,
+                          .a_row = kTileKeys,
+                          .a_k = 1,
+                          .b = tile.keys + first * work.width,
+                          .b_row = work.width,
+                          .c = work.dq + r * work.width,
+                          .c_row = work.width,
+                          .accumulate = true});
 }
 
 // The block's share of dk and dv: each key's sum over the rows that see it, in ascending order.
+template <class Words>
 void add_key_gradients(int64_t rows, const Workspace& work, Tile& tile) {
   int64_t begin_row = 0, end_row = 0;
   for (int64_t j = 0; j < tile.count; j += kGroupRows) {
@@ -180,25 +208,26 @@ void add_key_gradients(int64_t rows, const Workspace& work, Tile& tile) {
     while (begin_row < rows && work.rows[begin_row].seen.end <= tile.first + j) ++begin_row;
     while (end_row < rows && work.rows[end_row].seen.begin < tile.first + end) ++end_row;
     if (begin_row >= end_row) continue;
+    const int64_t first = begin_row / Words::kNumbers;
     Product product{.rows = end - j,
                     .vecs = work.value_width / kLanes,
-                    .depth = end_row - begin_row,
-                    .a = work.weights + begin_row * kTileKeys + j,
+                    .depth = words_of<Words>(end_row) - first,
+                    .a = work.weight_steps + first * kTileKeys + j,
                     .a_row = 1,
                     .a_k = kTileKeys,
-                    .b = work.dout + begin_row * work.value_width,
+                    .b = work.dout_steps + first * work.value_width,
                     .b_row = work.value_width,
                     .c = tile.dv + j * work.value_width,
                     .c_row = work.value_width,
                     .accumulate = true};
-    multiply(product);
+    multiply<Plain<Words>>(product);
     product.vecs = work.width / kLanes;
-    product.a = work.dscores + begin_row * kTileKeys + j;
-    product.b = work.q + begin_row * work.width;
+    product.a = work.dscore_steps + first * kTileKeys + j;
+    product.b = work.q_steps + first * work.width;
     product.b_row = work.width;
     product.c = tile.dk + j * work.width;
     product.c_row = work.width;
-    multiply(product);
+    multiply<Plain<Words>>(product);
   }
 }
 
@@ -225,23 +254,31 @@ void add_bias_gradient(const AttentionBackwardArgs& args, const KvHead& head, in
 }
 
 // Brings the block's queries, output gradients and, where some of it is there already, dq.
+template <class Words>
 void enter_rows(const AttentionBackwardArgs& args, const KvHead& head, int64_t rows, bool read_dq,
                 const Workspace& work) {
+  const auto enter = [&](const HeadView& view, int64_t width, float factor, float* to,
+                         float* steps) {
+    const auto row = [&](int64_t r) {
+      return view.at(head.b, work.rows[r].query, work.rows[r].head);
+    };
+    const int64_t stride = padded(words_of<Words>(width));
+    for (int64_t r = 0; r < rows; ++r) read_row<Words>(row(r), width, factor, to + r * stride);
+    if (steps != to) read_rows<Words>(row, rows, width, factor, steps);
+  };
+  enter(args.q, args.head_dim, args.scale, work.q, work.q_steps);
+  enter(args.dout, args.value_dim, 1.0f, work.dout, work.dout_steps);
   for (int64_t r = 0; r < rows; ++r) {
-    const QueryRow& row = work.rows[r];
-    read_row(args.q.at(head.b, row.query, row.head), args.head_dim, args.scale,
-             work.q + r * work.width);
-    read_row(args.dout.at(head.b, row.query, row.head), args.value_dim, 1.0f,
-             work.dout + r * work.value_width);
     if (read_dq)
-      read_row(args.dq.at(head.b, row.query, row.head), args.head_dim, 1.0f,
-               work.dq + r * work.width);
+      read_row<Floats>(args.dq.at(head.b, work.rows[r].query, work.rows[r].head), args.head_dim,
+                       1.0f, work.dq + r * work.width);
     else
       zero(work.dq + r * work.width, work.width);
   }
 }
 
 // Takes all rows of the part through the tiles in the workspace.
+template <class Words>
 void backward_tiles(const AttentionBackwardArgs& args, const Part& part, const float* delta,
                     const Wanted& wanted, int64_t tiles, Workspace& work) {
   const KvHead& head = part.head;
@@ -251,15 +288,16 @@ void backward_tiles(const AttentionBackwardArgs& args, const Part& part, const f
     find_rows(args, head, first_row, rows, work.rows);
     const KeyRange seen = seen_together(work.rows, rows);
     if (is_empty(seen) || seen.begin >= end_key || seen.end <= first_key) continue;
-    enter_rows(args, head, rows, wanted.dq && first_key > part.first_key, work);
+    enter_rows<Words>(args, head, rows, wanted.dq && first_key > part.first_key, work);
     for (int64_t t = 0; t < tiles; ++t) {
       Tile& tile = work.tiles[t];
       if (is_empty(clip_to_tile(seen, tile.first))) continue;
-      enter_tile(args, head, wanted, work, tile);
+      enter_tile<Words>(args, head, wanted, tile);
       for (int64_t r = 0; r < rows; r += kGroupRows)
-        group_backward(args, part, delta, r, smaller(kGroupRows, rows - r), tile, wanted, work);
+        group_backward<Words>(args, part, delta, r, smaller(kGroupRows, rows - r), tile, wanted,
+                              work);
       if (wanted.dbias) add_bias_gradient(args, head, rows, work, tile);
-      if (wanted.dkv) add_key_gradients(rows, work, tile);
+      if (wanted.dkv) add_key_gradients<Words>(rows, work, tile);
     }
     if (!wanted.dq) continue;
     for (int64_t r = 0; r < rows; ++r)
@@ -268,6 +306,7 @@ void backward_tiles(const AttentionBackwardArgs& args, const Part& part, const f
   }
 }
 
+template <class Words>
 void backward_part(const AttentionBackwardArgs& args, const Part& part, const float* delta,
                    const Wanted& wanted, Workspace& work) {
   const KvHead& head = part.head;
@@ -287,7 +326,7 @@ void backward_part(const AttentionBackwardArgs& args, const Part& part, const fl
       zero(tile.dk, kTileKeys * work.width);
       zero(tile.dv, kTileKeys * work.value_width);
     }
-    backward_tiles(args, part, delta, wanted, tiles, work);
+    backward_tiles<Words>(args, part, delta, wanted, tiles, work);
     if (!wanted.dkv) continue;
     for (int64_t t = 0; t < tiles; ++t) {
       const Tile& tile = work.tiles[t];
@@ -323,14 +362,8 @@ void row_deltas(const AttentionBackwardArgs& args, float* delta) {
   });
 }
 
-}  // namespace
-
-int64_t attention_backward_scratch(const AttentionArgs& args) {
-  return (row_floats(args) + num_threads() * floats_per_thread(args)) *
-         static_cast<int64_t>(sizeof(float));
-}
-
-void attention_backward_kernel(const Context&, const AttentionBackwardArgs& args) {
+template <class Words>
+void backward(const AttentionBackwardArgs& args) {
   const int64_t group = args.heads / args.kv_heads, rows = args.queries * group;
   const int64_t heads = args.batch * args.kv_heads, floats = floats_per_thread(args);
   const int64_t tiles = divide_up(args.keys, kTileKeys), blocks = divide_up(rows, kBlockRows);
@@ -344,8 +377,8 @@ void attention_backward_kernel(const Context&, const AttentionBackwardArgs& args
   const auto run = [&](const Part& part, const Wanted& wanted, int worker) {
     Pieces pieces{scratch + worker * floats};
     Workspace work;
-    place(args, pieces, work);
-    backward_part(args, part, delta, wanted, work);
+    place<Words>(args, pieces, work);
+    backward_part<Words>(args, part, delta, wanted, work);
   };
   const auto rows_of_block = [&](int64_t block, int64_t& first, int64_t& end) {
     first = block * kBlockRows;
@@ -392,6 +425,20 @@ void attention_backward_kernel(const Context&, const AttentionBackwardArgs& args
         run(part, {.dbias = true}, worker);
       }
   });
+}
+
+}  // namespace
+
+int64_t attention_backward_scratch(const AttentionArgs& args) {
+  return (row_floats(args) + num_threads() * floats_per_thread(args)) *
+         static_cast<int64_t>(sizeof(float));
+}
+
+void attention_backward_kernel(const Context& context, const AttentionBackwardArgs& args) {
+  if (context.bfloat16)
+    backward<Pairs>(args);
+  else
+    backward<Floats>(args);
 }
 
 }  // namespace llmcore::LLMCORE_ISA

@@ -16,12 +16,13 @@ struct Block {
   int64_t count;
   QueryRow rows[kBlockRows];
   int64_t value_width;  // padded Dv
-  float* q;             // [kBlockRows, padded D], scaled
-  float* keys;          // [D, kTileKeys], or a tile of a cache put together of several rows
-  float* values;        // [kTileKeys, padded Dv], likewise
-  float* scores;        // [kGroupRows, kTileKeys]
-  float* states;        // [kBlockRows, padded Dv + kLanes]
-  float* highest;       // [kBlockRows] the highest score so far
+  float* q;             // [kBlockRows, padded words of D], scaled
+  float* keys;         // [words of D, kTileKeys], or a tile of a cache put together of several rows
+  float* kept_values;  // a tile likewise
+  float* values;       // [words of kTileKeys, padded Dv]
+  float* scores;       // [kGroupRows, kTileKeys]
+  float* states;       // [kBlockRows, padded Dv + kLanes]
+  float* highest;      // [kBlockRows] the highest score so far
 
   // The running sums of row r: exp(score - highest) v, then, lane by lane, exp(score - highest).
   float* state(int64_t r) const { return states + r * (value_width + kLanes); }
@@ -31,7 +32,8 @@ void place(const AttentionArgs& args, Pieces& pieces, Block& block) {
   block.value_width = padded(args.value_dim);
   block.q = pieces.take(kBlockRows * padded(args.head_dim));
   block.keys = pieces.take(larger(args.head_dim * kTileKeys, args.cache.k.tile_words()));
-  block.values = pieces.take(larger(kTileKeys * block.value_width, args.cache.v.tile_words()));
+  block.kept_values = pieces.take(args.cache.v.tile_words());
+  block.values = pieces.take(kTileKeys * block.value_width);
   block.scores = pieces.take(kGroupRows * kTileKeys);
   block.states = pieces.take(kBlockRows * (block.value_width + kLanes));
   block.highest = pieces.take(kBlockRows);
@@ -108,69 +110,75 @@ float* kept_tile(const AttentionArgs& args, const KvTiles& tiles, const KvHead& 
   return gathered;
 }
 
-// The `count` keys from `first` on: [D, kTileKeys], or a tile of the cache.
+// The `count` keys from `first` on: [words of D, kTileKeys], or a tile of the cache.
+template <class Words>
 const float* key_tile(const AttentionArgs& args, const Block& block, int64_t first, int64_t count) {
   const KvHead& head = block.head;
   if (args.cache.k.data != nullptr)
     return kept_tile(args, args.cache.k, head, first, count, block.keys);
-  read_transposed(args.k.at(head.b, first, head.kv_head), args.k.row_stride, count, args.head_dim,
-                  block.keys);
+  read_tile_transposed<Words>(args.k.at(head.b, first, head.kv_head), args.k.row_stride, count,
+                              args.head_dim, block.keys);
   return block.keys;
 }
 
 // The `count` values from `first` on, each in whole vectors, or a tile of the cache.
 struct ValueRows {
   const float* from;
-  int64_t stride;  // in words
+  int64_t stride;  // in words, between words of tokens
 };
+template <class Words>
 ValueRows value_tile(const AttentionArgs& args, const Block& block, int64_t first, int64_t count) {
   const KvHead& head = block.head;
   const KvTiles& kept = args.cache.v;
-  if (kept.data != nullptr)
-    return {kept_tile(args, kept, head, first, count, block.values), kept.words()};
+  if (kept.data != nullptr) {
+    const float* tile = kept_tile(args, kept, head, first, count, block.kept_values);
+    if (Words::kNumbers == 1) return {tile, kept.words()};
+    pair_tokens(kept, tile, count, block.values);
+    return {block.values, block.value_width};
+  }
   const ValueRows rows{args.v.at(head.b, first, head.kv_head), args.v.row_stride};
   // What is read once does not pay for packing.
-  if (block.count <= kGroupRows && args.value_dim % kLanes == 0) return rows;
-  for (int64_t j = 0; j < count; ++j)
-    read_row(rows.from + j * rows.stride, args.value_dim, 1.0f,
-             block.values + j * block.value_width);
+  if (Words::kNumbers == 1 && block.count <= kGroupRows && args.value_dim % kLanes == 0)
+    return rows;
+  read_rows<Words>([&](int64_t j) { return rows.from + j * rows.stride; }, count, args.value_dim,
+                   1.0f, block.values);
   return {block.values, block.value_width};
 }
 
 // Takes the block's rows through all keys they see: enter(first, count) for a tile, then for each
 // group of rows that sees something in it, once its scores stand in the block, use(first, r, rows,
 // seen). The scores are -inf where one of the rows does not see what another does.
-template <class Enter, class Use>
+template <class Words, class Enter, class Use>
 LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, Use use) {
-  const int64_t width = padded(args.head_dim);
+  const int64_t depth = words_of<Words>(args.head_dim), width = padded(depth);
   for (int64_t r = 0; r < block.count; ++r) {
     const QueryRow& row = block.rows[r];
-    read_row(args.q.at(block.head.b, row.query, row.head), args.head_dim, args.scale,
-             block.q + r * width);
+    read_row<Words>(args.q.at(block.head.b, row.query, row.head), args.head_dim, args.scale,
+                    block.q + r * width);
     block.highest[r] = -kInfinity;
     zero(block.state(r), block.value_width + kLanes);
   }
   const KeyRange all = seen_together(block.rows, block.count);
   for (int64_t first = all.begin / kTileKeys * kTileKeys; first < all.end; first += kTileKeys) {
     const int64_t count = smaller(kTileKeys, all.end - first);
-    const float* keys = key_tile(args, block, first, count);
+    const float* keys = key_tile<Words>(args, block, first, count);
     enter(first, count);
     for (int64_t r = 0; r < block.count; r += kGroupRows) {
       const int64_t rows = smaller(kGroupRows, block.count - r);
       const KeyRange seen = clip_to_tile(seen_together(block.rows + r, rows), first);
       if (is_empty(seen)) continue;
       const VecRange vecs = vectors_of(seen);
-      multiply_kept(args.cache.k, {.rows = rows,
-                                   .vecs = vecs.end - vecs.begin,
-                                   .depth = args.head_dim,
-                                   .a = block.q + r * width,
-                                   .a_row = width,
-                                   .a_k = 1,
-                                   .b = keys + vecs.begin * kLanes,
-                                   .b_row = kTileKeys,
-                                   .c = block.scores + vecs.begin * kLanes,
-                                   .c_row = kTileKeys,
-                                   .accumulate = false});
+      multiply_kept<Words>(args.cache.k, {.rows = rows,
+                                          .vecs = vecs.end - vecs.begin,
+                                          .depth = depth,
+                                          .a = block.q + r * width,
+                                          .a_row = width,
+                                          .a_k = 1,
+                                          .b = keys + vecs.begin * kLanes,
+                                          .b_row = kTileKeys,
+                                          .c = block.scores + vecs.begin * kLanes,
+                                          .c_row = kTileKeys,
+                                          .accumulate = false});
       apply_scales(args.cache.k, keys, vecs, rows, block.scores);
       for (int64_t i = 0; i < rows; ++i) {
         const ScoreRow row = score_row(block.head, block.rows[r + i], first);
@@ -193,28 +201,31 @@ void drop_weights(const AttentionArgs& args, const Block& block, int64_t first, 
   }
 }
 
+template <class Words>
 void forward_block(const AttentionForwardArgs& args, Block& block) {
   ValueRows values{};
   const auto enter = [&](int64_t first, int64_t count) {
-    values = value_tile(args, block, first, count);
+    values = value_tile<Words>(args, block, first, count);
   };
   const auto use = [&](int64_t first, int64_t r, int64_t rows, KeyRange seen) {
     softmax_step(block, r, rows, vectors_of(seen));
     if (args.dropout.p > 0.0f) drop_weights(args, block, first, r, rows, vectors_of(seen));
     apply_scales(args.cache.v, values.from, vectors_of(seen), rows, block.scores);
-    multiply_kept(args.cache.v, {.rows = rows,
-                                 .vecs = block.value_width / kLanes,
-                                 .depth = seen.end - seen.begin,
-                                 .a = block.scores + seen.begin,
-                                 .a_row = kTileKeys,
-                                 .a_k = 1,
-                                 .b = values.from + seen.begin * values.stride,
-                                 .b_row = values.stride,
-                                 .c = block.state(r),
-                                 .c_row = block.value_width + kLanes,
-                                 .accumulate = true});
+    to_words<Words>(vectors_of(seen), rows, block.scores);
+    const int64_t begin = seen.begin / Words::kNumbers;
+    multiply_kept<Words>(args.cache.v, {.rows = rows,
+                                        .vecs = block.value_width / kLanes,
+                                        .depth = words_of<Words>(seen.end) - begin,
+                                        .a = block.scores + begin,
+                                        .a_row = kTileKeys,
+                                        .a_k = 1,
+                                        .b = values.from + begin * values.stride,
+                                        .b_row = values.stride,
+                                        .c = block.state(r),
+                                        .c_row = block.value_width + kLanes,
+                                        .accumulate = true});
   };
-  scan(args, block, enter, use);
+  scan<Words>(args, block, enter, use);
 
   for (int64_t r = 0; r < block.count; ++r) {
     const QueryRow& row = block.rows[r];
@@ -230,6 +241,7 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
   }
 }
 
+template <class Words>
 void weights_block(const AttentionWeightsArgs& args, Block& block) {
   const auto out = [&](int64_t r) {
     const QueryRow& row = block.rows[r];
@@ -245,7 +257,7 @@ void weights_block(const AttentionWeightsArgs& args, Block& block) {
         out(r + i)[first + j] = block.scores[i * kTileKeys + j];
     softmax_step(block, r, rows, vectors_of(seen));
   };
-  scan(
+  scan<Words>(
       args, block, [](int64_t, int64_t) {}, use);
   for (int64_t r = 0; r < block.count; ++r) {
     float* to = out(r);
@@ -276,30 +288,39 @@ LLMCORE_INLINE void for_each_block(const Args& args, Body body) {
   });
 }
 
-void forward(const Context&, const AttentionForwardArgs& args) {
-  for_each_block(args, forward_block);
+// Whether products round their operands.
+bool rounds(const Context& context, const AttentionArgs& args) {
+  return args.cache.k.data != nullptr ? args.cache.k.dtype == DType::kBFloat16 : context.bfloat16;
 }
-void weights(const Context&, const AttentionWeightsArgs& args) {
-  for_each_block(args, weights_block);
+
+void forward(const Context& context, const AttentionForwardArgs& args) {
+  for_each_block(args, rounds(context, args) ? forward_block<Pairs> : forward_block<Floats>);
+}
+void weights(const Context& context, const AttentionWeightsArgs& args) {
+  for_each_block(args, rounds(context, args) ? weights_block<Pairs> : weights_block<Floats>);
 }
 
 void append(const Context&, const AttentionAppendArgs& args) {
   const KvTiles &k = args.cache.k, &v = args.cache.v;
-  const auto keep = [&](const KvTiles& tiles, const HeadView& from, int64_t row, int64_t b,
-                        int64_t t, int64_t head, int64_t token) {
-    with_format(tiles.dtype, [&](auto format) {
-      keep_token<decltype(format)>(tiles, from.at(b, t, head), tiles.tile(row, head, token),
-                                   token % kTileKeys);
-    });
-  };
   // Split as forward is, so that a thread writes what it will read.
   parallel_for(args.batch * k.heads, [&](int64_t task, int) {
     const int64_t b = task / k.heads, head = task % k.heads;
     const int64_t past = args.past != nullptr ? args.past[b] : 0;
-    for (int64_t t = 0; t < args.tokens && past + t < args.kv_lengths[b]; ++t) {
-      const int64_t row = args.cache.row(b, past + t);
-      keep(k, args.k, row, b, t, head, past + t);
-      keep(v, args.v, row, b, t, head, past + t);
+    const int64_t end = smaller(args.tokens, args.kv_lengths[b] - past);
+    for (int64_t t = 0, count; t < end; t += count) {  // those that go to one tile
+      const int64_t token = past + t, row = args.cache.row(b, token);
+      count = 1;
+      while (t + count < end && (token + count) % kTileTokens != 0 &&
+             args.cache.row(b, token + count) == row)
+        ++count;
+      const auto keep = [&](const KvTiles& tiles, const HeadView& from) {
+        with_format(tiles.dtype, [&](auto format) {
+          keep_tokens<decltype(format)>(tiles, from.at(b, t, head), from.row_stride, count,
+                                        tiles.tile(row, head, token), token % kTileTokens);
+        });
+      };
+      keep(k, args.k);
+      keep(v, args.v);
     }
   });
 }

@@ -7,6 +7,8 @@
 #pragma once
 
 #include "ops/attention.h"
+#include "simd/dot.h"
+#include "simd/loop.h"
 #include "simd/math.h"
 #include "simd/philox.h"
 #include "simd/transpose.h"
@@ -82,12 +84,66 @@ LLMCORE_INLINE KeyRange seen_together(const QueryRow* rows, int64_t count) {
   return {rows[0].seen.begin, rows[count - 1].seen.end};
 }
 
+// ---- What products multiply ----
+
+// An operand is made of words: a float each, or two bfloat16 that follow one another along k. Where
+// k runs along rows, a word has numbers of one row; where a step of k is a row, of kNumbers rows.
+struct Floats {
+  static constexpr int kNumbers = 1;
+  // The words of the first numbers of a row, times a factor; zeros behind the `count`-th.
+  LLMCORE_INLINE static Vec along_row(const float* from, int64_t count, float factor) {
+    return load_up_to(from, count) * factor;
+  }
+  // Words of the same columns of rows that follow one another.
+  LLMCORE_INLINE static Vec across_rows(Vec first, Vec) { return first; }
+  LLMCORE_INLINE static Vec repeat(const float* word) { return broadcast(*word); }
+  LLMCORE_INLINE static Vec add_product(Vec sum, Vec x, Vec y) { return fma(x, y, sum); }
+};
+
+struct Pairs {
+  static constexpr int kNumbers = 2;
+  LLMCORE_INLINE static Vec along_row(const float* from, int64_t count, float factor) {
+    const Vec first = Floats::along_row(from, count, factor);
+    if (count <= kLanes) return as_floats(bfloat16_pairs(first, Vec{}));
+    return as_floats(
+        bfloat16_pairs(first, Floats::along_row(from + kLanes, count - kLanes, factor)));
+  }
+  LLMCORE_INLINE static Vec across_rows(Vec first, Vec second) {
+    return as_floats(bfloat16_zip(first, second));
+  }
+  LLMCORE_INLINE static VecU repeat(const float* word) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, word, sizeof(bits));
+    return bits - VecU{};
+  }
+  LLMCORE_INLINE static Vec add_product(Vec sum, VecU x, Vec y) {
+    return dot_bfloat16(sum, bfloat16_lanes(as_bits(y)), bfloat16_lanes(x));
+  }
+};
+
+template <class Words>
+LLMCORE_INLINE int64_t words_of(int64_t numbers) {
+  return divide_up(numbers, Words::kNumbers);
+}
+
 // ---- Copying between the callers' strided rows and dense tiles, padded to whole vectors ----
 
+template <class Words>
 LLMCORE_INLINE void read_row(const float* from, int64_t width, float factor, float* to) {
-  int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) store(to + c, load(from + c) * factor);
-  if (c < width) store(to + c, load_partial(from + c, width - c) * factor);
+  constexpr int64_t kStep = Words::kNumbers * kLanes;
+  for (int64_t c = 0; c < width; c += kStep, to += kLanes)
+    store(to, Words::along_row(from + c, width - c, factor));
+}
+
+// to[r / kNumbers][c] = column c of `count` rows, row(r) is where one is.
+template <class Words, class Row>
+LLMCORE_INLINE void read_rows(Row row, int64_t count, int64_t width, float factor, float* to) {
+  for (int64_t r = 0; r < count; r += Words::kNumbers)
+    for (int64_t c = 0; c < width; c += kLanes, to += kLanes) {
+      const auto read = [&](int64_t i) { return load_up_to(row(i) + c, width - c) * factor; };
+      const bool more = Words::kNumbers > 1 && r + 1 < count;
+      store(to, Words::across_rows(read(r), more ? read(r + 1) : Vec{}));
+    }
 }
 
 LLMCORE_INLINE void write_row(const float* from, int64_t width, float factor, float* to) {
@@ -120,44 +176,45 @@ LLMCORE_INLINE Vec sum_of_lanes(Vec v) {
       v, [](Vec a, Vec b) { return a + b; }, AllLanes{});
 }
 
-// to[c][j] = the j-th of `count` rows at column c, zeros for j in [count, kTileKeys).
-LLMCORE_NOINLINE void read_transposed(const float* from, int64_t row_stride, int64_t count,
-                                      int64_t width, float* to) {
-  for (int64_t j = 0; j < kTileKeys; j += kLanes) {
-    for (int64_t c = 0; c < width; c += kLanes) {
-      const int64_t columns = smaller(kLanes, width - c);
-      Vec rows[kLanes];
+// to[w * kTileKeys + i] = word w of row i of kLanes; read(i, c) gives a vector of its words, from
+// column c on.
+template <class Words, class Read>
+LLMCORE_INLINE void read_transposed(int64_t width, Read read, float* to) {
+  constexpr int64_t kStep = Words::kNumbers * kLanes;
+  for (int64_t c = 0; c < width; c += kStep, to += kLanes * kTileKeys) {
+    Vec rows[kLanes];
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < kLanes; ++i) {
-        const float* row = from + (j + i) * row_stride + c;
-        rows[i] = j + i >= count      ? Vec{}
-                  : columns == kLanes ? load(row)
-                                      : load_partial(row, columns);
-      }
-      transpose(rows);
-      if (columns == kLanes) {
+    for (int64_t i = 0; i < kLanes; ++i) rows[i] = read(i, c);
+    transpose(rows);
+    if (width - c >= kStep) {
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < kLanes; ++i) store(to + (c + i) * kTileKeys + j, rows[i]);
-      } else {
-        for (int64_t i = 0; i < columns; ++i) store(to + (c + i) * kTileKeys + j, rows[i]);
-      }
+      for (int64_t i = 0; i < kLanes; ++i) store(to + i * kTileKeys, rows[i]);
+    } else {
+      for (int64_t i = 0; i < words_of<Words>(width - c); ++i) store(to + i * kTileKeys, rows[i]);
     }
   }
 }
 
+// A tile [words, kTileKeys] of `count` rows, zeros beyond them.
+template <class Words>
+LLMCORE_NOINLINE void read_tile_transposed(const float* from, int64_t row_stride, int64_t count,
+                                           int64_t width, float* to) {
+  for (int64_t j = 0; j < kTileKeys; j += kLanes)
+    read_transposed<Words>(
+        width,
+        [&](int64_t i, int64_t c) {
+          return j + i >= count
+                     ? Vec{}
+                     : Words::along_row(from + (j + i) * row_stride + c, width - c, 1.0f);
+        },
+        to + j);
+}
+
 // ---- The small matrix product all of attention is made of ----
 
-// The right side of a product: one row of elements has the columns of kSteps steps of k.
-struct FloatColumns {
-  using Element = float;
-  static constexpr int kSteps = 1;
-  LLMCORE_INLINE static Vec read(const float* from, int) { return load(from); }
-};
-
 // C[r][n] (+)= sum over k of a[r * a_row + k * a_k] * b[k * b_row + n]; C's row stride is c_row,
-// and n runs over `vecs` vectors. The sum is one chain in ascending k that starts from zero, so
-// that long sums over tiles are sums of short ones. b may be of other elements, and b_row then
-// counts these.
+// and n runs over `vecs` vectors. Both are words, and k counts those of a. The sum is one chain in
+// ascending k that starts from zero, so that long sums over tiles are sums of short ones.
 struct Product {
   int64_t rows, vecs, depth;
   const float* a;
@@ -169,8 +226,19 @@ struct Product {
   bool accumulate;
 };
 
+// The right side: words as they are. Others (kv_tiles_simd.h) are of elements that are not words,
+// which b_row counts then, and a row of them has the columns of kSteps steps of k.
+template <class Operands>
+struct Plain {
+  using Words = Operands;
+  using Element = float;
+  static constexpr int kSteps = 1;
+  LLMCORE_INLINE static Vec read(const float* from, int) { return load(from); }
+};
+
 template <class Columns, int kRows, int kVecs>
 void multiply_block(const Product& p, int64_t row, int64_t vec) {
+  using Words = typename Columns::Words;
   const float* a = p.a + row * p.a_row;
   const auto* b = reinterpret_cast<const typename Columns::Element*>(p.b) + vec * kLanes;
   float* c = p.c + row * p.c_row + vec * kLanes;
@@ -184,9 +252,9 @@ void multiply_block(const Product& p, int64_t row, int64_t vec) {
       for (int v = 0; v < kVecs; ++v) y[v] = Columns::read(b + v * kLanes, i);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const Vec x = broadcast(a[r * a_row]);
+        const auto x = Words::repeat(a + r * a_row);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(x, y[v], sum[r][v]);
+        for (int v = 0; v < kVecs; ++v) sum[r][v] = Words::add_product(sum[r][v], x, y[v]);
       }
     }
   }
@@ -217,7 +285,7 @@ LLMCORE_INLINE void multiply_rows(const Product& p, int64_t row, int64_t vec) {
   }
 }
 
-template <class Columns = FloatColumns>
+template <class Columns>
 LLMCORE_NOINLINE void multiply(const Product& p) {
   for (int64_t vec = 0; vec < p.vecs; vec += kPanelVecs) {
     const int64_t vecs = smaller(kPanelVecs, p.vecs - vec);
@@ -320,6 +388,16 @@ LLMCORE_NOINLINE void finish_scores(const AttentionArgs& args, const ScoreRow& r
 LLMCORE_INLINE bool are_scores(const AttentionArgs& args, const ScoreRow& row, VecRange vecs) {
   return args.softcap == 0.0f && args.bias.data == nullptr && args.mask.data == nullptr &&
          row.seen.begin <= vecs.begin * kLanes && row.seen.end >= vecs.end * kLanes;
+}
+
+// What stands in these vectors of rows of kTileKeys as words along the row, from its beginning on.
+template <class Words>
+LLMCORE_INLINE void to_words(VecRange vecs, int64_t rows, float* x) {
+  if constexpr (Words::kNumbers == 1) return;
+  constexpr int kNumbers = Words::kNumbers;
+  for (int64_t i = 0; i < rows; ++i, x += kTileKeys)
+    for (int64_t w = vecs.begin / kNumbers; w * kNumbers < vecs.end; ++w)
+      store(x + w * kLanes, Words::along_row(x + w * kNumbers * kLanes, kNumbers * kLanes, 1.0f));
 }
 
 // What dropout multiplies the row's weights by, 0 or 1 / (1 - p), for the whole tile.

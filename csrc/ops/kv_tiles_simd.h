@@ -8,63 +8,48 @@
 namespace llmcore::LLMCORE_ISA {
 namespace {
 
-// A format: how many numbers a word has; the i-th of each lane's word; numbers that follow one
-// another in memory, read and written. Where it has scales, they are no part of the numbers.
-struct Float32Words {
-  using Number = float;
-  static constexpr int kNumbers = 1;
-  static constexpr bool kScaled = false;
-  LLMCORE_INLINE static Vec number(Vec words, int) { return words; }
-  LLMCORE_INLINE static Vec read(const float* from) { return load(from); }
-  LLMCORE_INLINE static void write(float* to, Vec x) { store(to, x); }
-};
-
-struct BFloat16Words {
-  using Number = uint16_t;
-  static constexpr int kNumbers = 2;
-  static constexpr bool kScaled = false;
-  LLMCORE_INLINE static Vec number(Vec words, int i) {
-    return as_floats(i == 0 ? as_bits(words) << 16 : as_bits(words) & 0xffff0000u);
-  }
-  LLMCORE_INLINE static Vec read(const uint16_t* from) { return widen_bfloat16(load_half(from)); }
-  LLMCORE_INLINE static void write(uint16_t* to, Vec x) { store_half(to, narrow_bfloat16(x)); }
-};
-
+// Of the formats two are what products multiply: Floats and Pairs. The numbers of the third are
+// widened, and tokens have scales.
 struct Int8Words {
-  using Number = int8_t;
   static constexpr int kNumbers = 4;
-  static constexpr bool kScaled = true;
-  LLMCORE_INLINE static Vec number(Vec words, int i) {
-    return to_float(__builtin_bit_cast(VecI, as_bits(words) << (24 - 8 * i)) >> 24);
+  LLMCORE_INLINE static Vec along_row(const float* from, int64_t count, float factor) {
+    int8_t numbers[kNumbers * kLanes] = {};
+    for_each_vector(0, min(count, kNumbers * kLanes), [&](int64_t i, int64_t n) {
+      store_bytes(numbers + i, round_to_int(load_up_to(from + i, n) * factor));
+    });
+    Vec words;
+    __builtin_memcpy(&words, numbers, sizeof(words));
+    return words;
   }
-  LLMCORE_INLINE static Vec read(const int8_t* from) { return to_float(load_bytes(from)); }
-  LLMCORE_INLINE static void write(int8_t* to, Vec x) { store_bytes(to, round_to_int(x)); }
 };
 
-// The right side of a product (attention_tile.h): a tile of keys, a tile of values.
-template <class Format>
-struct KeyColumns {
+// The right side of a product of floats (attention_tile.h): a tile of int8 keys, of int8 values.
+struct Int8Keys {
+  using Words = Floats;
   using Element = float;
-  static constexpr int kSteps = Format::kNumbers;
+  static constexpr int kSteps = Int8Words::kNumbers;
   LLMCORE_INLINE static Vec read(const float* words, int i) {
-    return Format::number(load(words), i);
+    const VecU bits = as_bits(load(words)) << (24 - 8 * i);
+    return to_float(__builtin_bit_cast(VecI, bits) >> 24);
   }
 };
-template <class Format>
-struct ValueColumns {
-  using Element = typename Format::Number;
+struct Int8Values {
+  using Words = Floats;
+  using Element = int8_t;
   static constexpr int kSteps = 1;
-  LLMCORE_INLINE static Vec read(const Element* numbers, int) { return Format::read(numbers); }
+  LLMCORE_INLINE static Vec read(const int8_t* numbers, int) {
+    return to_float(load_bytes(numbers));
+  }
 };
 
 template <class Body>
 LLMCORE_INLINE void with_format(DType dtype, Body body) {
   if (dtype == DType::kBFloat16)
-    body(BFloat16Words{});
+    body(Pairs{});
   else if (dtype == DType::kInt8)
     body(Int8Words{});
   else
-    body(Float32Words{});
+    body(Floats{});
 }
 
 // Where in a tile its scales begin.
@@ -72,35 +57,58 @@ LLMCORE_INLINE int64_t scales_at(const KvTiles& tiles) {
   return kTileTokens * tiles.words();
 }
 
-// Keeps x [D] as token j of a tile.
-template <class Format>
-void keep_token(const KvTiles& tiles, const float* x, float* tile, int64_t j) {
-  constexpr int kNumbers = Format::kNumbers;
-  const int64_t stride = tiles.transposed ? kTileTokens : 1;
-  float* to = tile + (tiles.transposed ? j : j * tiles.words());
-  float inverse = 1.0f;
-  if constexpr (Format::kScaled) {
-    const Rounding rounding = int8_rounding(x, tiles.width);
-    tile[scales_at(tiles) + j] = rounding.scale;
-    inverse = rounding.inverse;
+// Keeps the numbers [D] of `count` tokens, `stride` apart, as those of a tile from token j on.
+template <class Words>
+void keep_tokens(const KvTiles& tiles, const float* from, int64_t stride, int64_t count,
+                 float* tile, int64_t j) {
+  const int64_t width = tiles.width;
+  float factors[kTileTokens];
+  for (int64_t i = 0; i < count; ++i) {
+    factors[i] = 1.0f;
+    if (tiles.dtype != DType::kInt8) continue;
+    const Rounding rounding = int8_rounding(from + i * stride, width);
+    tile[scales_at(tiles) + j + i] = rounding.scale;
+    factors[i] = rounding.inverse;
   }
-  for_each_vector(0, tiles.width, [&](int64_t i, int64_t n) {
-    typename Format::Number numbers[kLanes];
-    Format::write(numbers, load_up_to(x + i, n) * inverse);
-    for (int64_t k = 0; k < n; k += kNumbers)
-      __builtin_memcpy(to + (i + k) / kNumbers * stride, numbers + k, sizeof(float));
-  });
+  const auto words = [&](int64_t i, int64_t c) {
+    return Words::along_row(from + i * stride + c, width - c, factors[i]);
+  };
+  int64_t i = 0;
+  for (; tiles.transposed && i + kLanes <= count; i += kLanes)
+    read_transposed<Words>(
+        width, [&](int64_t r, int64_t c) { return words(i + r, c); }, tile + j + i);
+  for (; i < count; ++i) {
+    for (int64_t c = 0; c < width; c += Words::kNumbers * kLanes) {
+      const int64_t first = c / Words::kNumbers, n = min(kLanes, words_of<Words>(width - c));
+      const Vec some = words(i, c);
+      if (tiles.transposed)
+        for (int64_t w = 0; w < n; ++w) tile[(first + w) * kTileTokens + j + i] = some[w];
+      else
+        store_up_to(tile + (j + i) * tiles.words() + first, some, n);
+    }
+  }
 }
 
 // A product whose right side lies in a tile; p.b_row counts words.
+template <class Words>
 LLMCORE_INLINE void multiply_kept(const KvTiles& tiles, Product p) {
-  if (tiles.dtype == DType::kFloat32) return multiply(p);
-  with_format(tiles.dtype, [&](auto format) {
-    using Format = decltype(format);
-    if (tiles.transposed) return multiply<KeyColumns<Format>>(p);
-    p.b_row *= Format::kNumbers;
-    multiply<ValueColumns<Format>>(p);
-  });
+  if (tiles.dtype != DType::kInt8) return multiply<Plain<Words>>(p);
+  if (tiles.transposed) return multiply<Int8Keys>(p);
+  p.b_row *= Int8Words::kNumbers;
+  multiply<Int8Values>(p);
+}
+
+// to[j / 2] = the words of tokens j and j + 1 of a tile of bfloat16 values, zeros for the
+// `count`-th.
+LLMCORE_NOINLINE void pair_tokens(const KvTiles& tiles, const float* tile, int64_t count,
+                                  float* to) {
+  const auto* numbers = reinterpret_cast<const uint16_t*>(tile);
+  const int64_t stride = Pairs::kNumbers * tiles.words();
+  for (int64_t j = 0; j < count; j += 2, numbers += 2 * stride)
+    for (int64_t c = 0; c < tiles.width; c += kLanes, to += kLanes) {
+      const VecU second = j + 1 < count ? load_half(numbers + stride + c) : VecU{};
+      store(to, as_floats(load_half(numbers + c) | second << 16));
+    }
 }
 
 // Scores or weights times the scales of their tokens, where the format has some: rows of kTileKeys.

@@ -484,6 +484,7 @@ class AttentionCall:
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
         stream: typing.SupportsInt | typing.SupportsIndex = 0,
         rows_first: bool = False,
+        bfloat16: bool = False,
     ) -> None: ...
 
 def activation_backward(*, activation: str, dy: Tensor, x: Tensor, dx: Tensor) -> None: ...

@@ -67,8 +67,9 @@ class GenerationConfig:
         num_draft_tokens: guesses at a time, at most: fewer where the last ones were wrong.
         draft_ngram: longest run of tokens that is looked up in the text before.
         cache_dtype: how keys and values are kept for the tokens that follow, those of an encoder's
-            output too. "float32"; "bfloat16", half the memory and bandwidth; "int8", about a
-            quarter, with a scale for each token and head. None: float32, or what the engine has.
+            output too. "float32"; "bfloat16", half the memory and bandwidth, and attention
+            multiplies in bfloat16; "int8", about a quarter, with a scale for each token and head.
+            None: float32, or what the engine has.
         seed: of the draws. A text depends on its prompt and on this, not on the other prompts;
             a prompt given several times gets as many different texts.
         overflow: what happens when the model's positions are used up: "stop" ends the text with

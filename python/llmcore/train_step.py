@@ -52,10 +52,10 @@ class TrainStep:
         weight_decay: decoupled weight decay.
         max_grad_norm: gradients are scaled down to this global norm; None: never.
         dropout_seed: dropout masks are a function of this, the step and the place.
-        dtype: "bfloat16" rounds the operands of matrix products to bfloat16, forwards and
-            backwards; their sums, attention, norms, losses, weights and moments are float32 all the
-            same (Micikevicius et al. 2018; Kalamkar et al. 2019). It pays where the processor has
-            instructions for it: `llmcore doctor` tells.
+        dtype: "bfloat16" rounds the operands of all products to bfloat16, attention's too,
+            forwards and backwards; their sums, the softmax, norms, losses, weights and moments are
+            float32 all the same (Micikevicius et al. 2018; Kalamkar et al. 2019). It pays where the
+            processor has instructions for it: `llmcore doctor` tells.
 
     Raises:
         ConfigError: a setting is out of range.
