@@ -142,9 +142,18 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments that say what was run; where files lie is of no interest."""
-    return {key: value for key, value in vars(args).items() if key not in ("data", "out", "plot")}
+def new_report(args: argparse.Namespace, doc: str, **more: Any) -> dict[str, Any]:
+    """Return the beginning of a report: the question, and what was run, where.
+
+    Where files lie is of no interest.
+    """
+    paths = ("data", "out", "plot")
+    return {
+        "question": doc.splitlines()[0],
+        "arguments": {key: value for key, value in vars(args).items() if key not in paths},
+        "environment": environment(args.threads),
+        **more,
+    }
 
 
 def environment(threads: int) -> dict[str, Any]:

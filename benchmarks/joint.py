@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA, environment, set_threads, settings_of, smooth, write_report
+from common import DATA, new_report, set_threads, smooth, write_report
 
 import llmcore
 from llmcore.objectives import Batch, CausalLM, MaskedLM, Mixture
@@ -43,11 +43,9 @@ def main() -> None:
     joint = Mixture([(part, 1.0) for part in parts.values()], seed=args.seed)
     judges = {"causal": CausalLM(), "masked": masked(tokenizer, args.seed + 1)}
     tests = {name: held_out_batches(judge, held_out, args.length) for name, judge in judges.items()}
-    report: dict[str, Any] = {
-        "question": __doc__.splitlines()[0], "arguments": settings_of(args),
-        "environment": environment(args.threads), "config": config.to_dict(),
-        "parameters": config.num_parameters(), "runs": {},
-    }  # fmt: skip
+    report = new_report(
+        args, __doc__, config=config.to_dict(), parameters=config.num_parameters(), runs={}
+    )
     for name, objective, steps in (
         *((name, part, args.steps) for name, part in parts.items()),
         ("joint", joint, 2 * args.steps),

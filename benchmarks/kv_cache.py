@@ -14,10 +14,10 @@ import argparse
 import statistics
 import time
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
-from common import environment, set_threads, settings_of, write_report
+from common import new_report, set_threads, write_report
 
 import llmcore
 from llmcore import Engine, GenerationConfig, ModelConfig, Transformer
@@ -27,10 +27,7 @@ from llmcore.generation_config import CacheDtype
 def main() -> None:
     args = parse_arguments()
     set_threads(args.threads)
-    report: dict[str, Any] = {
-        "question": __doc__.splitlines()[0], "arguments": settings_of(args),
-        "environment": environment(args.threads), "cases": {},
-    }  # fmt: skip
+    report = new_report(args, __doc__, cases={})
     model = Transformer(ModelConfig.preset("gpt2"), seed=args.seed)
     for weights in args.weights.split(","):
         if weights != "float32":

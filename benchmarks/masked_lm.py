@@ -21,11 +21,10 @@ from common import (
     DATA,
     Record,
     compare,
-    environment,
     load_weights,
     make_trainers,
+    new_report,
     set_threads,
-    settings_of,
     smooth,
     write_report,
 )
@@ -51,13 +50,16 @@ def main() -> None:
     train, held_out = (blocks_of(tokenizer, part, args.length) for part in parts)
     config = make_config(args, tokenizer)
     tests = batches_of(objective(tokenizer, FROZEN), held_out, np.arange(len(held_out)), 32)
-    report: dict[str, Any] = {
-        "question": __doc__.splitlines()[0], "arguments": settings_of(args),
-        "environment": environment(args.threads), "config": config.to_dict(),
-        "parameters": config.num_parameters(), "train_tokens": train.size,
-        "held_out_targets": sum(batch.targets.size for batch in tests),
-        "unigram_loss": unigram_loss(train, tests, tokenizer.vocab_size), "runs": [],
-    }  # fmt: skip
+    report = new_report(
+        args,
+        __doc__,
+        config=config.to_dict(),
+        parameters=config.num_parameters(),
+        train_tokens=train.size,
+        held_out_targets=sum(batch.targets.size for batch in tests),
+        unigram_loss=unigram_loss(train, tests, tokenizer.vocab_size),
+        runs=[],
+    )
     print(f"unigram {report['unigram_loss']:.4f}")
     judge = llmcore.Transformer(config)
     for seed in range(args.seeds):

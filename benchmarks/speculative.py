@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA, environment, set_threads, settings_of, write_report
+from common import DATA, new_report, set_threads, write_report
 
 import llmcore
 from llmcore import GenerationConfig, ModelConfig, Transformer
@@ -39,10 +39,7 @@ from llmcore.training.schedule import Schedule
 def main() -> None:
     args = parse_arguments()
     set_threads(args.threads)
-    report: dict[str, Any] = {
-        "question": __doc__.splitlines()[0], "arguments": settings_of(args),
-        "environment": environment(args.threads), "cases": {},
-    }  # fmt: skip
+    report = new_report(args, __doc__, cases={})
 
     def record(case: str, *call: Any) -> None:
         report["cases"][case] = compare(args, *call)

@@ -20,11 +20,10 @@ from common import (
     DATA,
     Record,
     compare,
-    environment,
     load_weights,
     make_trainers,
+    new_report,
     set_threads,
-    settings_of,
     smooth,
     write_report,
 )
@@ -58,11 +57,14 @@ def main() -> None:
     schedule = Schedule(kind="cosine", lr=args.lr, min_lr=args.lr / 20, warmup_steps=args.warmup,
                         total_steps=len(batches))  # fmt: skip
     rates = [schedule(step + 1) for step in range(len(batches))]
-    report: dict[str, Any] = {
-        "question": __doc__.splitlines()[0], "arguments": settings_of(args),
-        "environment": environment(args.threads), "config": config.to_dict(),
-        "parameters": config.num_parameters(), "steps": len(batches), "engines": {},
-    }  # fmt: skip
+    report = new_report(
+        args,
+        __doc__,
+        config=config.to_dict(),
+        parameters=config.num_parameters(),
+        steps=len(batches),
+        engines={},
+    )
     judge = Judge(config, tokenizer, texts, pairs)
     trainers = make_trainers(
         args.engines, config, seed=args.seed, betas=(0.9, 0.98), weight_decay=0.0, max_grad_norm=1.0

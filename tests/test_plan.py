@@ -129,7 +129,7 @@ def test_what_is_planned_is_what_is_used(case):
     planned, activations, before, used, arena = map(int, printed.split())
     assert before < 2**23  # tables of positions
     assert activations == pytest.approx(arena, rel=0.01)
-    assert planned == pytest.approx(used, rel=0.03)
+    assert planned == pytest.approx(used, rel=0.01)
 
 
 def test_a_plan_takes_no_memory_whatever_the_model():

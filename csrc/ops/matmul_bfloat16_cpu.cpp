@@ -78,12 +78,17 @@ struct Block {
                   Tiles<Format>::tile_rows(left));
   }
 
-  void fill_panels(int64_t first, int64_t count, uint32_t* panel) const {
-    for (int64_t i = first; i < first + count; ++i, panel += tiles.panel_words) {
-      const int64_t left = plan.outputs - i * kPanelOutputs;
-      copy_bfloat16(plan.b, i * kPanelOutputs, min(kPanelOutputs, left), left, k, tiles.depth,
-                    panel, kPanelOutputs);
-    }
+  // Where columns lie beside each other, a few steps of all panels at a time: memory is read along
+  // its rows.
+  void fill_panels(int64_t first, int64_t count, uint32_t* to) const {
+    const int64_t steps = plan.b.along_k ? tiles.depth : kStepsAhead;
+    for (int64_t step = 0; step < tiles.depth; step += steps)
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t item = (first + i) * kPanelOutputs, left = plan.outputs - item;
+        copy_bfloat16(plan.b, item, min(kPanelOutputs, left), left, k + step,
+                      min(steps, tiles.depth - step),
+                      to + i * tiles.panel_words + step / 2 * kPanelOutputs, kPanelOutputs);
+      }
   }
 
   // Brings near, in one of `parts` parts, what the panels [first, first + count) are made of.

@@ -36,7 +36,7 @@ class Plan:
 
     Attributes:
         parameters: trainable parameters, tied ones once.
-        weight_bytes: the weights, in whole pages.
+        weight_bytes: the weights, in whole pages, and tables of positions.
         optimizer_bytes: gradients and AdamW's two moments, of what is trained.
         activation_bytes: what one micro-batch keeps for backward, plus working space, where every
             sequence is `block_size` long.
@@ -114,14 +114,16 @@ def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | Non
     parameters = model.num_parameters()
     shapes = parameter_shapes(model)
     frozen = [name for name in shapes if not _is_trained(name, model, train)]
+    before = _core.memory_stats()["current_bytes"]
     core = _core.Transformer(model.to_dict(), "cpu", None, planned=True)
+    tables = _core.memory_stats()["current_bytes"] - before  # all that a planned model holds
     for name in frozen:
         core.set_trainable(name, False)
     core.recompute = train.recompute
     micro_batch = train.batch_size * train.block_size
     return Plan(
         parameters=parameters,
-        weight_bytes=core.weight_bytes,
+        weight_bytes=core.weight_bytes + tables,
         optimizer_bytes=3 * (core.weight_bytes - _size(shapes[name] for name in frozen)),
         activation_bytes=_activation_bytes(core, model, train),
         checkpoint_bytes=3 * _FLOAT * parameters,
