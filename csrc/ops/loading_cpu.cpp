@@ -2,17 +2,12 @@
 // products.
 #include "ops/loading.h"
 
-#include "core/parallel.h"
 #include "simd/half.h"
 #include "simd/loop.h"
 #include "simd/transpose.h"
 
 namespace llmcore::LLMCORE_ISA {
 namespace {
-
-// Elements of a task: much more than a loop of arithmetic takes, since pages are touched first
-// here.
-constexpr int64_t kPerTask = 1 << 17;
 
 // min(count, kLanes) stored elements; the other lanes are zero.
 template <DType kType>
@@ -70,7 +65,7 @@ void widen_columns(const StoredMatrix& m, int64_t begin, int64_t end) {
 }
 
 template <DType kType>
-void widen_part(const StoredMatrix& m, int64_t begin, int64_t end) {
+void widen_lines(const StoredMatrix& m, int64_t begin, int64_t end) {
   if (m.rows_adjacent())
     widen_rows<kType>(m, begin, end);
   else
@@ -78,35 +73,22 @@ void widen_part(const StoredMatrix& m, int64_t begin, int64_t end) {
   end_streaming();
 }
 
-// How a matrix is cut: along the axis whose lines lie in one piece, into whole vectors of them.
-struct Cut {
-  int64_t lines, lines_per_task, tasks;
-};
-Cut cut(const StoredMatrix& m) {
+void widen(const StoredMatrix& m, const char* begin, const char* end) {
   const bool rows = m.rows_adjacent();
-  const int64_t lines = rows ? m.rows : m.cols, length = rows ? m.cols : m.rows;
-  if (lines == 0 || length == 0) return {0, 1, 0};
-  const int64_t wanted = kPerTask / length / kLanes * kLanes;
-  const int64_t per_task = wanted > 0 ? wanted : int64_t{kLanes};
-  return {lines, per_task, (lines + per_task - 1) / per_task};
-}
-
-void widen(const StoredMatrix* matrices, int64_t count) {
-  int64_t tasks = 0;
-  for (int64_t i = 0; i < count; ++i) tasks += cut(matrices[i]).tasks;
-  parallel_for(tasks, [&](int64_t task, int) {
-    const StoredMatrix* m = matrices;
-    Cut of = cut(*m);
-    for (; task >= of.tasks; of = cut(*++m)) task -= of.tasks;
-    const int64_t begin = task * of.lines_per_task, rest = of.lines - begin;
-    const int64_t end = begin + (rest < of.lines_per_task ? rest : of.lines_per_task);
-    if (m->dtype == DType::kFloat32)
-      widen_part<DType::kFloat32>(*m, begin, end);
-    else if (m->dtype == DType::kBFloat16)
-      widen_part<DType::kBFloat16>(*m, begin, end);
-    else
-      widen_part<DType::kFloat16>(*m, begin, end);
-  });
+  const int64_t lines = rows ? m.rows : m.cols, together = rows ? 1 : int64_t{kLanes};
+  const int64_t step = m.line_stride() * together;
+  const auto first_from = [&](const char* p) {
+    if (p <= m.x) return int64_t{0};
+    return step > 0 ? min(lines, ceil_div(p - m.x, step) * together) : lines;
+  };
+  const int64_t first = first_from(begin), last = first_from(end);
+  if (first >= last) return;
+  if (m.dtype == DType::kFloat32)
+    widen_lines<DType::kFloat32>(m, first, last);
+  else if (m.dtype == DType::kBFloat16)
+    widen_lines<DType::kBFloat16>(m, first, last);
+  else
+    widen_lines<DType::kFloat16>(m, first, last);
 }
 
 // after[k][byte]: what a byte makes of the checksum when k more bytes of zeros follow it.
