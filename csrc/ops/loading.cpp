@@ -32,7 +32,7 @@ uint32_t shift_by(int64_t bytes) {
 
 // Bytes of a task: they stay in the second cache from the checksum to the copy, and take longer
 // than a loop of arithmetic should, since pages are touched first here.
-constexpr int64_t kPart = int64_t{1} << 19;
+constexpr int64_t kPart = int64_t{1} << 20;
 
 void check(const StoredMatrix& m) {
   const bool known =
