@@ -14,12 +14,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llmcore import atomic, checkpoint, hf
+from llmcore import Transformer, atomic, checkpoint, hf
 from llmcore.checkpoint import TrainState
 from llmcore.config import ModelConfig
 from llmcore.errors import CheckpointError
@@ -412,16 +413,25 @@ def file_names() -> list[str]:
     return ["config.json", "model.safetensors", "training_state.json", "training_state.safetensors"]
 
 
+@pytest.mark.parametrize(
+    "load",
+    [
+        checkpoint.load,
+        Transformer.from_pretrained,
+        partial(Transformer.from_pretrained, dtype="int8"),
+    ],
+    ids=["load", "float32", "int8"],
+)
 @pytest.mark.parametrize("name", file_names())
-def test_one_flipped_bit_is_found_anywhere(saved, name):
+def test_one_flipped_bit_is_found_anywhere(saved, name, load):
     path = saved / name
     content = path.read_bytes()
-    for position in {0, 7, len(content) // 2, len(content) - 1}:
+    for position in {*range(0, len(content), 1 + len(content) // 50), 7, len(content) - 1}:
         flipped = bytearray(content)
         flipped[position] ^= 1 << position % 8
         path.write_bytes(flipped)
         with pytest.raises(CheckpointError, match="corrupt, or changed since") as caught:
-            checkpoint.load(saved)
+            load(saved)
         assert str(path) in str(caught.value)
 
 

@@ -34,7 +34,8 @@ StoredMatrix stored_matrix(const py::array& source, const Tensor& target) {
           .y = target.f32()};
 }
 
-void bound_widen(const std::vector<py::array>& sources, const std::vector<PyTensor>& targets) {
+std::vector<StoredMatrix> stored_matrices(const std::vector<py::array>& sources,
+                                          const std::vector<PyTensor>& targets) {
   CHECK(sources.size() == targets.size(), ShapeError, "widen: ", sources.size(), " sources for ",
         targets.size(), " targets");
   std::vector<StoredMatrix> matrices;
@@ -45,24 +46,33 @@ void bound_widen(const std::vector<py::array>& sources, const std::vector<PyTens
           dtype_name(target.view.dtype));
     matrices.push_back(stored_matrix(sources[i], target.view));
   }
+  return matrices;
+}
+
+void bound_widen(const std::vector<py::array>& sources, const std::vector<PyTensor>& targets) {
+  const std::vector<StoredMatrix> matrices = stored_matrices(sources, targets);
   py::gil_scoped_release release;
   widen(op_context({}), matrices);
 }
 
-uint32_t bound_crc32(const py::buffer& data, uint32_t start) {
+uint32_t bound_crc32(const py::buffer& data, uint32_t start, const std::vector<py::array>& sources,
+                     const std::vector<PyTensor>& targets) {
   const py::buffer_info info = data.request();
   CHECK(info.ndim == 1 && info.strides[0] == info.itemsize, ShapeError,
         "crc32: data must lie in one piece");
+  const std::vector<StoredMatrix> matrices = stored_matrices(sources, targets);
   py::gil_scoped_release release;
-  return crc32(op_context({}), static_cast<const char*>(info.ptr), info.size * info.itemsize,
-               start);
+  return crc32(op_context({}), static_cast<const char*>(info.ptr), info.size * info.itemsize, start,
+               matrices);
 }
 
 }  // namespace
 
 void bind_loading(py::module_& module) {
   module.def("widen", &bound_widen, py::arg("sources"), py::arg("targets"));
-  module.def("crc32", &bound_crc32, py::arg("data"), py::arg("start") = 0);
+  module.def("crc32", &bound_crc32, py::arg("data"), py::arg("start") = 0,
+             py::arg("sources") = std::vector<py::array>(),
+             py::arg("targets") = std::vector<PyTensor>());
 }
 
 }  // namespace llmcore::bindings

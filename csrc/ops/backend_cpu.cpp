@@ -51,8 +51,9 @@ const Table kTables[] = {
                          __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
                          __builtin_cpu_supports("pclmul")},
     {&avx512::kernels, has_avx512()},
-    {&avx512_bf16::kernels,
-     has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")},
+    {&avx512_bf16::kernels, has_avx512() && __builtin_cpu_supports("vpclmulqdq") &&
+                                __builtin_cpu_supports("avx512vnni") &&
+                                __builtin_cpu_supports("avx512bf16")},
 };
 #elif defined(__aarch64__)
 const Table kTables[] = {{&neon::kernels, true}};

@@ -2,17 +2,12 @@
 // products.
 #include "ops/loading.h"
 
-#include "core/parallel.h"
 #include "simd/half.h"
 #include "simd/loop.h"
 #include "simd/transpose.h"
 
 namespace llmcore::LLMCORE_ISA {
 namespace {
-
-// Elements of a task: much more than a loop of arithmetic takes, since pages are touched first
-// here.
-constexpr int64_t kPerTask = 1 << 17;
 
 // min(count, kLanes) stored elements; the other lanes are zero.
 template <DType kType>
@@ -50,12 +45,18 @@ void widen_rows(const StoredMatrix& m, int64_t begin, int64_t end) {
     });
 }
 
-// Columns [begin, end), each of which lies in one piece.
+// Columns [begin, end), each of which lies in one piece. They are read in order first: a cache line
+// of each after the other would be slow to come from memory, and of one after the other in x, lines
+// side by side in y are written one after the other.
 template <DType kType>
 void widen_columns(const StoredMatrix& m, int64_t begin, int64_t end) {
   const bool aligned = is_aligned(m);
-  for_each_vector(begin, end, [&](int64_t c, int64_t cols) {
-    for_each_vector(0, m.rows, [&](int64_t r, int64_t rows) {
+  constexpr int64_t kCacheLine = 64;
+  for (int64_t c = begin; c < end; ++c)
+    for (int64_t byte = 0; byte < m.rows * dtype_size(kType); byte += kCacheLine)
+      static_cast<void>(*static_cast<const volatile char*>(m.x + c * m.col_stride + byte));
+  for_each_vector(0, m.rows, [&](int64_t r, int64_t rows) {
+    for_each_vector(begin, end, [&](int64_t c, int64_t cols) {
       Vec tile[kLanes] = {};
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i)
@@ -70,7 +71,7 @@ void widen_columns(const StoredMatrix& m, int64_t begin, int64_t end) {
 }
 
 template <DType kType>
-void widen_part(const StoredMatrix& m, int64_t begin, int64_t end) {
+void widen_lines(const StoredMatrix& m, int64_t begin, int64_t end) {
   if (m.rows_adjacent())
     widen_rows<kType>(m, begin, end);
   else
@@ -78,35 +79,22 @@ void widen_part(const StoredMatrix& m, int64_t begin, int64_t end) {
   end_streaming();
 }
 
-// How a matrix is cut: along the axis whose lines lie in one piece, into whole vectors of them.
-struct Cut {
-  int64_t lines, lines_per_task, tasks;
-};
-Cut cut(const StoredMatrix& m) {
+void widen(const StoredMatrix& m, const char* begin, const char* end) {
   const bool rows = m.rows_adjacent();
-  const int64_t lines = rows ? m.rows : m.cols, length = rows ? m.cols : m.rows;
-  if (lines == 0 || length == 0) return {0, 1, 0};
-  const int64_t wanted = kPerTask / length / kLanes * kLanes;
-  const int64_t per_task = wanted > 0 ? wanted : int64_t{kLanes};
-  return {lines, per_task, (lines + per_task - 1) / per_task};
-}
-
-void widen(const StoredMatrix* matrices, int64_t count) {
-  int64_t tasks = 0;
-  for (int64_t i = 0; i < count; ++i) tasks += cut(matrices[i]).tasks;
-  parallel_for(tasks, [&](int64_t task, int) {
-    const StoredMatrix* m = matrices;
-    Cut of = cut(*m);
-    for (; task >= of.tasks; of = cut(*++m)) task -= of.tasks;
-    const int64_t begin = task * of.lines_per_task, rest = of.lines - begin;
-    const int64_t end = begin + (rest < of.lines_per_task ? rest : of.lines_per_task);
-    if (m->dtype == DType::kFloat32)
-      widen_part<DType::kFloat32>(*m, begin, end);
-    else if (m->dtype == DType::kBFloat16)
-      widen_part<DType::kBFloat16>(*m, begin, end);
-    else
-      widen_part<DType::kFloat16>(*m, begin, end);
-  });
+  const int64_t lines = rows ? m.rows : m.cols, together = rows ? 1 : int64_t{kLanes};
+  const int64_t step = m.line_stride() * together;
+  const auto first_from = [&](const char* p) {
+    if (p <= m.x) return int64_t{0};
+    return step > 0 ? min(lines, ceil_div(p - m.x, step) * together) : lines;
+  };
+  const int64_t first = first_from(begin), last = first_from(end);
+  if (first >= last) return;
+  if (m.dtype == DType::kFloat32)
+    widen_lines<DType::kFloat32>(m, first, last);
+  else if (m.dtype == DType::kBFloat16)
+    widen_lines<DType::kBFloat16>(m, first, last);
+  else
+    widen_lines<DType::kFloat16>(m, first, last);
 }
 
 // after[k][byte]: what a byte makes of the checksum when k more bytes of zeros follow it.
@@ -146,12 +134,6 @@ uint32_t crc_by_tables(const char* data, int64_t bytes, uint32_t crc) {
 #if defined(__PCLMUL__)
 using Quad [[gnu::vector_size(16)]] = long long;
 
-LLMCORE_INLINE Quad load_quad(const char* p) {
-  Quad quad;
-  __builtin_memcpy(&quad, p, sizeof(quad));
-  return quad;
-}
-
 // Moves a remainder of 128 bits to where `next` is: `power` holds x^(distance + 32) and
 // x^(distance - 32) modulo the polynomial.
 LLMCORE_INLINE Quad fold(Quad quad, Quad power, Quad next) {
@@ -159,23 +141,43 @@ LLMCORE_INLINE Quad fold(Quad quad, Quad power, Quad next) {
          __builtin_ia32_pclmulqdq128(quad, power, 0x11) ^ next;
 }
 
-// Four remainders side by side (Gopal et al. 2009, "Fast CRC computation for generic polynomials
-// using PCLMULQDQ"); the last 16 bytes that are congruent to all before go through the tables.
+#if defined(__VPCLMULQDQ__)
+using Quads [[gnu::vector_size(64)]] = long long;  // four side by side
+
+LLMCORE_INLINE Quads fold(Quads quads, Quads power, Quads next) {
+  return __builtin_ia32_vpclmulqdq_v8di(quads, power, 0x00) ^
+         __builtin_ia32_vpclmulqdq_v8di(quads, power, 0x11) ^ next;
+}
+constexpr Quads kByStep = {0x11542778a, 0x1322d1430, 0x11542778a, 0x1322d1430,
+                           0x11542778a, 0x1322d1430, 0x11542778a, 0x1322d1430};  // 2048 bits
+#else
+using Quads = Quad;
+constexpr Quads kByStep = {0x154442bd4, 0x1c6e41596};  // 512 bits
+#endif
+
+// Remainders side by side (Gopal et al. 2009, "Fast CRC computation for generic polynomials using
+// PCLMULQDQ"); the last 16 bytes that are congruent to all before go through the tables.
 uint32_t crc32(const char* data, int64_t bytes) {
   constexpr int kWays = 4;
-  constexpr int64_t kStep = 16 * kWays;
+  Quads way[kWays];
+  constexpr int64_t kStep = sizeof(way);
   if (bytes < kStep) return ~crc_by_tables(data, bytes, ~0u);
-  const Quad by_512 = {0x154442bd4, 0x1c6e41596}, by_128 = {0x1751997d0, 0x0ccaa009e};
-  Quad way[kWays];
-  for (int i = 0; i < kWays; ++i) way[i] = load_quad(data + 16 * i);
-  way[0] ^= Quad{0xffffffff, 0};
+  __builtin_memcpy(way, data, kStep);
+  way[0] ^= Quads{0xffffffff};
   int64_t done = kStep;
-  for (; done + kStep <= bytes; done += kStep)
-    for (int i = 0; i < kWays; ++i) way[i] = fold(way[i], by_512, load_quad(data + done + 16 * i));
-  for (int i = 1; i < kWays; ++i) way[0] = fold(way[0], by_128, way[i]);
-  char last[16];
-  __builtin_memcpy(last, &way[0], sizeof(last));
-  return ~crc_by_tables(data + done, bytes - done, crc_by_tables(last, sizeof(last), 0));
+  for (; done + kStep <= bytes; done += kStep) {
+    Quads next[kWays];
+    __builtin_memcpy(next, data + done, kStep);
+    for (int i = 0; i < kWays; ++i) way[i] = fold(way[i], kByStep, next[i]);
+  }
+  Quad rest[kStep / sizeof(Quad)];
+  __builtin_memcpy(rest, way, kStep);
+  const Quad by_128 = {0x1751997d0, 0x0ccaa009e};
+  Quad last = rest[0];
+  for (int64_t i = 1; i < kStep / int64_t{sizeof(Quad)}; ++i) last = fold(last, by_128, rest[i]);
+  char bytes_of_last[sizeof(last)];
+  __builtin_memcpy(bytes_of_last, &last, sizeof(last));
+  return ~crc_by_tables(data + done, bytes - done, crc_by_tables(bytes_of_last, sizeof(last), 0));
 }
 #else
 uint32_t crc32(const char* data, int64_t bytes) {

@@ -545,7 +545,10 @@ def choose_tokens(
 def column_sum(*, x: Tensor, out: Tensor) -> None: ...
 def copy(*, source: Tensor, target: Tensor) -> None: ...
 def crc32(
-    data: typing_extensions.Buffer, start: typing.SupportsInt | typing.SupportsIndex = 0
+    data: typing_extensions.Buffer,
+    start: typing.SupportsInt | typing.SupportsIndex = 0,
+    sources: collections.abc.Sequence[numpy.ndarray] = [],
+    targets: collections.abc.Sequence[Tensor] = [],
 ) -> int: ...
 def cross_entropy(
     *,

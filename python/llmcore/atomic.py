@@ -19,7 +19,8 @@ import contextlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmcore import _core
@@ -34,6 +35,26 @@ _CHUNK = 1 << 22  # bytes written and checksummed at a time: the second pass fin
 
 #: The bytes of a file, mapped where there are any.
 Content = mmap.mmap | bytes
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file of the size that its manifest says; `expected` is its CRC-32 there."""
+
+    path: Path
+    content: Content
+    expected: int
+
+    def check(self, crc32: int | None = None) -> None:
+        """Compare the checksum with the manifest's; without one, compute it.
+
+        Raises:
+            CheckpointError: they differ.
+        """
+        actual = _core.crc32(self.content) if crc32 is None else crc32
+        if actual != self.expected:
+            what = f"expected checksum {self.expected:08x}, got {actual:08x}"
+            raise _damaged(self.path, self.content[:1024], len(self.content), what)
 
 
 class ChecksumWriter:
@@ -167,15 +188,19 @@ def finish(directory: Path) -> None:
 
 
 def current_files(
-    directory: Path, verify: bool = True, verified: dict[Path, Content] | None = None
+    directory: Path,
+    verify: bool = True,
+    opened: dict[Path, Listed] | None = None,
+    later: Collection[str] = (),
 ) -> dict[str, Path] | None:
     """Return where each file of the current set is, or None where there is no manifest.
 
     Args:
         directory: Written by `write_files`, or by anyone.
         verify: Compare every size and checksum with the manifest.
-        verified: Takes the content of every file that was compared, so that what is read is what
-            was checked, and no page is mapped twice.
+        opened: Takes every file that was compared, so that what is read is what was checked, and
+            no page is mapped twice.
+        later: Names of files of which only the size is compared; the caller calls `Listed.check`.
 
     Raises:
         CheckpointError: naming a file that is missing, truncated or changed.
@@ -191,9 +216,11 @@ def current_files(
         staged = _staged(directory, name)
         path = paths[name] = staged if pending and staged.exists() else directory / name
         if verify:
-            content = _verify(path, *expected)
-            if verified is not None:
-                verified[path] = content
+            file = _open(path, *expected)
+            if name not in later:
+                file.check()
+            if opened is not None:
+                opened[path] = file
     return paths
 
 
@@ -215,31 +242,32 @@ def manifests(directory: Path) -> tuple[bytes | None, bytes | None]:
     return content(directory / MANIFEST), pending
 
 
-def _verify(path: Path, size: int, crc32: int) -> Content:
+def _open(path: Path, size: int, crc32: int) -> Listed:
     content: Content = b""
-    actual_crc32 = 0
     try:
         with open(path, "rb") as file:
             actual_size = os.fstat(file.fileno()).st_size
-            head = file.read(1024)
-            if actual_size == size > 0:
+            if actual_size != size:
+                what = f"expected {size} bytes, got {actual_size}"
+                cause = "truncated" if actual_size < size else "corrupt"
+                raise _damaged(path, file.read(1024), actual_size, what, cause)
+            if size > 0:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                actual_crc32 = _core.crc32(content)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: missing, though {MANIFEST} beside it lists it; copy the checkpoint again"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
-    if (actual_size, actual_crc32) == (size, crc32):
-        return content
+    return Listed(path, content, crc32)
+
+
+def _damaged(
+    path: Path, head: bytes, size: int, what: str, cause: str = "corrupt"
+) -> CheckpointError:
     if is_recognised(head, path):
-        raise CheckpointError(f"{path}: {what_it_is(path, head, actual_size)}")
-    what = f"expected checksum {crc32:08x}, got {actual_crc32:08x}"
-    if actual_size != size:
-        what = f"expected {size} bytes, got {actual_size}"
-    cause = "truncated" if actual_size < size else "corrupt"
-    raise CheckpointError(
+        return CheckpointError(f"{path}: {what_it_is(path, head, size)}")
+    return CheckpointError(
         f"{path}: {cause}, or changed since it was saved: {what}; copy it again, "
         f"or, if you changed it yourself, delete {MANIFEST} beside it"
     )

@@ -10,6 +10,7 @@ A directory that someone else wrote has no checkpoint.json and loads as well, un
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from llmcore.atomic import (
     ChecksumWriter,
     Content,
     FileContent,
+    Listed,
     current_files,
     manifests,
     reason,
@@ -95,6 +97,7 @@ class Checkpoint:
             stored: float32, float16, or the bits of bfloat16 in uint16.
         state: The state of training, or None if only a model was saved.
         files: Where each file is now, by name; tokenizer files among them.
+        unchecked: The file of weights whose checksum is not compared yet, if `load` left it so.
     """
 
     config: ModelConfig
@@ -102,6 +105,7 @@ class Checkpoint:
     parameters: Iterator[tuple[str, Array | Quantized]]
     state: TrainState | None
     files: Mapping[str, Path]
+    unchecked: Listed | None = None
 
 
 def save(
@@ -149,7 +153,7 @@ def load(
     directory: str | os.PathLike[str],
     *,
     config: ModelConfig | None = None,
-    verify: bool = True,
+    verify: bool | Literal["later"] = True,
     fresh: Collection[str] = (),
     drop: Collection[str] = (),
 ) -> Checkpoint:
@@ -162,7 +166,8 @@ def load(
     Args:
         directory: Written by `save`, or a Hugging Face model directory.
         config: Read the weights as those of this architecture; that of config.json if None.
-        verify: Read all data once to compare checksums (several GB/s from the page cache).
+        verify: Read all data once to compare checksums (several GB/s from the page cache); "later"
+            leaves that of the weights in `unchecked`, for `copy_parameters` to compare.
         fresh: Patterns of parameters that the files may lack; see `hf.load_state`.
         drop: Patterns of parameters that are not read.
 
@@ -194,15 +199,37 @@ def load(
 
 
 def copy_parameters(
-    source: Iterable[tuple[str, Array | Quantized]], target: Mapping[str, Any]
+    source: Iterable[tuple[str, Array | Quantized]],
+    target: Mapping[str, Any],
+    unchecked: Listed | None = None,
 ) -> None:
-    """Copy what `Checkpoint.parameters` yields into a model of the same architecture, widened."""
-    arrays = {
-        name: np.asarray(value, np.float32) if isinstance(value, Quantized) else value
-        for name, value in source
-    }
+    """Copy what `Checkpoint.parameters` yields into a model of the same architecture, widened.
+
+    Raises:
+        CheckpointError: the checksum of `Checkpoint.unchecked`, which is computed in the same pass,
+            is another; then the target may hold anything.
+    """
+    with _blamed_on(unchecked):
+        arrays = {
+            name: np.asarray(value, np.float32) if isinstance(value, Quantized) else value
+            for name, value in source
+        }
     targets = [_core.in_place_tensor(target[name].numpy()) for name in arrays]
-    _core.widen(list(arrays.values()), targets)
+    if unchecked is None:
+        _core.widen(list(arrays.values()), targets)
+    else:
+        unchecked.check(_core.crc32(unchecked.content, 0, list(arrays.values()), targets))
+
+
+@contextlib.contextmanager
+def _blamed_on(unchecked: Listed | None) -> Iterator[None]:
+    """What is wrong with a damaged file is that, whatever else it seems to be."""
+    try:
+        yield
+    except CheckpointError:
+        if unchecked is not None:
+            unchecked.check()
+        raise
 
 
 def exists(directory: Path) -> bool:
@@ -217,12 +244,14 @@ def exists(directory: Path) -> bool:
 def _load(
     directory: Path,
     wanted: ModelConfig | None,
-    verify: bool,
+    verify: bool | Literal["later"],
     fresh: Collection[str],
     drop: Collection[str],
 ) -> Checkpoint:
-    contents: dict[Path, Content] = {}
-    current = current_files(directory, verify, contents)
+    opened: dict[Path, Listed] = {}
+    later = ["model.safetensors"] if verify == "later" else []
+    current = current_files(directory, bool(verify), opened, later)
+    contents = {path: file.content for path, file in opened.items()}
     if current is None:
         files = {path.name: path for path in directory.iterdir()}
         weights = weight_files(directory)
@@ -233,12 +262,14 @@ def _load(
         files.get("config.json", directory / "config.json"), files.get("generation_config.json")
     )
     config = wanted or config
-    parameters = read_state(
-        directory, weights, config, family, format=format, fresh=fresh, drop=drop,
-        contents=contents,
-    )  # fmt: skip
+    unchecked = opened.get(weights[0]) if later else None
+    with _blamed_on(unchecked):
+        parameters = read_state(
+            directory, weights, config, family, format=format, fresh=fresh, drop=drop,
+            contents=contents,
+        )  # fmt: skip
     state = _read_training_state(files, contents) if _STATE in files else None
-    return Checkpoint(config, format, parameters, state, files)
+    return Checkpoint(config, format, parameters, state, files, unchecked)
 
 
 def _state_files(state: TrainState) -> dict[str, FileContent]:

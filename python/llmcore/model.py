@@ -129,12 +129,14 @@ class Transformer(Uses):
         from llmcore import checkpoint
 
         check_computation(device, dtype or "float32")
-        saved = checkpoint.load(_local_directory(path_or_repo))
+        saved = checkpoint.load(_local_directory(path_or_repo), verify="later")
         model = cls.__new__(cls)
         model._build(saved.config, device, dtype or saved.format, None)
         if model.dtype == "float32":
-            checkpoint.copy_parameters(saved.parameters, model.parameters())
+            checkpoint.copy_parameters(saved.parameters, model.parameters(), saved.unchecked)
         else:
+            if saved.unchecked is not None:
+                saved.unchecked.check()
             quantized.fill(model._core, saved.parameters)
         model.tokenizer = checkpoint.load_tokenizer(saved)
         return model

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmcore.atomic import Content, FileContent, current_files, write_files
+from llmcore.atomic import FileContent, Listed, current_files, write_files
 from llmcore.config import LORA_TARGETS, LoraConfig, ModelConfig
 from llmcore.errors import CheckpointError, ConfigError
 from llmcore.hf import family_for
@@ -252,11 +252,11 @@ def load(path: str | os.PathLike[str], config: ModelConfig) -> Adapter:
             is not supported.
     """
     path = Path(path)
-    contents: dict[Path, Content] = {}
-    files = current_files(path, verified=contents) or {}
+    opened: dict[Path, Listed] = {}
+    files = current_files(path, opened=opened) or {}
     values = read_json(files.get(_CONFIG, path / _CONFIG))
     weights = files.get(_WEIGHTS, path / _WEIGHTS)
-    file = SafetensorsFile(weights, contents.get(weights))
+    file = SafetensorsFile(weights, opened[weights].content if weights in opened else None)
     _check_config(path, values)
     layout, kept = _Layout.of(config), parameter_shapes(config)
     halves, whole = _find(path, file, layout)

@@ -172,6 +172,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if _is_union(hint) else (hint,)
 
 
+@functools.cache
 def _is_union(hint: Any) -> bool:
     # `bool | Literal["never"]` is not a types.UnionType before Python 3.14.
     return typing.get_origin(hint) in (types.UnionType, typing.Union)

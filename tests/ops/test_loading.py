@@ -95,7 +95,9 @@ def test_targets_that_are_refused():
         _core.widen([source], [_core.empty([3], dtype="int32")])
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 63, 64, 65, 127, 128, 1000, 1 << 20, 3_333_333])
+@pytest.mark.parametrize(
+    "size", [0, 1, 7, 8, 63, 64, 65, 127, 128, 255, 256, 257, 511, 512, 1000, 1 << 20, 3_333_333]
+)
 def test_crc32_is_that_of_zlib(rng, size, threads):
     data = rng.integers(0, 256, size, dtype=np.uint8)
     for count in (1, 2):
@@ -103,6 +105,26 @@ def test_crc32_is_that_of_zlib(rng, size, threads):
         assert _core.crc32(data) == zlib.crc32(data)
         assert _core.crc32(data.tobytes(), 0xDEADBEEF) == zlib.crc32(data, 0xDEADBEEF)
     assert _core.crc32(data[1:]) == zlib.crc32(data[1:])  # where nothing is aligned
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("offset", [0, 6])
+def test_crc32_widens_what_it_reads(rng, dtype, offset, threads):
+    """Matrices that share lines or cross the ends of parts, and one that is not in the data."""
+    source, expected = stored(rng, dtype, 1500, 930)
+    data = np.concatenate(
+        [rng.integers(0, 256, 2 + offset, np.uint8), source.reshape(-1).view(np.uint8)]
+    )
+    inside = np.ndarray(source.shape, source.dtype, data, 2 + offset)
+    thirds = [np.s_[:, :310], np.s_[:, 310:620], np.s_[:, 620:]]
+    sources = [*(inside[part].T for part in thirds), inside[:700], inside[7], source.T]
+    wanted = [*(expected[part].T for part in thirds), expected[:700], expected[7], expected.T]
+    for count in (1, 2):
+        threads(count)
+        targets = [_core.empty(list(array.shape)) for array in sources]
+        assert _core.crc32(data, 9, sources, targets) == zlib.crc32(data, 9)
+        for target, array in zip(targets, wanted, strict=True):
+            assert np.array_equal(target.numpy(), array, equal_nan=True)
 
 
 def test_crc32_takes_bytes_in_one_piece():

@@ -246,9 +246,8 @@ class Family:
 
     def widen(self, config: ModelConfig) -> ModelConfig:
         """Return `config` with the biases that the family's files have in any case."""
-        return (
-            config.replace(**dict.fromkeys(self.zero_filled, True)) if self.zero_filled else config
-        )
+        absent = [name for name in self.zero_filled if not getattr(config, name)]
+        return config.replace(**dict.fromkeys(absent, True)) if absent else config
 
     def layout(self, config: ModelConfig) -> list[Row]:
         """List the rows of the model `config` describes, one for each foreign tensor.

@@ -103,13 +103,14 @@ def _copy_weights(start: Path, model: Transformer) -> None:
     over the vocabulary is taken over.
     """
     classifies = model.config.num_labels > 0
-    weights = checkpoint.load(
+    saved = checkpoint.load(
         start,
         config=model.config,
+        verify="later",
         fresh=("classifier.*", "pooler.*") if classifies else (),
         drop=("head.*",) if classifies else (),
-    ).parameters
-    checkpoint.copy_parameters(weights, model.parameters())
+    )
+    checkpoint.copy_parameters(saved.parameters, model.parameters(), saved.unchecked)
 
 
 def stored_run(out_dir: Path) -> dict[str, Any]:
