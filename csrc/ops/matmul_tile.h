@@ -147,8 +147,9 @@ LLMCORE_INLINE void prefetch(const Output& out, const Place& place) {
 // `first` on. Many instructions, so not in every tile; a loop for each activation keeps its
 // constants in registers.
 template <int kCols>
-__attribute__((noinline)) static void change_rows(const Output& out, int64_t first, int64_t count,
-                                                  int64_t cols, Vec* rows) {
+__attribute__((noinline)) static void change_rows(const Output& shared, int64_t first,
+                                                  int64_t count, int64_t cols, Vec* rows) {
+  const Output out = shared;  // a copy of its own: nothing stored below can change it
   with_fixed(out.activation, [&](auto fixed) {
     for (int64_t r = 0; r < count; ++r) rows[r] = activate(fixed.value, rows[r]).value;
   });
@@ -173,7 +174,7 @@ __attribute__((noinline)) static void change_rows(const Output& out, int64_t fir
 // rows, so that what there is to do is asked once a block.
 template <int kRows, int kCols>
 LLMCORE_INLINE void store_rows(const Output& shared, const Place& place, Vec* rows) {
-  const Output out = shared;  // a copy of its own: nothing stored below can change it
+  const Output out = shared;  // as above
   const int64_t count = kRows > 0 ? kRows : place.rows, cols = kCols > 0 ? kCols : place.cols;
   const int64_t first = place.m * out.n + place.n;
   const auto add = [&](const float* from) {
