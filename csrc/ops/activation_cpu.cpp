@@ -6,30 +6,6 @@
 namespace llmcore::LLMCORE_ISA {
 namespace {
 
-template <Activation kActivation>
-struct Fixed {
-  static constexpr Activation value = kActivation;
-};
-
-// f(Fixed<activation>): a loop of its own for each function.
-template <class F>
-LLMCORE_INLINE void with_fixed(Activation activation, F f) {
-  switch (activation) {
-    case Activation::kNone:
-      return f(Fixed<Activation::kNone>{});
-    case Activation::kRelu:
-      return f(Fixed<Activation::kRelu>{});
-    case Activation::kGelu:
-      return f(Fixed<Activation::kGelu>{});
-    case Activation::kGeluTanh:
-      return f(Fixed<Activation::kGeluTanh>{});
-    case Activation::kSilu:
-      return f(Fixed<Activation::kSilu>{});
-    case Activation::kTanh:
-      return f(Fixed<Activation::kTanh>{});
-  }
-}
-
 void forward(const Context&, const ActivationArgs& args) {
   const float* x = args.x.f32();
   float* y = args.y.f32();

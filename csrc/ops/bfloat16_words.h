@@ -12,11 +12,7 @@ LLMCORE_INLINE void put_words(uint32_t* to, VecU words) {
   __builtin_memcpy(to, &words, sizeof(words));
 }
 LLMCORE_INLINE void put_words(DotWord* to, VecU words) {
-  if constexpr (kDotParts == 1) {
-    __builtin_memcpy(to, &words, sizeof(words));
-  } else {
-    for (int i = 0; i < kLanes; ++i) to[i] = bfloat16_word(words[i]);
-  }
+  store_words(to, bfloat16_lanes(words));
 }
 
 // How far ahead of what is copied memory is brought near: steps of k, or floats of a row.

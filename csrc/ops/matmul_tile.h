@@ -143,19 +143,30 @@ LLMCORE_INLINE void prefetch(const Output& out, const Place& place) {
                          3);
 }
 
-// What becomes of the elements of C from i on between bias and residual.
-LLMCORE_INLINE Vec activated(const Output& out, int64_t i, int64_t count, Vec v) {
+// What is done to a vector of each row between bias and residual, the first being C's elements from
+// `first` on. Many instructions, so not in every tile; a loop for each activation keeps its
+// constants in registers.
+template <int kCols>
+__attribute__((noinline)) static void change_rows(const Output& shared, int64_t first,
+                                                  int64_t count, int64_t cols, Vec* rows) {
+  const Output out = shared;  // a copy of its own: nothing stored below can change it
+  with_fixed(out.activation, [&](auto fixed) {
+    for (int64_t r = 0; r < count; ++r) rows[r] = activate(fixed.value, rows[r]).value;
+  });
   const bool drops = out.dropout.p > 0.0f;
-  const Vec kept = drops ? dropout_factor(out.dropout, static_cast<uint64_t>(i)) : Vec{};
-  v = activate(out.activation, v).value;
-  if (out.gate_input != nullptr) {
-    const auto [value, slope] =
-        activate(out.gate_activation, load_up_to(out.gate_input + i, count));
-    v *= slope;
-    if (out.gate_output != nullptr)
-      store_up_to(out.gate_output + i, drops ? value * kept : value, count);
+  if (out.gate_input == nullptr && !drops) return;
+  const int64_t width = kCols > 0 ? kCols : cols;
+  for (int64_t r = 0, i = first; r < count; ++r, i += out.n) {
+    const Vec kept = drops ? dropout_factor(out.dropout, static_cast<uint64_t>(i)) : Vec{};
+    if (out.gate_input != nullptr) {
+      const auto [value, slope] =
+          activate(out.gate_activation, load_up_to(out.gate_input + i, width));
+      rows[r] *= slope;
+      if (out.gate_output != nullptr)
+        store_up_to(out.gate_output + i, drops ? value * kept : value, width);
+    }
+    if (drops) rows[r] *= kept;
   }
-  return drops ? v * kept : v;
 }
 
 // Stores a vector of sums in each row of a place that is one vector wide: kRows rows of kCols
@@ -163,7 +174,7 @@ LLMCORE_INLINE Vec activated(const Output& out, int64_t i, int64_t count, Vec v)
 // rows, so that what there is to do is asked once a block.
 template <int kRows, int kCols>
 LLMCORE_INLINE void store_rows(const Output& shared, const Place& place, Vec* rows) {
-  const Output out = shared;  // a copy of its own: nothing stored below can change it
+  const Output out = shared;  // as above
   const int64_t count = kRows > 0 ? kRows : place.rows, cols = kCols > 0 ? kCols : place.cols;
   const int64_t first = place.m * out.n + place.n;
   const auto add = [&](const float* from) {
@@ -184,13 +195,11 @@ LLMCORE_INLINE void store_rows(const Output& shared, const Place& place, Vec* ro
       for (int64_t r = 0; r < count; ++r) rows[r] += bias;
     }
     if (out.pre_activation != nullptr) save(out.pre_activation);
-    if (out.changes()) {  // many instructions: once, in a loop, for which the rows go to memory
+    if (out.changes()) {
       Vec copies[kLanes];
 #pragma GCC unroll 16
       for (int64_t r = 0; r < count; ++r) copies[r] = rows[r];
-#pragma GCC unroll 1
-      for (int64_t r = 0; r < count; ++r)
-        copies[r] = activated(out, first + r * out.n, cols, copies[r]);
+      change_rows<kCols>(out, first, count, cols, copies);
 #pragma GCC unroll 16
       for (int64_t r = 0; r < count; ++r) rows[r] = copies[r];
     }

@@ -14,12 +14,6 @@ constexpr int64_t kGroupStep = 2;
 
 // ---- Rounding
 
-// A chunk of a row as integers, zero beyond `count`.
-void int8_chunk(const float* row, int64_t count, float inverse, int8_t (&codes)[kChunk]) {
-  for (int64_t i = 0; i < kChunk; i += kLanes)
-    store_bytes(codes + i, round_to_int(load_up_to(row + i, max(count - i, 0)) * inverse));
-}
-
 // The scale, of some around what takes the largest number to -8, with the smallest squared error;
 // and its integers.
 BFloat16 int4_group(const float* group, int64_t count, int8_t* codes) {
@@ -241,35 +235,33 @@ void pack_panel(const Panel<BFloat16Format>& panel, const float* rows) {
   });
 }
 
-// A chunk of all rows is rounded to what files hold, then moved.
-template <class Format>
-void pack_panel(const Panel<Format>& panel, const float* rows) {
-  constexpr int64_t kWords = (Panel<Format>::kInt8 ? kChunk : kChunk / 2) / 4;
+void pack_panel(const Panel<Int8Format>& panel, const float* rows) {
   Rounding rounding[kPanelOutputs];
-  for (int64_t r = 0; r < panel.end - panel.begin; ++r)
-    if constexpr (Panel<Format>::kInt8) {
-      rounding[r] = int8_rounding(rows + r * panel.depth, panel.depth);
-      panel.scales(0)[panel.begin + r] = __builtin_bit_cast(uint32_t, rounding[r].scale);
-    }
+  for (int64_t r = 0; r < panel.end - panel.begin; ++r) {
+    rounding[r] = int8_rounding(rows + r * panel.depth, panel.depth);
+    panel.scales(0)[panel.begin + r] = __builtin_bit_cast(uint32_t, rounding[r].scale);
+  }
+  put_codes(panel, 0, panel.code_words(), [&](int64_t r, int64_t w) {
+    return int8_words(rows + r * panel.depth + 4 * w, panel.depth - 4 * w, rounding[r].inverse);
+  });
+}
+
+// A chunk of all rows is rounded to what files hold, then moved.
+void pack_panel(const Panel<Int4Format>& panel, const float* rows) {
+  constexpr int64_t kWords = kChunk / 8;
   for (int64_t chunk = 0; chunk * kChunk < panel.depth; ++chunk) {
     const int64_t left = panel.depth - chunk * kChunk;
     alignas(64) int8_t codes[kPanelOutputs][kChunk];
     for (int64_t r = 0; r < panel.end - panel.begin; ++r) {
       const float* from = rows + r * panel.depth + chunk * kChunk;
-      if constexpr (Panel<Format>::kInt8) {
-        int8_chunk(from, left, rounding[r].inverse, codes[r]);
-      } else {
-        int8_t wide[kChunk];
-        const BFloat16 first = int4_group(from, left, wide);
-        const BFloat16 second = int4_group(from + kInt4Group, left - kInt4Group, wide + kInt4Group);
-        for (int64_t i = 0; i < kChunk / 2; ++i)
-          codes[r][i] = static_cast<int8_t>((wide[2 * i] + 8) | (wide[2 * i + 1] + 8) << 4);
-        panel.scales(chunk)[panel.begin + r] = first.bits | static_cast<uint32_t>(second.bits)
-                                                                << 16;
-      }
+      int8_t wide[kChunk];
+      const BFloat16 first = int4_group(from, left, wide);
+      const BFloat16 second = int4_group(from + kInt4Group, left - kInt4Group, wide + kInt4Group);
+      for (int64_t i = 0; i < kChunk / 2; ++i)
+        codes[r][i] = static_cast<int8_t>((wide[2 * i] + 8) | (wide[2 * i + 1] + 8) << 4);
+      panel.scales(chunk)[panel.begin + r] = first.bits | static_cast<uint32_t>(second.bits) << 16;
     }
-    const int64_t count = min(panel.code_words() - chunk * kWords, kWords);
-    put_codes(panel, chunk * kWords, count, [&](int64_t r, int64_t w) {
+    put_codes(panel, chunk * kWords, kWords, [&](int64_t r, int64_t w) {
       return load_bytes(reinterpret_cast<const char*>(codes[r]) + 4 * w, 4 * (kWords - w), 0);
     });
   }
@@ -372,68 +364,90 @@ void unpack_rows(const UnpackRowsArgs& args) {
 
 // ---- The product
 
-// Where strips of `rows` rows keep what, for depth K.
+// Where strips keep what, for depth K. Whole vectors are written: each part ends with room for one.
 template <class Format>
 struct StripLayout {
-  int64_t words, groups, bytes;
+  static_assert(Format::kRows <= kLanes);
+  int64_t words, groups, starts, scales, bytes;
 
   explicit StripLayout(int64_t depth) {
     words = Format::kDType == DType::kPackedBFloat16 ? ceil_div(depth, 2)
             : Format::kDType == DType::kPackedInt8   ? ceil_div(depth, 4)
                                                      : ceil_div(depth, kChunk) * kChunk / 4;
     groups = Format::kDType == DType::kPackedInt4 ? ceil_div(depth, kChunk) * 2 : 1;
-    const int64_t row = words * static_cast<int64_t>(sizeof(DotWord)) + groups * 4 + 4;
-    bytes =
-        round_up(row * Format::kRows + kVecBytes * kDotParts, 64);  // copy_bfloat16's last vector
+    const auto space = [](int64_t lines, int64_t size) {
+      return round_up((lines * Format::kRows + kLanes) * size, 64);
+    };
+    starts = space(words, sizeof(DotWord));
+    scales = starts + space(groups, sizeof(int32_t));
+    bytes = scales + space(1, sizeof(float));
   }
 
   Strip at(char* scratch, int64_t strip) const {
-    Strip result;
-    result.words = reinterpret_cast<DotWord*>(scratch + strip * bytes);
-    result.starts = reinterpret_cast<int32_t*>(result.words + words * Format::kRows);
-    result.scales = reinterpret_cast<float*>(result.starts + groups * Format::kRows);
-    return result;
+    char* from = scratch + strip * bytes;
+    return {.words = reinterpret_cast<DotWord*>(from),
+            .starts = reinterpret_cast<int32_t*>(from + starts),
+            .scales = reinterpret_cast<float*>(from + scales)};
   }
 };
-
-// Row `r` of the `rows` of a strip, rounded to int8.
-template <class Format>
-void fill_row(const Strip& strip, const StripLayout<Format>& layout, int64_t r, int64_t rows,
-              const float* x, int64_t depth) {
-  DotWord* to = strip.words + r;
-  const Rounding rounding = int8_rounding(x, depth);
-  strip.scales[r] = rounding.scale;
-  int32_t whole = 0;
-  for (int64_t chunk = 0; chunk * kChunk < depth; ++chunk) {
-    alignas(64) int8_t codes[kChunk];
-    int8_chunk(x + chunk * kChunk, depth - chunk * kChunk, rounding.inverse, codes);
-    const int64_t count = min(layout.words - chunk * kChunk / 4, kChunk / 4);
-    for (int64_t w = 0; w < count; ++w, to += rows) {
-      uint32_t word;
-      __builtin_memcpy(&word, codes + 4 * w, sizeof(word));
-      *to = int8_word(word);
-    }
-    for (int64_t half = 0; half < 2; ++half) {
-      int32_t sum = 0;
-      for (int64_t i = 0; i < kInt4Group; ++i) sum += codes[half * kInt4Group + i];
-      if constexpr (Format::kDType == DType::kPackedInt4)
-        strip.starts[(2 * chunk + half) * rows + r] = -8 * sum;
-      whole += sum;
-    }
-  }
-  if constexpr (Format::kDType == DType::kPackedInt8) strip.starts[r] = -128 * whole;
-}
 
 // x [valid, K] as a strip of `rows` rows; what those beyond hold is multiplied and dropped.
 template <class Format>
 void fill_strip(const Strip& strip, const StripLayout<Format>& layout, int64_t rows,
                 const Tensor& x) {
   const int64_t valid = x.dim(0), depth = x.dim(1);
-  if constexpr (Format::kDType == DType::kPackedBFloat16)
+  if constexpr (Format::kDType == DType::kPackedBFloat16) {
     copy_bfloat16({x.f32(), depth, true}, 0, valid, valid, 0, depth, strip.words, rows);
-  else
-    for (int64_t r = 0; r < rows; ++r)
-      fill_row<Format>(strip, layout, r, rows, x.f32() + min(r, valid - 1) * depth, depth);
+  } else {
+    constexpr bool kInt4 = Format::kDType == DType::kPackedInt4;
+    const DotLanes ones = int8_lanes(0x01010101u - VecU{});
+    float inverse[kLanes] = {};
+    for (int64_t r = 0; r < valid; ++r) {
+      const Rounding rounding = int8_rounding(x.f32() + r * depth, depth);
+      strip.scales[r] = rounding.scale;
+      inverse[r] = rounding.inverse;
+    }
+    VecI sum = {};  // of each row's integers
+    const auto start = [&](int64_t group) {
+      const VecI from = -(sum << (kInt4 ? 3 : 7));
+      __builtin_memcpy(strip.starts + group * rows, &from, sizeof(from));
+      sum = VecI{};
+    };
+    VecU words[kLanes] = {};
+    for (int64_t w = 0; w < layout.words; w += kLanes) {
+      const auto round = [&](int64_t left) {
+        for (int64_t r = 0; r < valid; ++r)
+          words[r] = int8_words(x.f32() + r * depth + 4 * w, left, inverse[r]);
+      };
+      const int64_t left = depth - 4 * w, count = min(layout.words - w, kLanes);
+      if (left >= 4 * kLanes)
+        round(4 * kLanes);
+      else
+        round(left);
+      const auto is_last = [&](int64_t i) { return kInt4 && (w + i) % 8 == 7; };
+      if (rows == 1) {
+        const DotLanes lanes = signed_lanes(words[0]);
+        store_words(strip.words + w, lanes);
+        const VecI sums = dot_int8(VecI{}, ones, lanes);
+        for (int64_t i = 0; i < count; ++i) {
+          sum[0] += sums[i];
+          if (is_last(i)) start((w + i) / 8);
+        }
+        continue;
+      }
+      Vec block[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) block[r] = as_floats(words[r]);
+      transpose(block);
+      for (int64_t i = 0; i < count; ++i) {
+        const DotLanes lanes = signed_lanes(as_bits(block[i]));
+        store_words(strip.words + (w + i) * rows, lanes);
+        sum = dot_int8(sum, ones, lanes);
+        if (is_last(i)) start((w + i) / 8);
+      }
+    }
+    if (!kInt4) start(0);
+  }
 }
 
 template <class Format>

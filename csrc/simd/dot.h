@@ -37,6 +37,15 @@ LLMCORE_INLINE DotLanes broadcast(const DotWord& x) {
   for (int i = 0; i < kDotParts; ++i) lanes.part[i] = x.part[i] - VecU{};
   return lanes;
 }
+// Each lane becomes a word.
+LLMCORE_INLINE void store_words(DotWord* to, const DotLanes& lanes) {
+  if constexpr (kDotParts == 1) {
+    __builtin_memcpy(to, &lanes, sizeof(lanes));
+  } else {
+    for (int i = 0; i < kLanes; ++i)
+      for (int p = 0; p < kDotParts; ++p) to[i].part[p] = lanes.part[p][i];
+  }
+}
 
 // Four unsigned bytes of weights a lane.
 LLMCORE_INLINE DotLanes int8_lanes(VecU w) {
@@ -47,16 +56,13 @@ LLMCORE_INLINE DotLanes int8_lanes(VecU w) {
 #endif
 }
 
-// Four signed bytes of x.
-LLMCORE_INLINE DotWord int8_word(uint32_t x) {
+// Four signed bytes of x a lane.
+LLMCORE_INLINE DotLanes signed_lanes(VecU x) {
 #if defined(LLMCORE_HAS_DOT)
   return {{x}};
 #else
-  const auto pair = [](uint32_t low, uint32_t high) {
-    return static_cast<uint16_t>(static_cast<int8_t>(low)) |
-           static_cast<uint32_t>(static_cast<int8_t>(high)) << 16;
-  };
-  return {{pair(x, x >> 16), pair(x >> 8, x >> 24)}};
+  const VecS16 halves = __builtin_bit_cast(VecS16, x);
+  return {{__builtin_bit_cast(VecU, halves << 8 >> 8), __builtin_bit_cast(VecU, halves >> 8)}};
 #endif
 }
 
@@ -97,14 +103,6 @@ LLMCORE_INLINE DotLanes bfloat16_lanes(VecU w) {
   return {{w}};
 #else
   return {{w << 16, w & 0xffff0000u}};
-#endif
-}
-
-LLMCORE_INLINE DotWord bfloat16_word(uint32_t x) {
-#if defined(LLMCORE_HAS_DOT)
-  return {{x}};
-#else
-  return {{x << 16, x & 0xffff0000u}};
 #endif
 }
 

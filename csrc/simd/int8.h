@@ -1,7 +1,9 @@
 // Vectors of int8, and the rounding of rows to them.
 #pragma once
 
+#include "simd/half.h"
 #include "simd/loop.h"
+#include "simd/transpose.h"
 
 namespace llmcore::LLMCORE_ISA {
 
@@ -29,10 +31,11 @@ LLMCORE_INLINE void store_bytes(int8_t* to, VecI v) {
   __builtin_memcpy(to, &bytes, sizeof(bytes));
 }
 
-// To the nearest integer, ties to even, of numbers below 2^22.
+// To the nearest integer, ties to even, of numbers below 2^22: added to this, it is what the lowest
+// bits hold.
+inline constexpr float kRounder = 0x1.8p23f;
 LLMCORE_INLINE VecI round_to_int(Vec x) {
-  constexpr float kMagic = 0x1.8p23f;
-  return __builtin_bit_cast(VecI, x + kMagic) - __builtin_bit_cast(int32_t, kMagic);
+  return __builtin_bit_cast(VecI, x + kRounder) - __builtin_bit_cast(int32_t, kRounder);
 }
 
 // How a row becomes integers from -127 to 127.
@@ -41,14 +44,42 @@ struct Rounding {
   float inverse;  // elements times this are the integers
 };
 LLMCORE_INLINE Rounding int8_rounding(const float* row, int64_t count) {
-  Vec largest = {}, finite = {};
+  VecU largest = {};  // magnitudes as integers: NaN is above infinity, that above all others
   for_each_vector(0, count, [&](int64_t i, int64_t n) {
-    const Vec x = load_up_to(row + i, n);
-    largest = max(largest, max(x, -x));
-    finite += x - x;
+    const VecU magnitude = as_bits(load_up_to(row + i, n)) & 0x7fffffffu;
+    largest = largest > magnitude ? largest : magnitude;
   });
-  const float most = reduce_max(largest);
-  return {most / 127.0f + reduce_add(finite), most > 0.0f ? 127.0f / most : 0.0f};
+  uint32_t lanes[kLanes];
+  __builtin_memcpy(lanes, &largest, sizeof(lanes));
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  const float most = __builtin_bit_cast(float, lanes[0]);
+  return {most / 127.0f + (most - most), most > 0.0f ? 127.0f / most : 0.0f};
+}
+
+// The lower half of each lane of a, then of b.
+template <int... kHalf>
+LLMCORE_INLINE VecU lower_halves(VecU a, VecU b, LaneList<kHalf...>) {
+  using Halves [[gnu::vector_size(kVecBytes)]] = uint16_t;
+  return __builtin_bit_cast(
+      VecU, __builtin_shufflevector(__builtin_bit_cast(Halves, a), __builtin_bit_cast(Halves, b),
+                                    (2 * kHalf)...));
+}
+
+// 4 * kLanes numbers times `inverse` as integers, four a lane in order; zero beyond `count`.
+LLMCORE_INLINE VecU int8_words(const float* from, int64_t count, float inverse) {
+  constexpr typename LaneRange<2 * kLanes>::Type kAll{};
+  const auto pairs = [&](int64_t first) {  // in the lower halves of the lanes
+    const auto rounded = [&](int64_t i) {
+      return as_bits(load_up_to(from + i, max(count - i, 0)) * inverse + kRounder);
+    };
+    const VecU both = lower_halves(rounded(first), rounded(first + kLanes), kAll);
+    return (both & 0xffu) | (both >> 8 & ~0xffu);
+  };
+  return lower_halves(pairs(0), pairs(2 * kLanes), kAll);
 }
 
 }  // namespace llmcore::LLMCORE_ISA
