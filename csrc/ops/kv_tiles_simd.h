@@ -13,13 +13,7 @@ namespace {
 struct Int8Words {
   static constexpr int kNumbers = 4;
   LLMCORE_INLINE static Vec along_row(const float* from, int64_t count, float factor) {
-    int8_t numbers[kNumbers * kLanes] = {};
-    for_each_vector(0, min(count, kNumbers * kLanes), [&](int64_t i, int64_t n) {
-      store_bytes(numbers + i, round_to_int(load_up_to(from + i, n) * factor));
-    });
-    Vec words;
-    __builtin_memcpy(&words, numbers, sizeof(words));
-    return words;
+    return as_floats(int8_words(from, count, factor));
   }
 };
 
