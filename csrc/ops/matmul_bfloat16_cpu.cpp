@@ -78,33 +78,26 @@ struct Block {
                   Tiles<Format>::tile_rows(left));
   }
 
-  // Where columns lie beside each other, a few steps of all panels at a time: memory is read along
-  // its rows.
-  void fill_panels(int64_t first, int64_t count, uint32_t* to) const {
-    const int64_t steps = plan.b.along_k ? tiles.depth : kStepsAhead;
-    for (int64_t step = 0; step < tiles.depth; step += steps)
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t item = (first + i) * kPanelOutputs, left = plan.outputs - item;
-        copy_bfloat16(plan.b, item, min(kPanelOutputs, left), left, k + step,
-                      min(steps, tiles.depth - step),
-                      to + i * tiles.panel_words + step / 2 * kPanelOutputs, kPanelOutputs);
-      }
+  void fill_panels(int64_t first, int64_t count, uint32_t* panel) const {
+    for (int64_t i = first; i < first + count; ++i, panel += tiles.panel_words) {
+      const int64_t left = plan.outputs - i * kPanelOutputs;
+      copy_bfloat16(plan.b, i * kPanelOutputs, min(kPanelOutputs, left), left, k, tiles.depth,
+                    panel, kPanelOutputs);
+    }
   }
 
-  // Brings near, in one of `parts` parts, what the panels [first, first + count) are made of.
-  void prefetch_panels(int64_t first, int64_t count, int64_t part, int64_t parts) const {
+  // What the panels from `first` on are made of, to be brought near in the time of a group: two
+  // panels of a line for every step of k take 28 cycles a word with each strip.
+  Upcoming before_panels(int64_t first) const {
     const int64_t item = first * kPanelOutputs;
-    const int64_t items = min(count * kPanelOutputs, plan.outputs - item);
-    if (items <= 0) return;
-    const int64_t lines = ceil_div(plan.b.along_k ? tiles.depth : items, kCacheLine);
-    const int64_t total = lines * (plan.b.along_k ? items : tiles.depth);
-    const int64_t end = (part + 1) * total / parts;
-    for (int64_t i = part * total / parts; i < end; ++i) {
-      const int64_t line = i % lines * kCacheLine, other = i / lines;
-      __builtin_prefetch(
-          plan.b.along_k ? plan.b.at(item + other, k + line) : plan.b.at(item + line, k + other), 0,
-          2);
-    }
+    const int64_t items = min(plan.group * kPanelOutputs, plan.outputs - item);
+    if (items <= 0) return {};
+    const int64_t rows = plan.b.along_k ? items : tiles.depth;
+    return {.row = plan.b.at(item, k),
+            .stride = plan.b.stride,
+            .rows = rows,
+            .lines = ceil_div(plan.b.along_k ? tiles.depth : items, kCacheLine),
+            .every = max(plan.strips / 4, 1)};
   }
 
   void run_by_rows() const {
@@ -134,10 +127,10 @@ struct Block {
       const int64_t first = task * plan.group, count = min(plan.group, plan.panels - first);
       uint32_t* panel = reinterpret_cast<uint32_t*>(own + worker * plan.worker_bytes);
       fill_panels(first, count, panel);
-      for (int64_t i = 0; i < plan.strips; ++i) {
-        prefetch_panels(first + count, plan.group, i, plan.strips);
-        tiles.multiply(strip_at(i), i * Format::kRows, panel, count, first * kPanelOutputs);
-      }
+      Upcoming upcoming = before_panels(first + count);
+      for (int64_t i = 0; i < plan.strips; ++i)
+        tiles.multiply(strip_at(i), i * Format::kRows, panel, count, first * kPanelOutputs,
+                       upcoming);
     });
   }
 };

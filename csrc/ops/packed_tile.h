@@ -42,23 +42,45 @@ LLMCORE_INLINE VecI broadcast_sum(int32_t x) {
   return x - VecI{};
 }
 
+// Memory that will be wanted next, brought near while tiles are multiplied: rows of cache lines,
+// one line after every so many words. All at once they would be waited for.
+struct Upcoming {
+  static constexpr int64_t kNever = int64_t{1} << 62;
+  const float* row = nullptr;
+  int64_t stride = 0, rows = 0, lines = 0, every = kNever;
+  int64_t line = 0;  // of the row
+
+  LLMCORE_INLINE void bring_line() {
+    if (rows == 0) return;
+    __builtin_prefetch(row + line * kCacheLine, 0, 2);
+    if (++line < lines) return;
+    line = 0;
+    row += stride;
+    --rows;
+  }
+};
+
 // Of kRows rows and kPanels panels of `words` words for each output: sum[r][v] gains the products.
 template <class Format, int kRows, int kPanels>
 LLMCORE_INLINE static void add_products(
-    const DotWord* x, const uint32_t* panel, int64_t panel_words, int64_t words,
+    const DotWord* x, const uint32_t* panel, int64_t panel_words, int64_t words, Upcoming& upcoming,
     typename Format::Sum (&sum)[kRows][kPanels * kPanelVectors]) {
-  for (int64_t w = 0; w < words; ++w, x += kRows) {
-    DotLanes lanes[kPanels * kPanelVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kPanels * kPanelVectors; ++v)
-      lanes[v] = Format::lanes(load_words(panel + v / kPanelVectors * panel_words +
-                                          w * kPanelOutputs + v % kPanelVectors * kLanes));
-#pragma GCC unroll 14
-    for (int r = 0; r < kRows; ++r) {
-      const DotLanes row = broadcast(x[r]);
+  for (int64_t w = 0; w < words;) {
+    upcoming.bring_line();
+    for (const int64_t end = upcoming.every < words - w ? w + upcoming.every : words; w < end;
+         ++w, x += kRows) {
+      DotLanes lanes[kPanels * kPanelVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kPanels * kPanelVectors; ++v)
-        sum[r][v] = Format::dot(sum[r][v], lanes[v], row);
+        lanes[v] = Format::lanes(load_words(panel + v / kPanelVectors * panel_words +
+                                            w * kPanelOutputs + v % kPanelVectors * kLanes));
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r) {
+        const DotLanes row = broadcast(x[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanels * kPanelVectors; ++v)
+          sum[r][v] = Format::dot(sum[r][v], lanes[v], row);
+      }
     }
   }
 }
@@ -75,10 +97,11 @@ struct BFloat16Format {
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
-                                  int64_t depth, Vec (&out)[kPanels * kPanelVectors][kRows]) {
+                                  int64_t depth, Upcoming& upcoming,
+                                  Vec (&out)[kPanels * kPanelVectors][kRows]) {
     Vec sum[kRows][kPanels * kPanelVectors] = {};
     add_products<BFloat16Format, kRows, kPanels>(strip.words, panel, panel_words, (depth + 1) / 2,
-                                                 sum);
+                                                 upcoming, sum);
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
@@ -98,14 +121,15 @@ struct Int8Format {
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t panel_words,
-                                  int64_t depth, Vec (&out)[kPanels * kPanelVectors][kRows]) {
+                                  int64_t depth, Upcoming& upcoming,
+                                  Vec (&out)[kPanels * kPanelVectors][kRows]) {
     VecI sum[kRows][kPanels * kPanelVectors];
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < kPanels * kPanelVectors; ++v) sum[r][v] = broadcast_sum(strip.starts[r]);
     const int64_t words = (depth + 3) / 4;
-    add_products<Int8Format, kRows, kPanels>(strip.words, panel, panel_words, words, sum);
+    add_products<Int8Format, kRows, kPanels>(strip.words, panel, panel_words, words, upcoming, sum);
 #pragma GCC unroll 4
     for (int v = 0; v < kPanels * kPanelVectors; ++v) {
       const Vec scale = as_floats(load_words(panel + v / kPanelVectors * panel_words +
@@ -123,7 +147,7 @@ struct Int4Format {
 
   template <int kRows, int kPanels>
   LLMCORE_INLINE static void tile(const Strip& strip, const uint32_t* panel, int64_t, int64_t depth,
-                                  Vec (&out)[kPanels * kPanelVectors][kRows]) {
+                                  Upcoming&, Vec (&out)[kPanels * kPanelVectors][kRows]) {
     static_assert(kPanels == 1);
     Vec total[kRows][kPanelVectors] = {};
     const DotWord* x = strip.words;
@@ -185,7 +209,7 @@ struct Tiles {
 
   template <int kRows, int kPanels>
   __attribute__((noinline)) void tile(const Strip& strip, int64_t row, const uint32_t* panel,
-                                      int64_t first_col) const {
+                                      int64_t first_col, Upcoming& upcoming) const {
     const auto place_of = [&](int64_t v) {
       const int64_t col = first_col + v * kLanes;
       return Place{.m = row,
@@ -197,7 +221,9 @@ struct Tiles {
     };
     for (int64_t v = 0; v < kPanels * kPanelVectors; ++v) prefetch(out, place_of(v));
     Vec sums[kPanels * kPanelVectors][kRows];
-    Format::template tile<kRows, kPanels>(strip, panel, panel_words, depth, sums);
+    Upcoming next = upcoming;  // in registers
+    Format::template tile<kRows, kPanels>(strip, panel, panel_words, depth, next, sums);
+    upcoming = next;
     for (int64_t v = 0; v < kPanels * kPanelVectors; ++v) {
       const Place place = place_of(v);
       if (place.cols == kLanes)
@@ -208,30 +234,34 @@ struct Tiles {
   }
 
   template <int kRows>
-  void multiply(const Strip& strip, int64_t row, const uint32_t* panel, int64_t count,
-                int64_t col) const {
+  void multiply(const Strip& strip, int64_t row, const uint32_t* panel, int64_t count, int64_t col,
+                Upcoming& upcoming) const {
     constexpr int kPanels = Format::panels(kRows);
     int64_t i = 0;
     for (; i + kPanels <= count; i += kPanels)
-      tile<kRows, kPanels>(strip, row, panel + i * panel_words, col + i * kPanelOutputs);
+      tile<kRows, kPanels>(strip, row, panel + i * panel_words, col + i * kPanelOutputs, upcoming);
     for (; i < count; ++i)
-      tile<kRows, 1>(strip, row, panel + i * panel_words, col + i * kPanelOutputs);
+      tile<kRows, 1>(strip, row, panel + i * panel_words, col + i * kPanelOutputs, upcoming);
   }
 
   // The strip of the rows from `row` on times `count` panels, the first of which has output `col`.
-  void multiply(const Strip& strip, int64_t row, const uint32_t* panel, int64_t count,
-                int64_t col) const {
+  void multiply(const Strip& strip, int64_t row, const uint32_t* panel, int64_t count, int64_t col,
+                Upcoming&& upcoming = {}) const {
+    multiply(strip, row, panel, count, col, upcoming);
+  }
+  void multiply(const Strip& strip, int64_t row, const uint32_t* panel, int64_t count, int64_t col,
+                Upcoming& upcoming) const {
     const int64_t height = tile_rows(rows - row);
     if (height == Format::kRows)
-      multiply<Format::kRows>(strip, row, panel, count, col);
+      multiply<Format::kRows>(strip, row, panel, count, col, upcoming);
     else if (height == 8)
-      multiply<min(8, Format::kRows)>(strip, row, panel, count, col);
+      multiply<min(8, Format::kRows)>(strip, row, panel, count, col, upcoming);
     else if (height == 4)
-      multiply<min(4, Format::kRows)>(strip, row, panel, count, col);
+      multiply<min(4, Format::kRows)>(strip, row, panel, count, col, upcoming);
     else if (height == 2)
-      multiply<min(2, Format::kRows)>(strip, row, panel, count, col);
+      multiply<min(2, Format::kRows)>(strip, row, panel, count, col, upcoming);
     else
-      multiply<1>(strip, row, panel, count, col);
+      multiply<1>(strip, row, panel, count, col, upcoming);
   }
 };
 
