@@ -69,7 +69,7 @@ int64_t floats_per_thread(const AttentionArgs& args) {
 }
 
 int64_t row_floats(const AttentionArgs& args) {
-  return divide_up(args.batch * args.heads * args.queries, 16) * 16;
+  return ceil_div(args.batch * args.heads * args.queries, 16) * 16;
 }
 
 // Which gradients a task produces. Each is summed in the same order whichever task does it.
@@ -119,7 +119,7 @@ void enter_tile(const AttentionBackwardArgs& args, const KvHead& head, const Wan
   if (tile.entered) return;
   tile.entered = true;
   const int64_t length = args.kv_lengths != nullptr ? args.kv_lengths[head.b] : args.keys;
-  const int64_t count = smaller(tile.count, length - tile.first);
+  const int64_t count = min(tile.count, length - tile.first);
   const float* k = args.k.at(head.b, tile.first, head.kv_head);
   const float* v = args.v.at(head.b, tile.first, head.kv_head);
   read_tile_transposed<Words>(k, args.k.row_stride, count, args.head_dim, tile.keys_t);
@@ -204,7 +204,7 @@ template <class Words>
 void add_key_gradients(int64_t rows, const Workspace& work, Tile& tile) {
   int64_t begin_row = 0, end_row = 0;
   for (int64_t j = 0; j < tile.count; j += kGroupRows) {
-    const int64_t end = smaller(j + kGroupRows, tile.count);
+    const int64_t end = min(j + kGroupRows, tile.count);
     while (begin_row < rows && work.rows[begin_row].seen.end <= tile.first + j) ++begin_row;
     while (end_row < rows && work.rows[end_row].seen.begin < tile.first + end) ++end_row;
     if (begin_row >= end_row) continue;
@@ -241,7 +241,7 @@ void add_bias_gradient(const AttentionBackwardArgs& args, const KvHead& head, in
            work.rows[r].head * view.stride[1] + work.rows[r].query * view.stride[2] +
            tile.first * view.stride[3];
   };
-  for (int64_t start = 0; start < smaller(head.group, rows); ++start) {
+  for (int64_t start = 0; start < min(head.group, rows); ++start) {
     float sum[kTileKeys] = {};
     for (int64_t r = start; r < rows; r += head.group) {
       const float* dscores = work.dscores + r * kTileKeys;
@@ -284,7 +284,7 @@ void backward_tiles(const AttentionBackwardArgs& args, const Part& part, const f
   const KvHead& head = part.head;
   const int64_t first_key = work.tiles[0].first, end_key = first_key + tiles * kTileKeys;
   for (int64_t first_row = part.first_row; first_row < part.end_row; first_row += kBlockRows) {
-    const int64_t rows = smaller(kBlockRows, part.end_row - first_row);
+    const int64_t rows = min(kBlockRows, part.end_row - first_row);
     find_rows(args, head, first_row, rows, work.rows);
     const KeyRange seen = seen_together(work.rows, rows);
     if (is_empty(seen) || seen.begin >= end_key || seen.end <= first_key) continue;
@@ -294,8 +294,7 @@ void backward_tiles(const AttentionBackwardArgs& args, const Part& part, const f
       if (is_empty(clip_to_tile(seen, tile.first))) continue;
       enter_tile<Words>(args, head, wanted, tile);
       for (int64_t r = 0; r < rows; r += kGroupRows)
-        group_backward<Words>(args, part, delta, r, smaller(kGroupRows, rows - r), tile, wanted,
-                              work);
+        group_backward<Words>(args, part, delta, r, min(kGroupRows, rows - r), tile, wanted, work);
       if (wanted.dbias) add_bias_gradient(args, head, rows, work, tile);
       if (wanted.dkv) add_key_gradients<Words>(rows, work, tile);
     }
@@ -320,7 +319,7 @@ void backward_part(const AttentionBackwardArgs& args, const Part& part, const fl
     for (; tiles < kTilesTogether && first < part.end_key; ++tiles, first += kTileKeys) {
       Tile& tile = work.tiles[tiles];
       tile.first = first;
-      tile.count = smaller(kTileKeys, args.keys - first);
+      tile.count = min(kTileKeys, args.keys - first);
       tile.entered = false;
       if (!wanted.dkv) continue;
       zero(tile.dk, kTileKeys * work.width);
@@ -366,7 +365,7 @@ template <class Words>
 void backward(const AttentionBackwardArgs& args) {
   const int64_t group = args.heads / args.kv_heads, rows = args.queries * group;
   const int64_t heads = args.batch * args.kv_heads, floats = floats_per_thread(args);
-  const int64_t tiles = divide_up(args.keys, kTileKeys), blocks = divide_up(rows, kBlockRows);
+  const int64_t tiles = ceil_div(args.keys, kTileKeys), blocks = ceil_div(rows, kBlockRows);
   float* delta = args.scratch.as<float>();
   float* scratch = delta + row_floats(args);
   row_deltas(args, delta);
@@ -382,22 +381,22 @@ void backward(const AttentionBackwardArgs& args) {
   };
   const auto rows_of_block = [&](int64_t block, int64_t& first, int64_t& end) {
     first = block * kBlockRows;
-    end = smaller(first + kBlockRows, rows);
+    end = min(first + kBlockRows, rows);
   };
 
   // A task per kv head does all at once, five products a tile. Where that leaves threads idle for
   // longer than it takes to compute the weights twice, dk and dv go by tile, then dq by block:
   // seven.
   const int64_t threads = num_threads();
-  if (5 * divide_up(heads, threads) * threads <= 7 * heads) {
+  if (5 * ceil_div(heads, threads) * threads <= 7 * heads) {
     parallel_for(heads, [&](int64_t head, int worker) {
       run({kv_head(head), 0, args.keys, 0, rows}, {.dq = true, .dkv = true}, worker);
     });
   } else {
     parallel_for(heads * tiles, [&](int64_t task, int worker) {
       const int64_t first = task % tiles * kTileKeys;
-      run({kv_head(task / tiles), first, smaller(first + kTileKeys, args.keys), 0, rows},
-          {.dkv = true}, worker);
+      run({kv_head(task / tiles), first, min(first + kTileKeys, args.keys), 0, rows}, {.dkv = true},
+          worker);
     });
     parallel_for(heads * blocks, [&](int64_t task, int worker) {
       Part part{.head = kv_head(task / blocks), .first_key = 0, .end_key = args.keys};

@@ -31,7 +31,7 @@ struct Block {
 void place(const AttentionArgs& args, Pieces& pieces, Block& block) {
   block.value_width = padded(args.value_dim);
   block.q = pieces.take(kBlockRows * padded(args.head_dim));
-  block.keys = pieces.take(larger(args.head_dim * kTileKeys, args.cache.k.tile_words()));
+  block.keys = pieces.take(max(args.head_dim * kTileKeys, args.cache.k.tile_words()));
   block.kept_values = pieces.take(args.cache.v.tile_words());
   block.values = pieces.take(kTileKeys * block.value_width);
   block.scores = pieces.take(kGroupRows * kTileKeys);
@@ -160,11 +160,11 @@ LLMCORE_INLINE void scan(const AttentionArgs& args, Block& block, Enter enter, U
   }
   const KeyRange all = seen_together(block.rows, block.count);
   for (int64_t first = all.begin / kTileKeys * kTileKeys; first < all.end; first += kTileKeys) {
-    const int64_t count = smaller(kTileKeys, all.end - first);
+    const int64_t count = min(kTileKeys, all.end - first);
     const float* keys = key_tile<Words>(args, block, first, count);
     enter(first, count);
     for (int64_t r = 0; r < block.count; r += kGroupRows) {
-      const int64_t rows = smaller(kGroupRows, block.count - r);
+      const int64_t rows = min(kGroupRows, block.count - r);
       const KeyRange seen = clip_to_tile(seen_together(block.rows + r, rows), first);
       if (is_empty(seen)) continue;
       const VecRange vecs = vectors_of(seen);
@@ -264,7 +264,7 @@ void weights_block(const AttentionWeightsArgs& args, Block& block) {
     const Vec total = sum_of_lanes(load(block.state(r) + block.value_width));
     const bool saw_something = block.highest[r] != -kInfinity;
     for (int64_t j = 0; j < args.keys; j += kLanes) {
-      const int64_t count = smaller(kLanes, args.keys - j);
+      const int64_t count = min(kLanes, args.keys - j);
       const Vec weight = exp(load_partial(to + j, count) - block.highest[r]) / total;
       store_partial(to + j, saw_something ? weight : Vec{}, count);
     }
@@ -275,13 +275,13 @@ void weights_block(const AttentionWeightsArgs& args, Block& block) {
 template <class Args, class Body>
 LLMCORE_INLINE void for_each_block(const Args& args, Body body) {
   const int64_t group = args.heads / args.kv_heads, rows = args.queries * group;
-  const int64_t blocks = divide_up(rows, kBlockRows), floats = scratch_floats(args);
+  const int64_t blocks = ceil_div(rows, kBlockRows), floats = scratch_floats(args);
   parallel_for(args.batch * args.kv_heads * blocks, [&](int64_t task, int worker) {
     const int64_t head = task / blocks, first = (blocks - 1 - task % blocks) * kBlockRows;
     Pieces pieces{args.scratch.template as<float>() + worker * floats};
     Block block;
     block.head = {head / args.kv_heads, head % args.kv_heads, group};
-    block.count = smaller(kBlockRows, rows - first);
+    block.count = min(kBlockRows, rows - first);
     find_rows(args, block.head, first, block.count, block.rows);
     place(args, pieces, block);
     body(args, block);
@@ -306,7 +306,7 @@ void append(const Context&, const AttentionAppendArgs& args) {
   parallel_for(args.batch * k.heads, [&](int64_t task, int) {
     const int64_t b = task / k.heads, head = task % k.heads;
     const int64_t past = args.past != nullptr ? args.past[b] : 0;
-    const int64_t end = smaller(args.tokens, args.kv_lengths[b] - past);
+    const int64_t end = min(args.tokens, args.kv_lengths[b] - past);
     for (int64_t t = 0, count; t < end; t += count) {  // those that go to one tile
       const int64_t token = past + t, row = args.cache.row(b, token);
       count = 1;

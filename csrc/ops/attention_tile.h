@@ -1,9 +1,10 @@
 // What attention's forward and backward kernels share: tiles of keys, small products, scores.
 //
 // Included by ops/attention*_cpu.cpp alone. Keys are cut into tiles of kTileKeys at fixed places.
-// A sum over a tile, or over the head's width, is one chain of multiply-adds in ascending order,
-// and tiles are added in ascending order. What a query does not see is left out, or enters as an
-// exact zero: so a query's bits do not depend on the queries it shares a tile with.
+// A sum over a tile, or over the head's width, is one chain of multiply-adds (or of dot products of
+// pairs, the first at an even place) in ascending order, and tiles are added in ascending order.
+// What a query does not see is left out, or enters as an exact zero: so a query's bits do not
+// depend on the queries it shares a tile with.
 #pragma once
 
 #include "ops/attention.h"
@@ -30,17 +31,8 @@ constexpr int64_t kPanelVecs = kVecRegisters == 32 ? 4 : 2;
 
 constexpr float kInfinity = __builtin_inff();
 
-LLMCORE_INLINE int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-LLMCORE_INLINE int64_t larger(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-LLMCORE_INLINE int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 LLMCORE_INLINE int64_t padded(int64_t width) {
-  return divide_up(width, kLanes) * kLanes;
+  return ceil_div(width, kLanes) * kLanes;
 }
 
 // Hands out 64-byte aligned pieces of one thread's scratch, or counts them where there is none.
@@ -49,7 +41,7 @@ struct Pieces {
   int64_t used = 0;
   float* take(int64_t floats) {
     float* piece = base + used;
-    used += divide_up(floats, 16) * 16;
+    used += ceil_div(floats, 16) * 16;
     return piece;
   }
 };
@@ -123,7 +115,7 @@ struct Pairs {
 
 template <class Words>
 LLMCORE_INLINE int64_t words_of(int64_t numbers) {
-  return divide_up(numbers, Words::kNumbers);
+  return ceil_div(numbers, Words::kNumbers);
 }
 
 // ---- Copying between the callers' strided rows and dense tiles, padded to whole vectors ----
@@ -269,7 +261,7 @@ void multiply_block(const Product& p, int64_t row, int64_t vec) {
 
 template <class Columns, int kVecs>
 LLMCORE_INLINE void multiply_rows(const Product& p, int64_t row, int64_t vec) {
-  switch (smaller(kGroupRows, p.rows - row)) {
+  switch (min(kGroupRows, p.rows - row)) {
     case 6:
       return multiply_block<Columns, 6, kVecs>(p, row, vec);
     case 5:
@@ -288,7 +280,7 @@ LLMCORE_INLINE void multiply_rows(const Product& p, int64_t row, int64_t vec) {
 template <class Columns>
 LLMCORE_NOINLINE void multiply(const Product& p) {
   for (int64_t vec = 0; vec < p.vecs; vec += kPanelVecs) {
-    const int64_t vecs = smaller(kPanelVecs, p.vecs - vec);
+    const int64_t vecs = min(kPanelVecs, p.vecs - vec);
     for (int64_t row = 0; row < p.rows; row += kGroupRows) {
       if (kPanelVecs >= 4 && vecs == 4)
         multiply_rows<Columns, kPanelVecs>(p, row, vec);
@@ -306,8 +298,8 @@ LLMCORE_NOINLINE void multiply(const Product& p) {
 
 // What of `range` lies in the tile of keys from `first` on, counted from there.
 LLMCORE_INLINE KeyRange clip_to_tile(KeyRange range, int64_t first) {
-  const int64_t end = smaller(larger(range.end - first, 0), kTileKeys);
-  return {smaller(larger(range.begin - first, 0), end), end};
+  const int64_t end = min(max(range.end - first, 0), kTileKeys);
+  return {min(max(range.begin - first, 0), end), end};
 }
 
 LLMCORE_INLINE bool is_empty(KeyRange range) {
@@ -329,7 +321,7 @@ struct VecRange {
   int64_t begin, end;
 };
 LLMCORE_INLINE VecRange vectors_of(KeyRange seen) {
-  return {seen.begin / kLanes, divide_up(seen.end, kLanes)};
+  return {seen.begin / kLanes, ceil_div(seen.end, kLanes)};
 }
 
 template <class T, class Read>
@@ -338,7 +330,7 @@ LLMCORE_INLINE Vec read_scores(const ScoreView& view, const AttentionArgs& args,
   const int64_t key = row.first + column;
   const T* at = static_cast<const T*>(view.data) + row.b * view.stride[0] +
                 row.head * view.stride[1] + row.query * view.stride[2] + key * view.stride[3];
-  const int64_t count = smaller(kLanes, args.keys - key);
+  const int64_t count = min(kLanes, args.keys - key);
   Vec values{};
   for (int64_t i = 0; i < count; ++i) values[i] = read(at[i * view.stride[3]]);
   return values;

@@ -86,8 +86,8 @@ struct Block {
     }
   }
 
-  // What the panels from `first` on are made of, to be brought near in the time of a group: two
-  // panels of a line for every step of k take 28 cycles a word with each strip.
+  // What the panels from `first` on are made of. P panels are P K lines; meanwhile each strip takes
+  // P / 2 times K / 2 words.
   Upcoming before_panels(int64_t first) const {
     const int64_t item = first * kPanelOutputs;
     const int64_t items = min(plan.group * kPanelOutputs, plan.outputs - item);
