@@ -124,22 +124,23 @@ const float* key_tile(const AttentionArgs& args, const Block& block, int64_t fir
 // The `count` values from `first` on, each in whole vectors, or a tile of the cache.
 struct ValueRows {
   const float* from;
-  int64_t stride;  // in words, between words of tokens
+  int64_t stride;       // in words, between words of tokens
+  bool tokens = false;  // of bfloat16, no words of pairs of them yet
 };
 template <class Words>
 ValueRows value_tile(const AttentionArgs& args, const Block& block, int64_t first, int64_t count) {
   const KvHead& head = block.head;
   const KvTiles& kept = args.cache.v;
+  const bool once = block.count <= kGroupRows;  // what is read once does not pay for packing
   if (kept.data != nullptr) {
     const float* tile = kept_tile(args, kept, head, first, count, block.kept_values);
     if (Words::kNumbers == 1) return {tile, kept.words()};
+    if (once) return {tile, Words::kNumbers * kept.words(), true};
     pair_tokens(kept, tile, count, block.values);
     return {block.values, block.value_width};
   }
   const ValueRows rows{args.v.at(head.b, first, head.kv_head), args.v.row_stride};
-  // What is read once does not pay for packing.
-  if (Words::kNumbers == 1 && block.count <= kGroupRows && args.value_dim % kLanes == 0)
-    return rows;
+  if (Words::kNumbers == 1 && once && args.value_dim % kLanes == 0) return rows;
   read_rows<Words>([&](int64_t j) { return rows.from + j * rows.stride; }, count, args.value_dim,
                    1.0f, block.values);
   return {block.values, block.value_width};
@@ -213,17 +214,21 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
     apply_scales(args.cache.v, values.from, vectors_of(seen), rows, block.scores);
     to_words<Words>(vectors_of(seen), rows, block.scores);
     const int64_t begin = seen.begin / Words::kNumbers;
-    multiply_kept<Words>(args.cache.v, {.rows = rows,
-                                        .vecs = block.value_width / kLanes,
-                                        .depth = words_of<Words>(seen.end) - begin,
-                                        .a = block.scores + begin,
-                                        .a_row = kTileKeys,
-                                        .a_k = 1,
-                                        .b = values.from + begin * values.stride,
-                                        .b_row = values.stride,
-                                        .c = block.state(r),
-                                        .c_row = block.value_width + kLanes,
-                                        .accumulate = true});
+    Product product{.rows = rows,
+                    .vecs = block.value_width / kLanes,
+                    .depth = words_of<Words>(seen.end) - begin,
+                    .a = block.scores + begin,
+                    .a_row = kTileKeys,
+                    .a_k = 1,
+                    .b = values.from + begin * values.stride,
+                    .b_row = values.stride,
+                    .c = block.state(r),
+                    .c_row = block.value_width + kLanes,
+                    .accumulate = true};
+    if (!values.tokens) return multiply_kept<Words>(args.cache.v, product);
+    product.b_row *= Words::kNumbers;
+    product.half = seen.end % 2 != 0;
+    multiply<BFloat16Values>(product);
   };
   scan<Words>(args, block, enter, use);
 

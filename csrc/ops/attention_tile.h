@@ -216,32 +216,37 @@ struct Product {
   float* c;
   int64_t c_row;
   bool accumulate;
+  bool half = false;  // the last word's second number is none of b's
 };
 
 // The right side: words as they are. Others (kv_tiles_simd.h) are of elements that are not words,
-// which b_row counts then, and a row of them has the columns of kSteps steps of k.
+// which b_row counts then, and a row of them has the columns of kSteps steps of k; or it is two
+// rows, the second of which read() is given too.
 template <class Operands>
 struct Plain {
   using Words = Operands;
   using Element = float;
   static constexpr int kSteps = 1;
-  LLMCORE_INLINE static Vec read(const float* from, int) { return load(from); }
+  LLMCORE_INLINE static Vec read(const float* from, const float*, int) { return load(from); }
 };
 
 template <class Columns, int kRows, int kVecs>
 void multiply_block(const Product& p, int64_t row, int64_t vec) {
   using Words = typename Columns::Words;
+  using Element = typename Columns::Element;
+  static constexpr Element kNone[kVecs * kLanes] = {};
   const float* a = p.a + row * p.a_row;
-  const auto* b = reinterpret_cast<const typename Columns::Element*>(p.b) + vec * kLanes;
+  const auto* b = reinterpret_cast<const Element*>(p.b) + vec * kLanes;
   float* c = p.c + row * p.c_row + vec * kLanes;
   const int64_t a_row = p.a_row, a_k = p.a_k, b_row = p.b_row, c_row = p.c_row;
   Vec sum[kRows][kVecs] = {};
   for (int64_t k = p.depth; k > 0; k -= Columns::kSteps, b += b_row) {
+    const Element* second = p.half && k == 1 ? kNone : b + b_row / 2;
 #pragma GCC unroll 4
     for (int i = 0; i < Columns::kSteps; ++i, a += a_k) {
       Vec y[kVecs];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) y[v] = Columns::read(b + v * kLanes, i);
+      for (int v = 0; v < kVecs; ++v) y[v] = Columns::read(b + v * kLanes, second + v * kLanes, i);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const auto x = Words::repeat(a + r * a_row);

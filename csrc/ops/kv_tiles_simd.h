@@ -22,7 +22,7 @@ struct Int8Keys {
   using Words = Floats;
   using Element = float;
   static constexpr int kSteps = Int8Words::kNumbers;
-  LLMCORE_INLINE static Vec read(const float* words, int i) {
+  LLMCORE_INLINE static Vec read(const float* words, const float*, int i) {
     const VecU bits = as_bits(load(words)) << (24 - 8 * i);
     return to_float(__builtin_bit_cast(VecI, bits) >> 24);
   }
@@ -31,8 +31,17 @@ struct Int8Values {
   using Words = Floats;
   using Element = int8_t;
   static constexpr int kSteps = 1;
-  LLMCORE_INLINE static Vec read(const int8_t* numbers, int) {
+  LLMCORE_INLINE static Vec read(const int8_t* numbers, const int8_t*, int) {
     return to_float(load_bytes(numbers));
+  }
+};
+// Of pairs: two tokens of a tile of bfloat16 values.
+struct BFloat16Values {
+  using Words = Pairs;
+  using Element = uint16_t;
+  static constexpr int kSteps = 1;
+  LLMCORE_INLINE static Vec read(const uint16_t* first, const uint16_t* second, int) {
+    return as_floats(load_half(first) | load_half(second) << 16);
   }
 };
 
@@ -100,8 +109,9 @@ LLMCORE_NOINLINE void pair_tokens(const KvTiles& tiles, const float* tile, int64
   const int64_t stride = Pairs::kNumbers * tiles.words();
   for (int64_t j = 0; j < count; j += 2, numbers += 2 * stride)
     for (int64_t c = 0; c < tiles.width; c += kLanes, to += kLanes) {
-      const VecU second = j + 1 < count ? load_half(numbers + stride + c) : VecU{};
-      store(to, as_floats(load_half(numbers + c) | second << 16));
+      static constexpr uint16_t kNone[kLanes] = {};
+      const uint16_t* second = j + 1 < count ? numbers + stride + c : kNone;
+      store(to, BFloat16Values::read(numbers + c, second, 0));
     }
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import llmcore
-from attention_cases import SIZES, draw, run_core, tensors
+from attention_cases import DROPOUT, SIZES, draw, kept_weights, run_core, tensors
 from llmcore import ops
 from reference import attention as reference
 from tolerance import assert_matches
@@ -261,41 +261,16 @@ def test_strided_rows_give_the_same_bits(rng):
         assert np.array_equal(x, y.swapaxes(1, 2))
 
 
-def philox_words(seed, stream, count):
-    """Words 0 .. count - 1 of Philox 4x32-10 (core/random.h)."""
-    block = np.arange((count + 3) // 4, dtype=np.uint64)
-    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    c = [
-        block & low,
-        block >> shift,
-        *(np.full_like(block, x) for x in (stream & 0xFFFFFFFF, stream >> 32)),
-    ]
-    key = [seed & 0xFFFFFFFF, seed >> 32]
-    for _ in range(10):
-        first, second = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        c = [
-            (second >> shift) ^ c[1] ^ np.uint64(key[0]), second & low,
-            (first >> shift) ^ c[3] ^ np.uint64(key[1]), first & low,
-        ]  # fmt: skip
-        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    return np.stack(c, axis=1).reshape(-1)[:count].astype(np.uint32)
-
-
 @pytest.mark.parametrize("keys", [64, 77])
 def test_dropout(rng, threads, keys):
     sizes = (2, 4, 2, 70, keys, 16, 16)
-    p, seed, stream = 0.3, 0x123456789ABCDEF, 0xFEDCBA987654321
     q, k, v, dout = tensors(rng, sizes)
-    words = philox_words(seed, stream, 2 * 4 * 70 * keys).reshape(2, 4, 70, keys)
-    keep = np.where(words >= np.uint32(np.float32(p) * 2.0**32), 1 / (1 - np.float32(p)), 0)
-    keep = keep.astype(np.float32)
+    keep = kept_weights(sizes, **DROPOUT)
     assert abs((keep > 0).mean() - 0.7) < 0.02
     results = []
     for count in (1, 3):
         threads(count)
-        results.append(
-            run_core(q, k, v, dout, scale=0.25, causal=True, dropout=p, seed=seed, stream=stream)
-        )
+        results.append(run_core(q, k, v, dout, scale=0.25, causal=True, **DROPOUT))
         known = {"scale": 0.25, "causal": True}
         assert_matches(results[-1][0], reference.attention, q, k, v, keep, **known)
         gradients = (*results[-1][1:], None)

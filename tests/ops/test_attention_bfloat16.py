@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from attention_cases import SIZES, run_core, tensors
+from attention_cases import DROPOUT, SIZES, draw, kept_weights, run_core, tensors
 from llmcore import _core
 from reference.attention_bfloat16 import backward, forward
 from tolerance import assert_within
 
 
-def check(arrays, scale=0.3, **options):
+def check(arrays, scale=0.3, dropout=None, keep=1.0, **options):
     q, k, v, dout = arrays
     known = {"past" if name == "past_length" else name: x for name, x in options.items()}
-    given = {}
+    given = dict(dropout or {})
     for name, x in options.items():
         if name == "window":
             given["window_left"], given["window_right"] = x
@@ -23,9 +23,9 @@ def check(arrays, scale=0.3, **options):
         else:
             given[name] = x
     out, *gradients = run_core(*arrays, scale=scale, bfloat16=True, **given)
-    assert_within(out, *forward(q, k, v, scale, **known))
+    assert_within(out, *forward(q, k, v, scale, keep, **known))
     for got, (wanted, bound) in zip(
-        gradients, backward(dout, q, k, v, out, scale, **known), strict=True
+        gradients, backward(dout, q, k, v, out, scale, keep, **known), strict=True
     ):
         assert_within(got, wanted, bound)
 
@@ -52,6 +52,21 @@ def test_options_in_random_combinations(rng, case):
     sizes = batch, kv_heads * group, kv_heads, queries, keys, width, value_width
     options = {name: make() for name, make in choices.items() if rng.random() < 0.5}
     check(tensors(rng, sizes), **options)
+
+
+@pytest.mark.parametrize("keys", [64, 77])
+def test_dropout(rng, keys):
+    sizes = (2, 4, 2, 71, keys, 16, 16)
+    check(tensors(rng, sizes), dropout=DROPOUT, keep=kept_weights(sizes, **DROPOUT), causal=True)
+
+
+@pytest.mark.parametrize("shape", [(71, 77), (1, 4, 1, 77)])
+def test_gradient_of_a_bias_is_that_of_float32_but_for_the_rounding(rng, shape):
+    arrays, bias = tensors(rng, (2, 4, 2, 71, 77, 16, 16)), draw(rng, *shape)
+    exact, got = (run_core(*arrays, scale=0.25, bias=bias, bfloat16=x) for x in (False, True))
+    for name, x, y in zip(("out", "q", "k", "v", "bias"), exact, got, strict=True):
+        error = np.linalg.norm(y - x) / np.linalg.norm(x)
+        assert 1e-4 < error < 0.01, (name, error)
 
 
 def test_something_is_rounded(rng):

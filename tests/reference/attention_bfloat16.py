@@ -29,32 +29,33 @@ def summed(x, k):
     return x.reshape(x.shape[0], k.shape[1], -1, *x.shape[2:]).sum(2)
 
 
-def forward(q, k, v, scale, **options):
+def forward(q, k, v, scale, keep=1.0, **options):
     """What operands rounded come to in float64, and how far rounding the weights may move it."""
     values = repeated(rounded(v), q)
     weights = reference.attention_weights(rounded(q, scale), rounded(k), scale=1, **options)
+    weights = weights * keep  # of dropout
     return weights @ values, (UNIT + SUMS) * (weights @ np.abs(values))
 
 
-def backward(dout, q, k, v, out, scale, **options):
+def backward(dout, q, k, v, out, scale, keep=1.0, **options):
     """Likewise; (gradient, bound) of q, k and v. What is summed for q and k is rounded too."""
     q_scaled, k_scaled, rounded_dout = rounded(q, scale), rounded(k, scale), rounded(dout)
     scores, slope = reference.scores(q_scaled, rounded(k), scale=1, **options)
     weights = np.exp(scores - reference.log_sum_exp(scores))
     dweights = rounded_dout @ repeated(rounded(v), q).swapaxes(-1, -2)
     delta = (dout.astype(np.float64) * out).sum(-1, keepdims=True)
-    dscores = weights * (dweights - delta) * slope
+    dscores = weights * (dweights * keep - delta) * slope
     noise = UNIT * np.abs(dscores) + SUMS * weights * (
-        np.abs(rounded_dout) @ np.abs(repeated(rounded(v), q)).swapaxes(-1, -2)
+        keep * (np.abs(rounded_dout) @ np.abs(repeated(rounded(v), q)).swapaxes(-1, -2))
         + np.abs(dout * out).sum(-1, keepdims=True)
     )
     turned = lambda x: x.swapaxes(-1, -2)  # noqa: E731
-    keys = repeated(k_scaled, q)
+    keys, kept = repeated(k_scaled, q), weights * keep
     return [
         (dscores @ keys, noise @ np.abs(keys)),
         (summed(turned(dscores) @ q_scaled, k), summed(turned(noise) @ np.abs(q_scaled), k)),
         (
-            summed(turned(weights) @ rounded_dout, k),
-            (UNIT + SUMS) * summed(turned(weights) @ np.abs(rounded_dout), k),
+            summed(turned(kept) @ rounded_dout, k),
+            (UNIT + SUMS) * summed(turned(kept) @ np.abs(rounded_dout), k),
         ),
     ]
