@@ -90,8 +90,10 @@ PyTensor in_place_tensor(const py::object& source) {
 }
 
 Context op_context(const Tensor& on) {
-  thread_local std::unique_ptr<Arena> arena = std::make_unique<Arena>();
-  return {.device = on.device, .kernels = &kernels_for(on.device), .arena = arena.get()};
+  Context context = thread_context(on.device);
+  if (on.device.type != DeviceType::kCpu && on.dtype == DType::kBFloat16)
+    context.activations = DType::kBFloat16;
+  return context;
 }
 
 void bind_tensor(py::module_& module) {

@@ -29,7 +29,7 @@ IdleKernels::IdleKernels(const Kernels& real)
       cross_entropy{kNothing},
       elementwise{kNothing, kNothing, kNothing, kNothing, kNothing, kNothing,
                   kNothing, kNothing, kNothing, kNothing, kNothing},
-      optimizer{kNothing, kNothing},
+      optimizer{kNothing, kNothing, kNothing, kNothing, kNothing},
       table(real) {
   table.matmul = &matmul;
   table.matmul_bfloat16 = &matmul_bfloat16;

@@ -20,6 +20,7 @@ namespace llmcore {
 inline constexpr int64_t kMatmulChain = 256;
 inline constexpr int64_t kMatmulBlock = 3 * kMatmulChain;
 
+// On a GPU a, b and c may each be float32 or bfloat16; what is bias is float32, all else as c.
 struct MatmulArgs {
   Tensor a;  // [M, K], or [K, M] if transpose_a
   Tensor b;  // [K, N], or [N, K] if transpose_b

@@ -47,7 +47,7 @@ void set_stored(const Context& context, const StoredRowsArgs& args) {
 
 void unpack_rows(const Context& context, const UnpackRowsArgs& args) {
   check_packed("unpack_rows", args.packed);
-  check_ids("unpack_rows", "rows", args.rows, args.packed.dim(0));
+  check_ids(context, "unpack_rows", "rows", args.rows, args.packed.dim(0));
   check_tensor("unpack_rows", "out", args.out, "[R, K]", {args.rows.numel(), args.packed.dim(1)});
   context.kernels->packed->unpack_rows(args);
 }
