@@ -5,7 +5,9 @@
 
 // For functions that headers share with the per-ISA kernels: a body that is always inlined leaves
 // no symbol behind that was compiled for an instruction set the machine may lack.
+#ifndef LLMCORE_INLINE
 #define LLMCORE_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace llmcore {
 
