@@ -1,6 +1,9 @@
 // Threads, memory, and what this machine has.
+#include <pybind11/stl.h>
+
 #include "bindings/py_tensor.h"
 #include "core/buffer.h"
+#include "core/libraries.h"
 #include "core/machine.h"
 #include "core/parallel.h"
 #include "core/settings.h"
@@ -17,6 +20,7 @@ py::dict device_info() {
   for (int i = 0; i < available.count; ++i) names.append(available.names[i]);
   const std::string reason = cuda_unavailable_reason();
   py::dict cuda;
+  cuda["build"] = LLMCORE_CUDA_BUILD;
   cuda["available"] = reason.empty();
   cuda["reason"] = reason;
   py::dict info;
@@ -56,6 +60,8 @@ void bind_machine(py::module_& module) {
   module.def("device_info", &device_info);
   module.def("set_num_threads", &set_num_threads, py::arg("count"));
   module.def("get_num_threads", &num_threads);
+  module.attr("cuda_build") = LLMCORE_CUDA_BUILD;  // OFF, ON, EMULATED
+  module.def("set_library_folders", &set_library_folders, py::arg("folders"));
   module.def("cuda_unavailable_reason", &cuda_unavailable_reason);
   module.def("memory_stats", [] {
     const MemoryStats stats = memory_stats();

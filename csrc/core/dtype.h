@@ -5,7 +5,6 @@
 
 // For functions that headers share with the per-ISA kernels: a body that is always inlined leaves
 // no symbol behind that was compiled for an instruction set the machine may lack.
-// The CUDA back end's sources define it for both sides.
 #ifndef LLMCORE_INLINE
 #define LLMCORE_INLINE inline __attribute__((always_inline))
 #endif

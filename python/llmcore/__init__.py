@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from llmcore import _core
 from llmcore._core import Tensor, __version__, from_dlpack
 from llmcore.device import (
     cuda_available,
@@ -53,6 +54,11 @@ if TYPE_CHECKING:
     from llmcore.train_step import StepResult, TrainStep
     from llmcore.training.train_config import TrainConfig
     from llmcore.training.trainer import Trainer
+
+if _core.cuda_build == "ON":
+    from llmcore.libraries import library_folders
+
+    _core.set_library_folders(library_folders())
 
 # Imported on first use, so that `import llmcore` stays quick.
 _LAZY: dict[str, str] = {
