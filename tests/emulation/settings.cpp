@@ -1,9 +1,6 @@
 // Orders, eagerness and faults; LLMCORE_EMULATED_ORDER and LLMCORE_EMULATED_EAGER.
 #include "settings.h"
 
-#include <cxxabi.h>
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -84,17 +81,6 @@ int choose(int count) {
   if (settings().order == Settings::kForward) return 0;
   if (settings().order == Settings::kBackward) return count - 1;
   return static_cast<int>(settings().random() % static_cast<uint64_t>(count));
-}
-
-std::string kernel_name(const void* kernel, const char* signature) {
-  Dl_info found{};
-  dladdr(kernel, &found);
-  if (found.dli_saddr != kernel) return signature;
-  int status = 0;
-  char* demangled = abi::__cxa_demangle(found.dli_sname, nullptr, nullptr, &status);
-  const std::string name = status == 0 ? demangled : found.dli_sname;
-  std::free(demangled);
-  return name;
 }
 
 }  // namespace emulation

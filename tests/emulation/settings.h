@@ -10,7 +10,7 @@ bool is_eager();
 // Prints the fault and ends the program, or throws it.
 [[noreturn]] void fail(const std::string& what);
 
-// The name of a kernel as its source has it, or its type where the module has no symbol for it.
-std::string kernel_name(const void* kernel, const char* signature);
+// The name of a kernel as its source has it; `type` where the module was stripped of it.
+std::string kernel_name(const void* kernel, const std::string& type);
 
 }  // namespace emulation
