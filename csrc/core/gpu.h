@@ -45,9 +45,9 @@ class Range {
   std::vector<Piece> low_, high_;
 };
 
-// A queue's work is done in order, after the call that asked for it has returned.
-Queue* make_queue(int index);
-void destroy(Queue* queue);
+// The queue of a device, one for the whole process: its work is done in order, after the call that
+// asked for it has returned.
+Queue* queue_of(int index);
 
 // Either side may be the CPU's memory; it must not change before the queue has come this far.
 void copy(Queue* queue, void* to, const void* from, int64_t bytes);

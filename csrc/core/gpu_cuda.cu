@@ -182,20 +182,19 @@ void Range::trim() {
   unmap(high_, true);
 }
 
-Queue* make_queue(int index) {
+// Queues live as long as the process: when it ends the driver may be gone before they could be.
+Queue* queue_of(int index) {
+  static std::mutex mutex;
+  static std::vector<Queue*> queues;
+  const std::lock_guard<std::mutex> guard(mutex);
+  for (Queue* queue : queues)
+    if (queue->device == index) return queue;
   use(index);
   auto queue = std::make_unique<Queue>();
   queue->device = index;
   check(cudaStreamCreateWithFlags(&queue->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  queues.push_back(queue.get());
   return queue.release();
-}
-
-void destroy(Queue* queue) {
-  cudaSetDevice(queue->device);
-  cudaStreamSynchronize(queue->stream);
-  queue->products.reset();
-  cudaStreamDestroy(queue->stream);
-  delete queue;
 }
 
 void copy(Queue* queue, void* to, const void* from, int64_t bytes) {

@@ -9,9 +9,9 @@ void copy_tensor(const Tensor& from, const Tensor& to) {
   CHECK(from.nbytes() == to.nbytes(), ShapeError, "copy: sizes differ, ", from.nbytes(), " and ",
         to.nbytes(), " bytes");
   const Device device = from.device.type == DeviceType::kCpu ? to.device : from.device;
-  const QueuePtr queue = make_queue(device);
-  copy_bytes(queue.get(), to.data, from.data, from.nbytes());
-  wait(queue.get());
+  Queue* const queue = queue_of(device);
+  copy_bytes(queue, to.data, from.data, from.nbytes());
+  wait(queue);
 }
 
 Tensor on_cpu(Queue* queue, const Tensor& tensor, Buffer& storage) {
@@ -30,17 +30,17 @@ void fill_zeros(const Tensor& tensor) {
     std::memset(tensor.data, 0, static_cast<size_t>(tensor.nbytes()));
     return;
   }
-  const QueuePtr queue = make_queue(tensor.device);
-  gpu::fill_zeros(queue.get(), tensor.data, tensor.nbytes());
-  wait(queue.get());
+  Queue* const queue = queue_of(tensor.device);
+  gpu::fill_zeros(queue, tensor.data, tensor.nbytes());
+  wait(queue);
 }
 
 Buffer moved_to(Device device, Buffer buffer) {
   if (device.type == DeviceType::kCpu) return buffer;
   Buffer moved(buffer.bytes(), Backing::kMemory, device);
-  const QueuePtr queue = make_queue(device);
-  copy_bytes(queue.get(), moved.data(), buffer.data(), buffer.bytes());
-  wait(queue.get());
+  Queue* const queue = queue_of(device);
+  copy_bytes(queue, moved.data(), buffer.data(), buffer.bytes());
+  wait(queue);
   return moved;
 }
 

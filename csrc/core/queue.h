@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstring>
-#include <memory>
 
 #include "core/buffer.h"
 #include "core/device.h"
@@ -12,13 +11,9 @@
 
 namespace llmcore {
 
-struct QueueDeleter {
-  void operator()(Queue* queue) const { gpu::destroy(queue); }
-};
-using QueuePtr = std::unique_ptr<Queue, QueueDeleter>;
-
-inline QueuePtr make_queue(Device device) {
-  return QueuePtr(device.type == DeviceType::kCpu ? nullptr : gpu::make_queue(device.index));
+// All that is done on a GPU goes through one queue: who asks later sees what was asked before.
+inline Queue* queue_of(Device device) {
+  return device.type == DeviceType::kCpu ? nullptr : gpu::queue_of(device.index);
 }
 
 inline void wait(Queue* queue) {

@@ -60,7 +60,7 @@ Transformer::Transformer(const Config& config, Device device, Backing backing)
     : config_(config),
       device_(device),
       kernels_(&kernels_for(device)),
-      queue_(backing == Backing::kAddresses ? nullptr : make_queue(device)),
+      queue_(backing == Backing::kAddresses ? nullptr : queue_of(device)),
       params_(device),
       rope_(config_, device),
       tokens_(token_table(params_, config_)),

@@ -44,7 +44,7 @@ class Transformer {
   ParamStore& params() { return params_; }
   Device device() const { return device_; }
   Context context() {
-    return {.device = device_, .kernels = kernels_, .arena = &arena_, .queue = queue_.get()};
+    return {.device = device_, .kernels = kernels_, .arena = &arena_, .queue = queue_};
   }
   Arena& arena() { return arena_; }
 
@@ -108,7 +108,7 @@ class Transformer {
   Config config_;
   Device device_;
   const Kernels* kernels_;
-  QueuePtr queue_;
+  Queue* queue_;
   ParamStore params_;
   RopeTable rope_;
   Param tokens_;

@@ -20,9 +20,8 @@ const Kernels& kernels_for(Device device) {
 Context thread_context(Device device) {
   struct Place {
     Device device;
-    QueuePtr queue;
     Arena arena;
-    explicit Place(Device where) : device(where), queue(make_queue(where)), arena(where) {}
+    explicit Place(Device where) : device(where), arena(where) {}
   };
   thread_local std::vector<std::unique_ptr<Place>> places;
   const Kernels& kernels = kernels_for(device);
@@ -31,7 +30,7 @@ Context thread_context(Device device) {
       return {.device = device,
               .kernels = &kernels,
               .arena = &place->arena,
-              .queue = place->queue.get()};
+              .queue = queue_of(device)};
   places.push_back(std::make_unique<Place>(device));
   return thread_context(device);
 }

@@ -12,7 +12,7 @@ namespace llmcore {
 // none.
 const Kernels& kernels_for(Device device);
 
-// What the calling thread runs single operations in: an arena of its own, and on a GPU a queue.
+// What the calling thread runs single operations in: an arena of its own.
 Context thread_context(Device device);
 inline Context cpu_context() {
   return thread_context({});

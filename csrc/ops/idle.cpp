@@ -18,7 +18,7 @@ constexpr Nothing kNothing;
 }  // namespace
 
 IdleKernels::IdleKernels(const Kernels& real)
-    : matmul{real.matmul->scratch_bytes, kNothing, kNothing},
+    : matmul{real.matmul->scratch_bytes, kNothing, kNothing, nullptr},
       matmul_bfloat16{real.matmul_bfloat16->scratch_bytes, kNothing},
       attention{real.attention->forward_scratch, real.attention->backward_scratch, kNothing,
                 kNothing, kNothing},

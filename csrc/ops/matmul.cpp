@@ -49,7 +49,7 @@ void run(const Context& context, const MatmulArgs& args) {
   };
   if (context.bfloat16) {
     scratch(context.kernels->matmul_bfloat16->scratch_bytes(call));
-    return context.kernels->matmul_bfloat16->matmul(call);
+    return context.kernels->matmul_bfloat16->matmul(context, call);
   }
   scratch(context.kernels->matmul->scratch_bytes(call));
   context.kernels->matmul->matmul(context, call);
@@ -97,6 +97,13 @@ void batched_matmul(const Context& context, const MatmulArgs& args) {
     call.b = matrix(args.b, 0);
     call.c = reshaped(args.c, batch * m, n);
     return run(context, call);
+  }
+  if (context.kernels->matmul->batched != nullptr) {
+    ScratchScope scope(*context.arena);
+    MatmulArgs call = args;
+    const int64_t bytes = context.kernels->matmul->scratch_bytes(args);
+    call.scratch = context.arena->scratch(DType::kInt8, bytes);
+    return context.kernels->matmul->batched(context, call);
   }
   MatmulArgs one = args;
   const auto select = [&](MatmulArgs& call, int64_t index) {
