@@ -199,3 +199,6 @@ inline int __float2int_rn(float x) {
 inline float rsqrtf(float x) {
   return 1.0f / std::sqrt(x);
 }
+inline float normcdff(float x) {
+  return static_cast<float>(0.5 * std::erfc(-0.70710678118654752 * x));
+}
