@@ -15,6 +15,12 @@
 
 namespace emulation {
 
+#if defined(__SANITIZE_ADDRESS__)
+inline constexpr bool kAddressSanitizer = true;
+#else
+inline constexpr bool kAddressSanitizer = false;
+#endif
+
 // ------------------------------------------------------------------------------------- settings
 
 // In which order the threads of a block, the blocks of a grid and independent streams run:
@@ -36,7 +42,7 @@ void throw_faults(bool thrown);
 // ------------------------------------------------------------------------- what device code uses
 
 // A fault of the thread that runs.
-[[noreturn]] void fault(const std::string& what);
+[[noreturn]] void fault(std::string what);
 
 // The block's dynamic shared memory, aligned to 128 bytes.
 void* dynamic_shared();
