@@ -504,6 +504,8 @@ void check_planted() {
                [&] { start(nullptr, 1, 32, 0, mix_warp, y.data); });
   expect_fault("a mask of others", "does not name its own lane",
                [&] { start(nullptr, 1, 32, 0, misname, y.data); });
+  expect("planted: the host reads the device's memory",
+         dies([&] { std::printf("%g", static_cast<double>(*y.data)); }));
   expect("a fault ends the program", dies([] {
            start(nullptr, 1, 64, 0, diverge);
            cudaDeviceSynchronize();

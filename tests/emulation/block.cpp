@@ -275,8 +275,8 @@ Meeting* meet(Together what, unsigned mask, const void* value, size_t bytes) {
   return meeting;
 }
 
-const void* met_value(const Meeting* meeting, int lane) {
-  return meeting->values[lane];
+const unsigned char* met_values(const Meeting* meeting) {
+  return meeting->values[0];
 }
 
 void leave(Meeting* meeting) {

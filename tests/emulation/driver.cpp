@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "cuda.h"
+#include "device_memory.h"
 #include "memory.h"
 #include "streams.h"
 
@@ -107,7 +108,7 @@ CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset,
                   CUmemGenericAllocationHandle handle, unsigned long long flags) {
   const Lock held = lock();
   const auto found = handles.find(handle);
-  if (found == handles.end() || !good(bytes) || offset != 0 || bytes > found->second->bytes ||
+  if (found == handles.end() || !good(bytes) || offset != 0 || bytes != found->second->bytes ||
       address % kGranularity != 0 || flags != 0)
     return CUDA_ERROR_INVALID_VALUE;
   if (mmap(pointer(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, found->second->file, 0) ==
@@ -126,6 +127,7 @@ CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
     if (part == 0) return CUDA_ERROR_INVALID_VALUE;
     if (!map_nothing(address + done, part)) return CUDA_ERROR_INVALID_VALUE;
     mapped.erase(address + done);
+    forget_range(pointer(address + done));
     done += part;
   }
   return CUDA_SUCCESS;
@@ -134,16 +136,15 @@ CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
 CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc* access,
                         size_t count) {
   const Lock held = lock();
-  bool mapped = true;
-  if (type_of(pointer(address), bytes, mapped) != cudaMemoryTypeDevice || !mapped || count != 1)
+  bool whole = true;
+  if (type_of(pointer(address), bytes, whole) != cudaMemoryTypeDevice || !whole || count != 1 ||
+      access->flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
     return CUDA_ERROR_INVALID_VALUE;
   if (access->location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
-  const int protection = access->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-                             ? PROT_READ | PROT_WRITE
-                         : access->flags == CU_MEM_ACCESS_FLAGS_PROT_READ ? PROT_READ
-                                                                          : PROT_NONE;
-  return mprotect(pointer(address), bytes, protection) == 0 ? CUDA_SUCCESS
-                                                            : CUDA_ERROR_INVALID_VALUE;
+  for (auto next = mapped.lower_bound(address);
+       next != mapped.end() && next->first < address + bytes; ++next)
+    open_to_device(pointer(next->first), next->second->bytes);
+  return CUDA_SUCCESS;
 }
 
 #define EMULATED_RESULTS(X)                              \
