@@ -57,10 +57,10 @@ ScoreView score_view(const Call& call, const char* name, const Optional& tensor,
   return scores;
 }
 
-const int32_t* per_row(const Call& call, const char* name, const Optional& tensor) {
-  if (!tensor) return nullptr;
+Tensor per_row(const Call& call, const char* name, const Optional& tensor) {
+  if (!tensor) return {};
   check_tensor(call.op.c_str(), name, tensor->view, "[B]", {call.args.batch}, DType::kInt32);
-  return tensor->view.as<int32_t>();
+  return tensor->view;
 }
 
 Call make_call(const std::string& op, const PyTensor& q, const PyTensor& k, const PyTensor& v,
@@ -182,15 +182,16 @@ void cached(const Call& call, const std::string& dtype, const PyTensor& rows, co
     side.data = words.data();
     return side;
   };
-  args.cache = {tiles(true, args.head_dim), tiles(false, args.value_dim), places, {args.keys, 1}};
-  const std::vector<int32_t> all(args.batch, static_cast<int32_t>(args.keys));
+  args.cache = {tiles(true, args.head_dim), tiles(false, args.value_dim), rows.view, {args.keys, 1}};
+  std::vector<int32_t> all(args.batch, static_cast<int32_t>(args.keys));
   py::gil_scoped_release release;
   attention_append(op_context(out.view),
                    {.batch = args.batch,
                     .tokens = args.keys,
                     .k = args.k,
                     .v = args.v,
-                    .kv_lengths = args.kv_lengths == nullptr ? all.data() : args.kv_lengths,
+                    .kv_lengths = args.kv_lengths ? args.kv_lengths
+                                                  : tensor_view(all.data(), DType::kInt32, args.batch),
                     .cache = args.cache});
   attention_forward(op_context(out.view), args);
 }

@@ -63,14 +63,20 @@ void bind_machine(py::module_& module) {
   module.attr("cuda_build") = LLMCORE_CUDA_BUILD;  // OFF, ON, EMULATED
   module.def("set_library_folders", &set_library_folders, py::arg("folders"));
   module.def("cuda_unavailable_reason", &cuda_unavailable_reason);
-  module.def("memory_stats", [] {
-    const MemoryStats stats = memory_stats();
-    py::dict result;
-    result["current_bytes"] = stats.current_bytes;
-    result["peak_bytes"] = stats.peak_bytes;
-    return result;
-  });
-  module.def("reset_peak_memory", &reset_peak_memory);
+  module.def(
+      "memory_stats",
+      [](const std::string& device) {
+        const MemoryStats stats = memory_stats(device_from_name(device).type);
+        py::dict result;
+        result["current_bytes"] = stats.current_bytes;
+        result["peak_bytes"] = stats.peak_bytes;
+        return result;
+      },
+      py::arg("device") = "cpu");
+  module.def(
+      "reset_peak_memory",
+      [](const std::string& device) { reset_peak_memory(device_from_name(device).type); },
+      py::arg("device") = "cpu");
   module.def("measure_peak", &peak, py::arg("seconds"), py::arg("dtype") = "float32");
   module.def("measure_read", &read_rate, py::arg("x"), py::arg("seconds"));
 }

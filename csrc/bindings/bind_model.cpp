@@ -81,15 +81,15 @@ py::tuple step(TrainStep& train_step, const ModelPtr& model, const py::list& mic
   for (const py::handle& batch : micro_batches)
     owners.emplace_back(py::reinterpret_borrow<py::object>(batch));
   for (const PyBatch& owner : owners) batches.push_back(owner.view);
-  const AdamWOptions options{.lr = lr,
-                             .beta1 = betas.first,
-                             .beta2 = betas.second,
-                             .eps = eps,
-                             .weight_decay = weight_decay,
-                             .max_grad_norm = max_grad_norm,
-                             .max_loss = max_loss,
-                             .max_norm = max_norm};
-  const StepResult result = exclusively(*model, [&] { return train_step.step(batches, options); });
+  const StepSettings settings{.adamw = {.lr = lr,
+                                        .beta1 = betas.first,
+                                        .beta2 = betas.second,
+                                        .eps = eps,
+                                        .weight_decay = weight_decay},
+                              .max_grad_norm = max_grad_norm,
+                              .max_loss = max_loss,
+                              .max_norm = max_norm};
+  const StepResult result = exclusively(*model, [&] { return train_step.step(batches, settings); });
   return py::make_tuple(result.loss, result.grad_norm, result.targets, result.skipped);
 }
 
@@ -166,6 +166,12 @@ void bind_model(py::module_& module) {
              return loss_tuple(
                  exclusively(*model, [&] { return loss_and_gradients(*model, owner.view); }));
            })
+      .def(
+          "take_weights",
+          [](const ModelPtr& model, const ModelPtr& other) {
+            exclusively(*model, other.get(), [&] { model->take_weights(*other); });
+          },
+          py::arg("other"))
       .def_property(
           "recompute", [](const ModelPtr& model) { return model->recompute; },
           [](const ModelPtr& model, bool value) { model->recompute = value; })
@@ -200,7 +206,7 @@ void bind_model(py::module_& module) {
                                return PyTensor{self->second_moment(), self};
                              })
       .def_readwrite("calls", &TrainStep::calls)
-      .def_readwrite("updates", &TrainStep::updates)
+      .def_property("updates", &TrainStep::updates, &TrainStep::set_updates)
       .def_readwrite("dropout_seed", &TrainStep::dropout_seed);
 }
 

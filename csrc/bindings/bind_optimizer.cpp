@@ -13,14 +13,11 @@ Tensor flat(const PyTensor& tensor) {
 void step(const PyTensor& param, const PyTensor& grad, const PyTensor& m, const PyTensor& v,
           double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step,
           float grad_scale) {
+  const AdamWSettings settings{
+      .lr = lr, .beta1 = beta1, .beta2 = beta2, .eps = eps, .weight_decay = weight_decay};
+  check_adamw(settings, step);
   py::gil_scoped_release release;
-  adamw(op_context(param.view), {.lr = lr,
-                                 .beta1 = beta1,
-                                 .beta2 = beta2,
-                                 .eps = eps,
-                                 .weight_decay = weight_decay,
-                                 .step = step,
-                                 .grad_scale = grad_scale,
+  adamw(op_context(param.view), {.factors = adamw_factors(settings, step, grad_scale),
                                  .param = flat(param),
                                  .m = flat(m),
                                  .v = flat(v),

@@ -2,12 +2,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "bindings/exchange.h"
 #include "bindings/py_tensor.h"
 #include "core/buffer.h"
 #include "core/error.h"
+#include "core/queue.h"
 #include "ops/backend.h"
 
 namespace llmcore::bindings {
@@ -15,8 +15,9 @@ namespace {
 
 PyTensor moved(const PyTensor& tensor, const std::optional<std::string>& device,
                const std::optional<std::string>& dtype) {
-  if (device) device_from_name(*device);  // only the CPU gets past this in a build without CUDA
-  return dtype ? converted(tensor, dtype_from_name(dtype->c_str())) : tensor;
+  PyTensor result = dtype ? converted(tensor, dtype_from_name(dtype->c_str())) : tensor;
+  if (!device) return result;
+  return moved_to(result, device_from_name(*device));
 }
 
 // The protocol of numpy.asarray: `copy` None: if needed, True: always, False: never.
@@ -59,7 +60,8 @@ PyTensor allocate(const std::vector<int64_t>& shape, DType dtype, Device device)
   PyTensor tensor{view_with_shape(nullptr, dtype, shape), nullptr};
   tensor.view.device = device;
   // At least one byte, so that a tensor of no elements is not mistaken for an absent one.
-  auto buffer = std::make_shared<Buffer>(std::max<int64_t>(tensor.view.nbytes(), 1));
+  auto buffer = std::make_shared<Buffer>(std::max<int64_t>(tensor.view.nbytes(), 1), Backing::kMemory,
+                                         device);
   tensor.view.data = buffer->data();
   tensor.owner = buffer;
   return tensor;
@@ -90,8 +92,10 @@ PyTensor in_place_tensor(const py::object& source) {
 }
 
 Context op_context(const Tensor& on) {
-  thread_local std::unique_ptr<Arena> arena = std::make_unique<Arena>();
-  return {.device = on.device, .kernels = &kernels_for(on.device), .arena = arena.get()};
+  Context context = thread_context(on.device);
+  if (on.device.type != DeviceType::kCpu && on.dtype == DType::kBFloat16)
+    context.activations = DType::kBFloat16;
+  return context;
 }
 
 void bind_tensor(py::module_& module) {
@@ -134,7 +138,10 @@ Example:
       .def("__dlpack__", &to_dlpack, py::kw_only(), py::arg("stream") = py::none(),
            py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
            py::arg("copy") = py::none())
-      .def("__dlpack_device__", [](const PyTensor&) { return py::make_tuple(1, 0); })
+      .def("__dlpack_device__", [](const PyTensor& t) {
+             const Device& device = t.view.device;
+             return py::make_tuple(device.type == DeviceType::kCpu ? 1 : 2, device.index);
+           })
       .def("__len__",
            [](const PyTensor& t) {
              CHECK(t.view.rank > 0, DTypeError, "len() of a tensor without axes");
@@ -156,7 +163,7 @@ Example:
         CHECK(source.view.nbytes() == target.view.nbytes(), ShapeError, "copy: sizes differ, ",
               source.view.nbytes(), " and ", target.view.nbytes(), " bytes");
         CHECK(!target.read_only, ShapeError, "copy: target is read-only");
-        std::memmove(target.view.data, source.view.data, source.view.nbytes());
+        copy_tensor(source.view, target.view);
       },
       py::kw_only(), py::arg("source"), py::arg("target"));
   module.def(

@@ -9,6 +9,7 @@
 #include "bindings/dlpack.h"
 #include "core/convert.h"
 #include "core/error.h"
+#include "core/queue.h"
 
 namespace llmcore::bindings {
 namespace {
@@ -171,9 +172,21 @@ Tensor view_with_shape(void* data, DType dtype, const std::vector<int64_t>& shap
 
 PyTensor converted(const PyTensor& tensor, DType dtype) {
   if (tensor.view.dtype == dtype) return tensor;
-  PyTensor result = allocate(shape_of(tensor.view), dtype, tensor.view.device);
+  const Device device = tensor.view.device;
+  if (device.type != DeviceType::kCpu)
+    return moved_to(converted(moved_to(tensor, {}), dtype), device);
+  PyTensor result = allocate(shape_of(tensor.view), dtype, device);
   convert(tensor.view, result.view);
   return result;
+}
+
+PyTensor moved_to(const PyTensor& tensor, Device device) {
+  const Device& from = tensor.view.device;
+  if (device.type == from.type && device.index == from.index) return tensor;
+  PyTensor moved = allocate(shape_of(tensor.view), tensor.view.dtype, device);
+  py::gil_scoped_release release;
+  copy_tensor(tensor.view, moved.view);
+  return moved;
 }
 
 PyTensor from_numpy(py::array array, Sharing sharing) {
@@ -231,6 +244,7 @@ PyTensor from_dlpack(const py::object& source, Sharing sharing) {
 }
 
 py::array to_numpy(const PyTensor& tensor) {
+  if (tensor.view.device.type != DeviceType::kCpu) return to_numpy(moved_to(tensor, {}));
   if (tensor.view.dtype == DType::kBFloat16) return to_numpy(converted(tensor, DType::kFloat32));
   auto* owner = new std::shared_ptr<void>(tensor.owner);
   py::capsule base(owner, [](void* held) { delete static_cast<std::shared_ptr<void>*>(held); });

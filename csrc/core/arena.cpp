@@ -29,7 +29,15 @@ int64_t bytes_to_reserve(Backing backing) {
 
 }  // namespace
 
-Arena::Arena(Backing backing) : backing_(backing) {
+Arena::Arena(Device device, Backing backing)
+    : device_(backing == Backing::kAddresses ? Device{} : device), backing_(backing) {
+  if (device_.type != DeviceType::kCpu) {
+    range_.emplace(device_.index);
+    inputs_.emplace(device_.index);
+    base_ = range_->base();
+    reserved_ = range_->bytes();
+    return;
+  }
   // Some systems limit address space: halve until it fits.
   for (reserved_ = bytes_to_reserve(backing) / kHugePage * kHugePage; reserved_ >= kHugePage * 8;
        reserved_ = reserved_ / 2 / kHugePage * kHugePage) {
@@ -48,10 +56,9 @@ Arena::Arena(Backing backing) : backing_(backing) {
 }
 
 Arena::~Arena() {
-  if (backing_ == Backing::kMemory) {
-    allow(base_, reserved_);
-    detail::count_memory(-peak_bytes());
-  }
+  if (backing_ == Backing::kMemory) detail::count_memory(-peak_bytes(), device_.type);
+  if (range_) return;
+  if (backing_ == Backing::kMemory) allow(base_, reserved_);
   munmap(base_, reserved_);
 }
 
@@ -60,15 +67,17 @@ void Arena::take(int64_t& end, int64_t& peak, int64_t bytes) {
   CHECK(keep_ + scratch_ + size <= reserved_, OutOfMemory, "out of memory: activations need ",
         (keep_ + scratch_ + size) >> 20, " MiB, this process may use ", reserved_ >> 20,
         " MiB; use a smaller batch or shorter sequences, or turn recompute on");
-  end += size;
-  if (end > peak) {
-    if (backing_ == Backing::kMemory) detail::count_memory(end - peak);
-    peak = end;
+  if (end + size > peak) {
+    const bool low = &end == &keep_;
+    if (range_) range_->back(low ? end + size : peak_keep_, low ? peak_scratch_ : end + size);
+    if (backing_ == Backing::kMemory) detail::count_memory(end + size - peak, device_.type);
+    peak = end + size;
   }
+  end += size;
 }
 
 char* Arena::hand_out(char* data, int64_t bytes) const {
-  if (backing_ == Backing::kAddresses) return data;
+  if (range_ || backing_ == Backing::kAddresses) return data;
   allow(data, bytes);
   fill_with_nan(data, bytes);
   return data;
@@ -85,16 +94,27 @@ void* Arena::scratch_bytes(int64_t bytes) {
   return hand_out(base_ + reserved_ - scratch_, bytes);
 }
 
+void Arena::take_input(Tensor& tensor) {
+  if (!inputs_) {
+    tensor.data = keep_bytes(tensor.nbytes());
+    return;
+  }
+  const Inputs::Place place = inputs_->take(tensor.nbytes());
+  tensor.data = place.device;
+  tensor.mirror = place.host;
+}
+
 void Arena::release(char* data, int64_t bytes) const {
-  if (backing_ == Backing::kAddresses) return;
+  if (range_ || backing_ == Backing::kAddresses) return;
   allow(data, bytes);  // the red zones between blocks
   fill_with_nan(data, bytes);
   forbid(data, bytes);
 }
 
-void Arena::release_keep(int64_t mark) {
-  release(base_ + mark, keep_ - mark);
-  keep_ = mark;
+void Arena::release_keep(KeepMark mark) {
+  release(base_ + mark.keep, keep_ - mark.keep);
+  keep_ = mark.keep;
+  if (inputs_) inputs_->release(mark.inputs);
 }
 
 void Arena::release_scratch(int64_t mark) {
@@ -104,8 +124,12 @@ void Arena::release_scratch(int64_t mark) {
 
 void Arena::trim() {
   CHECK(keep_ == 0 && scratch_ == 0, ConfigError, "Arena::trim: the arena is in use");
-  detail::count_memory(-peak_bytes());
+  detail::count_memory(-peak_bytes(), device_.type);
   peak_keep_ = peak_scratch_ = 0;
+  if (range_) {
+    range_->trim();
+    return;
+  }
   madvise(base_, reserved_, MADV_DONTNEED);
 }
 

@@ -3,20 +3,25 @@
 // keep grows from the bottom: what backward needs, last in, first out. scratch grows from the top,
 // released by scope. Address space is reserved once and pages are touched as they are first used,
 // so nothing ever moves: the first step grows the arena, later ones find the same addresses again.
+//
+// On a GPU there is a third stack, for what the CPU writes and a pass reads (core/inputs.h); it is
+// released with keep.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "core/buffer.h"
+#include "core/inputs.h"
 #include "core/tensor.h"
 
 namespace llmcore {
 
 class Arena {
  public:
-  // Reserves addresses for as much memory as this process may use, or, to plan, for more than any
-  // has; throws OutOfMemory.
-  explicit Arena(Backing backing = Backing::kMemory);
+  // Reserves addresses for as much memory as this process may use or the GPU has, or, to plan, for
+  // more than any has; throws OutOfMemory.
+  explicit Arena(Device device = {}, Backing backing = Backing::kMemory);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -28,19 +33,36 @@ class Arena {
   template <class... Sizes>
   Tensor keep(DType dtype, Sizes... sizes) {
     Tensor tensor = tensor_view(nullptr, dtype, sizes...);
+    tensor.device = device_;
     tensor.data = keep_bytes(tensor.nbytes());
     return tensor;
   }
   template <class... Sizes>
   Tensor scratch(DType dtype, Sizes... sizes) {
     Tensor tensor = tensor_view(nullptr, dtype, sizes...);
+    tensor.device = device_;
     tensor.data = scratch_bytes(tensor.nbytes());
     return tensor;
   }
 
+  // Released with keep. The CPU writes host<T>(), then upload() before kernels read the tensor.
+  template <class... Sizes>
+  Tensor input(DType dtype, Sizes... sizes) {
+    Tensor tensor = tensor_view(nullptr, dtype, sizes...);
+    tensor.device = device_;
+    take_input(tensor);
+    return tensor;
+  }
+  void upload(Queue* queue) {
+    if (inputs_) inputs_->upload(queue);
+  }
+
   // Releases everything of one end that was taken after the mark.
-  int64_t keep_mark() const { return keep_; }
-  void release_keep(int64_t mark);
+  struct KeepMark {
+    int64_t keep, inputs;
+  };
+  KeepMark keep_mark() const { return {keep_, inputs_ ? inputs_->mark() : 0}; }
+  void release_keep(KeepMark mark);
   int64_t scratch_mark() const { return scratch_; }
   void release_scratch(int64_t mark);
 
@@ -48,15 +70,19 @@ class Arena {
   int64_t used_bytes() const { return keep_ + scratch_; }
   int64_t peak_bytes() const { return peak_keep_ + peak_scratch_; }
 
-  // Gives the touched pages back to the operating system; both stacks must be empty.
+  // Gives touched memory back; the stacks must be empty, and on a GPU its queue have come to an end.
   void trim();
 
  private:
   void take(int64_t& end, int64_t& peak, int64_t bytes);
+  void take_input(Tensor& tensor);
   char* hand_out(char* data, int64_t bytes) const;
   void release(char* data, int64_t bytes) const;
 
+  Device device_;  // addresses alone are the CPU's
   Backing backing_;
+  std::optional<gpu::Range> range_;
+  std::optional<Inputs> inputs_;
   char* base_ = nullptr;
   int64_t reserved_ = 0;
   int64_t keep_ = 0, scratch_ = 0;
@@ -86,7 +112,7 @@ class KeepScope {
 
  private:
   Arena& arena_;
-  int64_t mark_;
+  Arena::KeepMark mark_;
 };
 
 }  // namespace llmcore

@@ -16,12 +16,29 @@ struct Context {
   Device device;
   const Kernels* kernels = nullptr;
   Arena* arena = nullptr;
+  Queue* queue = nullptr;  // of a GPU
+  // What layers hand one another: float32, on a GPU also bfloat16. Statistics, losses, parameters
+  // and their gradients are float32 all the same.
+  DType activations = DType::kFloat32;
   bool training = false;
   bool bfloat16 = false;  // products, attention's too, round their operands to it; sums stay float
   // Randomness of a training step: dropout masks are a function of these, the site and the element.
   uint64_t dropout_seed = 0;
   uint32_t step = 0;
   uint32_t micro_batch = 0;
+
+  // Activations in the arena.
+  template <class... Sizes>
+  Tensor keep(Sizes... sizes) const {
+    return arena->keep(activations, sizes...);
+  }
+  template <class... Sizes>
+  Tensor scratch(Sizes... sizes) const {
+    return arena->scratch(activations, sizes...);
+  }
+
+  // Inputs written since the last call reach the device before what is asked of it next.
+  void upload() const { arena->upload(queue); }
 
   // The dropout of site `site` (numbered by the model) in this step; none outside training.
   Dropout dropout(float p, uint32_t site) const {

@@ -12,4 +12,7 @@ struct Device {
   int32_t index = 0;
 };
 
+// The order in which a GPU works (core/queue.h); null on the CPU.
+struct Queue;
+
 }  // namespace llmcore

@@ -19,6 +19,7 @@ struct Tensor {
   int32_t rank = 0;
   DType dtype = DType::kFloat32;
   Device device = {};
+  void* mirror = nullptr;  // the same elements where the CPU sees them, if `data` is on a GPU
 
   LLMCORE_INLINE explicit operator bool() const { return data != nullptr; }
 
@@ -46,6 +47,12 @@ struct Tensor {
     return static_cast<T*>(data);
   }
   LLMCORE_INLINE float* f32() const { return as<float>(); }
+
+  // The elements as the CPU reads them; null where they are on a GPU and have no mirror.
+  template <class T>
+  T* host() const {
+    return static_cast<T*>(device.type == DeviceType::kCpu ? data : mirror);
+  }
 };
 
 // A view of `data` with the given shape: view(p, DType::kFloat32, n, c).
@@ -68,15 +75,28 @@ template <class... Sizes>
 LLMCORE_INLINE Tensor reshaped(const Tensor& tensor, Sizes... sizes) {
   Tensor view = tensor_view(tensor.data, tensor.dtype, sizes...);
   view.device = tensor.device;
+  view.mirror = tensor.mirror;
+  return view;
+}
+
+// The elements from number `begin` on, under another shape.
+template <class... Sizes>
+LLMCORE_INLINE Tensor view_from(const Tensor& tensor, int64_t begin, Sizes... sizes) {
+  Tensor view = reshaped(tensor, sizes...);
+  if (view.data != nullptr) view.data = tensor.as<char>() + begin * dtype_size(tensor.dtype);
+  view.mirror = nullptr;
   return view;
 }
 
 // Rows [begin, begin + count) of a matrix.
 LLMCORE_INLINE Tensor row_slice(const Tensor& matrix, int64_t begin, int64_t count) {
   Tensor view = matrix;
-  if (matrix.data != nullptr)
-    view.data =
-        matrix.as<char>() + begin * (matrix.numel() / matrix.shape[0]) * dtype_size(matrix.dtype);
+  const int64_t skipped =
+      matrix.data == nullptr
+          ? 0
+          : begin * (matrix.numel() / matrix.shape[0]) * dtype_size(matrix.dtype);
+  if (matrix.data != nullptr) view.data = matrix.as<char>() + skipped;
+  if (matrix.mirror != nullptr) view.mirror = static_cast<char*>(matrix.mirror) + skipped;
   view.shape[0] = count;
   return view;
 }

@@ -7,7 +7,9 @@
 
 #include "core/error.h"
 #include "core/parallel.h"
+#include "core/queue.h"
 #include "generate/logits.h"
+#include "ops/backend.h"
 #include "ops/elementwise.h"
 
 namespace llmcore {
@@ -199,6 +201,10 @@ void advance_beams(const Context& context, const Tensor& logits,
   const int64_t count = static_cast<int64_t>(rows.size());
   const int64_t vocab_size = searches[rows[0].search]->vocab_size();
   check_tensor("generate", "logits", logits, "[beams, V]", {count, vocab_size});
+  if (logits.device.type != DeviceType::kCpu) {
+    Buffer storage;
+    return advance_beams(cpu_context(), on_cpu(context.queue, logits, storage), searches);
+  }
 
   ScratchScope scope(*context.arena);
   const Tensor log_probabilities = context.arena->scratch(DType::kFloat32, count, vocab_size);

@@ -9,10 +9,6 @@
 namespace llmcore {
 namespace {
 
-Tensor int32_view(std::vector<int32_t>& values) {
-  return tensor_view(values.data(), DType::kInt32, static_cast<int64_t>(values.size()));
-}
-
 // Up to kMostQueries tokens of a sequence are a row of a pass. Padding costs what tokens cost; many
 // rows of one sequence cost, as each reads all the keys, about what kRowCost tokens do.
 constexpr int64_t kMostQueries = 32, kRowCost = 4;
@@ -67,10 +63,10 @@ DecodeRoom decode_room(const Config& config, const std::vector<TokenIds>& prompt
 
 DecodeState::DecodeState(Transformer& model, const DecodeRoom& room)
     : model_(model),
-      cache_(model.config(), room.cache_dtype, room.sequences, room.tokens),
+      cache_(model, room.cache_dtype, room.sequences, room.tokens),
       places_(room.sequences * room.tokens, 0),
       seen_(room.sequences, 0),
-      memory_(model.config(), room.cache_dtype, room.sources, room.source_tokens),
+      memory_(model, room.cache_dtype, room.sources, room.source_tokens),
       sequences_per_source_(room.sources == 0 ? 0 : room.sequences / room.sources),
       source_lengths_(room.sources, 0) {}
 
@@ -80,13 +76,19 @@ void DecodeState::encode(const std::vector<int32_t>& sources,
   int64_t longest = 0;
   for (const TokenIds* source : ids)
     longest = std::max(longest, static_cast<int64_t>(source->size()));
-  std::vector<int32_t> padded(batch * longest, 0), lengths(batch), rows = sources;
+  Arena& arena = model_.arena();
+  KeepScope scope(arena);
+  const Tensor padded = arena.input(DType::kInt32, batch, longest);
+  const Tensor lengths = arena.input(DType::kInt32, batch);
+  const Tensor rows = arena.input(DType::kInt32, batch);
+  std::fill_n(padded.host<int32_t>(), padded.numel(), 0);
   for (int64_t i = 0; i < batch; ++i) {
-    std::copy(ids[i]->begin(), ids[i]->end(), padded.begin() + i * longest);
-    lengths[i] = source_lengths_[sources[i]] = static_cast<int32_t>(ids[i]->size());
+    std::copy(ids[i]->begin(), ids[i]->end(), padded.host<int32_t>() + i * longest);
+    lengths.host<int32_t>()[i] = static_cast<int32_t>(ids[i]->size());
+    source_lengths_[sources[i]] = lengths.host<int32_t>()[i];
+    rows.host<int32_t>()[i] = sources[i];
   }
-  model_.encode_memory(reshaped(int32_view(padded), batch, longest), int32_view(lengths),
-                       int32_view(rows), memory_.layers());
+  model_.encode_memory(padded, lengths, rows, memory_.layers());
 }
 
 void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logits) {
@@ -96,37 +98,37 @@ void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logi
   int64_t batch = 0;
   for (const DecodeRow& row : rows) batch += blocks_of(row, queries);
 
-  const auto ints = [&](auto... sizes) { return arena.keep(DType::kInt32, sizes...); };
+  const auto ints = [&](auto... sizes) { return arena.input(DType::kInt32, sizes...); };
   const Tensor ids = ints(batch, queries), lengths = ints(batch), past = ints(batch);
   const Tensor source_rows = ints(batch), source_lengths = ints(batch);
   const Tensor wanted = ints(logits.rows());
   Cache cache{.layers = cache_.layers(), .rows = ints(batch, capacity)};
-  std::fill_n(ids.as<int32_t>(), ids.numel(), 0);
+  std::fill_n(ids.host<int32_t>(), ids.numel(), 0);
   int64_t b = 0, asked = 0;
   for (const DecodeRow& row : rows) {
     int64_t& seen = seen_[row.sequence];
     int32_t* places = &places_[row.sequence * capacity];
     std::fill_n(places + seen, row.count, static_cast<int32_t>(row.sequence));
     for (int64_t i = row.count - row.wanted; i < row.count; ++i)
-      wanted.as<int32_t>()[asked++] =
+      wanted.host<int32_t>()[asked++] =
           static_cast<int32_t>((b + i / queries) * queries + i % queries);
     for (int64_t first = 0; first < row.count; first += queries, ++b) {
       const int64_t count = std::min(queries, row.count - first);
-      std::copy_n(row.ids + first, count, ids.as<int32_t>() + b * queries);
-      lengths.as<int32_t>()[b] = static_cast<int32_t>(count);
-      past.as<int32_t>()[b] = static_cast<int32_t>(seen + first);
-      std::copy_n(places, seen + row.count, cache.rows.as<int32_t>() + b * capacity);
+      std::copy_n(row.ids + first, count, ids.host<int32_t>() + b * queries);
+      lengths.host<int32_t>()[b] = static_cast<int32_t>(count);
+      past.host<int32_t>()[b] = static_cast<int32_t>(seen + first);
+      std::copy_n(places, seen + row.count, cache.rows.host<int32_t>() + b * capacity);
       if (sequences_per_source_ == 0) continue;
       const int64_t source = row.sequence / sequences_per_source_;
-      source_rows.as<int32_t>()[b] = static_cast<int32_t>(source);
-      source_lengths.as<int32_t>()[b] = source_lengths_[source];
+      source_rows.host<int32_t>()[b] = static_cast<int32_t>(source);
+      source_lengths.host<int32_t>()[b] = source_lengths_[source];
     }
     seen += row.count;
   }
   const Memory memory{.keys = memory_.capacity(),
-                      .lengths = source_lengths.as<int32_t>(),
+                      .lengths = source_lengths,
                       .layers = memory_.layers(),
-                      .rows = source_rows.as<int32_t>()};
+                      .rows = source_rows};
   model_.decode({.ids = ids,
                  .lengths = lengths,
                  .past = past,
@@ -139,7 +141,7 @@ void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logi
 void DecodeState::begin_as(int64_t sequence, int64_t other, int64_t count) {
   seen_[sequence] = count;
   if (sequence == other) return;
-  cache_.copy(other, sequence, count);
+  cache_.copy(model_.context().queue, other, sequence, count);
   std::fill_n(&places_[sequence * cache_.capacity()], count, static_cast<int32_t>(sequence));
 }
 

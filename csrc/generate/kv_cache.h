@@ -3,21 +3,21 @@
 #pragma once
 
 #include "core/buffer.h"
-#include "nn/config.h"
 #include "nn/sequences.h"
+#include "nn/transformer.h"
 
 namespace llmcore {
 
 class KvCache {
  public:
   // Room for `capacity` tokens in each of `rows` places, kept as `dtype` (ops/kv_tiles.h).
-  KvCache(const Config& config, DType dtype, int64_t rows, int64_t capacity);
+  KvCache(Transformer& model, DType dtype, int64_t rows, int64_t capacity);
 
   const std::vector<LayerCache>& layers() const { return layers_; }
   int64_t capacity() const { return capacity_; }
 
   // The first `count` tokens of place `from` come to stand in place `to` as well.
-  void copy(int64_t from, int64_t to, int64_t count) const;
+  void copy(Queue* queue, int64_t from, int64_t to, int64_t count) const;
 
  private:
   int64_t capacity_;

@@ -8,7 +8,9 @@
 
 #include "core/error.h"
 #include "core/parallel.h"
+#include "core/queue.h"
 #include "core/random.h"
+#include "ops/backend.h"
 #include "ops/cross_entropy.h"
 
 namespace llmcore {
@@ -169,6 +171,10 @@ void choose_tokens(const Context& context, const Tensor& logits, const ChooseRow
   CHECK(vocab_size > 0, ShapeError, "generate: logits must have at least one column, got [", batch,
         ", 0]");
   if (batch == 0) return;
+  if (logits.device.type != DeviceType::kCpu) {
+    Buffer storage;
+    return choose_tokens(cpu_context(), on_cpu(context.queue, logits, storage), rows, choices);
+  }
 
   ScratchScope scope(*context.arena);
   const int64_t workers = std::min<int64_t>(num_threads(), batch);

@@ -21,8 +21,9 @@ CopyRowsArgs unpack(const Tensor& packed, int64_t offset, const Tensor& heads, i
   const int64_t width = count * heads.cols();
   return {.rows = packed.rows(),
           .cols = width,
-          .x = packed.f32() + offset,
-          .y = heads.f32(),
+          .dtype = packed.dtype,
+          .x = view_from(packed, offset).data,
+          .y = heads.data,
           .x_stride = packed.cols(),
           .y_stride = width};
 }
@@ -30,8 +31,9 @@ CopyRowsArgs pack(const Tensor& heads, int64_t count, const Tensor& packed, int6
   const int64_t width = count * heads.cols();
   return {.rows = packed.rows(),
           .cols = width,
-          .x = heads.f32(),
-          .y = packed.f32() + offset,
+          .dtype = packed.dtype,
+          .x = heads.data,
+          .y = view_from(packed, offset).data,
           .x_stride = width,
           .y_stride = packed.cols()};
 }
@@ -62,6 +64,7 @@ void SelfAttention::rotate(const Context& context, const Sequences& sequences, c
                  .rows = sequences.queries,
                  .heads = config_.num_heads + config_.num_kv_heads,
                  .head_dim = config_.head_dim,
+                 .dtype = qkv.dtype,
                  .x = heads,
                  .y = heads,
                  .rotary_dim = config_.rotary_dim,
@@ -78,8 +81,8 @@ void SelfAttention::normalise(const Context& context, const Tensor& qkv, Saved& 
   const auto apply = [&](const Norm& norm, int64_t heads, int64_t first_head, Norm::Saved& kept) {
     ScratchScope scope(*context.arena);
     const int64_t rows = qkv.rows() * heads, offset = first_head * config_.head_dim;
-    const Tensor x = context.arena->keep(DType::kFloat32, rows, config_.head_dim);
-    const Tensor y = context.arena->scratch(DType::kFloat32, rows, config_.head_dim);
+    const Tensor x = context.keep(rows, config_.head_dim);
+    const Tensor y = context.scratch(rows, config_.head_dim);
     copy_rows(context, unpack(qkv, offset, x, heads));
     norm.forward(context, x, y, kept);
     copy_rows(context, pack(y, heads, qkv, offset));
@@ -95,7 +98,7 @@ void SelfAttention::normalise_backward(const Context& context, const Tensor& dqk
                          const Norm::Saved& kept) {
     ScratchScope scope(*context.arena);
     const int64_t rows = dqkv.rows() * heads, offset = first_head * config_.head_dim;
-    const Tensor gradient = context.arena->scratch(DType::kFloat32, rows, config_.head_dim);
+    const Tensor gradient = context.scratch(rows, config_.head_dim);
     copy_rows(context, unpack(dqkv, offset, gradient, heads));
     norm.backward(context, gradient, kept, gradient, false);
     copy_rows(context, pack(gradient, heads, dqkv, offset));
@@ -138,11 +141,10 @@ void SelfAttention::use_cache(const Context& context, const Sequences& sequences
 void SelfAttention::forward(const Context& context, const Sequences& sequences, const Tensor& x,
                             const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
   const int64_t rows = x.dim(0), mixed_width = config_.num_heads * config_.head_dim;
-  Arena& arena = *context.arena;
-  saved.qkv = arena.keep(DType::kFloat32, rows, qkv_.out());
-  saved.mixed = arena.keep(DType::kFloat32, rows, mixed_width);
+  saved.qkv = context.keep(rows, qkv_.out());
+  saved.mixed = context.keep(rows, mixed_width);
   saved.softmax =
-      arena.keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries, 2);
+      context.arena->keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries, 2);
   qkv_.forward(context, x, saved.qkv);
   normalise(context, saved.qkv, saved);
   rotate(context, sequences, saved.qkv, false);
@@ -161,8 +163,8 @@ void SelfAttention::backward(const Context& context, const Sequences& sequences,
                              bool accumulate) const {
   ScratchScope scope(*context.arena);
   const int64_t rows = x.dim(0);
-  const Tensor dmixed = context.arena->scratch(DType::kFloat32, rows, saved.mixed.dim(1));
-  const Tensor dqkv = context.arena->scratch(DType::kFloat32, rows, saved.qkv.dim(1));
+  const Tensor dmixed = context.scratch(rows, saved.mixed.dim(1));
+  const Tensor dqkv = context.scratch(rows, saved.qkv.dim(1));
   out_.backward(context, dy, saved.mixed, dmixed);
 
   AttentionBackwardArgs args{arguments(context, sequences, saved.qkv)};

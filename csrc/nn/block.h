@@ -29,7 +29,7 @@ class Block {
   // From x to y, both [N, C], with what backward needs kept in the arena.
   void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
                Saved& saved) const {
-    const auto between = [&] { return context.arena->keep(DType::kFloat32, x.dim(0), x.dim(1)); };
+    const auto between = [&] { return context.keep(x.dim(0), x.dim(1)); };
     const Tensor attended = between();
     self_attention_.forward(context, sequences, x, attended, saved.attention);
     Tensor crossed = attended;

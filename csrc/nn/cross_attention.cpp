@@ -24,14 +24,14 @@ void CrossAttention::remember(const Context& context, const Tensor& hidden, cons
                               const Tensor& rows, const LayerCache& to) const {
   ScratchScope scope(*context.arena);
   const int64_t batch = lengths.numel(), tokens = hidden.dim(0) / batch;
-  const Tensor keys_values = context.arena->scratch(DType::kFloat32, hidden.dim(0), kv_.out());
+  const Tensor keys_values = context.scratch(hidden.dim(0), kv_.out());
   kv_.forward(context, hidden, keys_values);
   attention_append(context, {.batch = batch,
                              .tokens = tokens,
                              .k = heads_of(config_, keys_values, tokens, 0),
                              .v = heads_of(config_, keys_values, tokens, config_.num_kv_heads),
-                             .kv_lengths = lengths.as<int32_t>(),
-                             .cache = {to.k, to.v, rows.as<int32_t>(), {1, 0}}});
+                             .kv_lengths = lengths,
+                             .cache = {to.k, to.v, rows, {1, 0}}});
 }
 
 AttentionArgs CrossAttention::arguments(const Context& context, const Sequences& sequences,
@@ -54,14 +54,13 @@ void CrossAttention::forward(const Context& context, const Sequences& sequences,
                              const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
   const int64_t rows = x.dim(0), width = config_.num_heads * config_.head_dim;
   const Memory& memory = *sequences.memory;
-  Arena& arena = *context.arena;
-  saved.q = arena.keep(DType::kFloat32, rows, width);
-  saved.mixed = arena.keep(DType::kFloat32, rows, width);
+  saved.q = context.keep(rows, width);
+  saved.mixed = context.keep(rows, width);
   saved.softmax =
-      arena.keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries, 2);
+      context.arena->keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries, 2);
   q_.forward(context, x, saved.q);
   if (memory.layers.empty()) {
-    saved.keys_values = arena.keep(DType::kFloat32, memory.hidden.dim(0), kv_.out());
+    saved.keys_values = context.keep(memory.hidden.dim(0), kv_.out());
     kv_.forward(context, memory.hidden, saved.keys_values);
   }
   AttentionForwardArgs args{arguments(context, sequences, saved)};
@@ -78,7 +77,7 @@ void CrossAttention::backward(const Context& context, const Sequences& sequences
   ScratchScope scope(*context.arena);
   const Memory& memory = *sequences.memory;
   const auto like = [&](const Tensor& other) {
-    return context.arena->scratch(DType::kFloat32, other.dim(0), other.dim(1));
+    return context.scratch(other.dim(0), other.dim(1));
   };
   const Tensor dmixed = like(saved.mixed), dq = like(saved.q);
   const Tensor dkeys_values = like(saved.keys_values);

@@ -1,9 +1,9 @@
 // Token, position and type tables.
 #include "nn/embedding.h"
 
-#include <algorithm>
 #include <cmath>
 
+#include "core/queue.h"
 #include "nn/sequences.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
@@ -36,7 +36,7 @@ Embedding::Embedding(const ParamBuilder& builder, const Config& config, const Op
     positions_ = builder.matrix("positions.weight", config.max_positions + config.position_offset,
                                 width, config.init_std);
   if (config.positions == PositionKind::kSinusoidal)
-    sinusoids_ = sinusoid_table(config.max_positions, width);
+    sinusoids_ = moved_to(builder.device(), sinusoid_table(config.max_positions, width));
   if (options.types && config.type_vocab_size > 0)
     types_ = builder.matrix("types.weight", config.type_vocab_size, width, config.init_std);
   if (config.embedding_norm) norm_.emplace(builder.scope(options.norm_name), config);
@@ -51,28 +51,18 @@ Tensor Embedding::position_table() const {
 void Embedding::forward(const Context& context, const Tensor& ids, const Tensor& positions,
                         const Tensor& types, const Tensor& out, Saved& saved) const {
   saved.ids = ids;
-  if (types_) {
-    saved.type_ids = types;
-    if (!types) {
-      saved.type_ids = context.arena->keep(DType::kInt32, ids.numel());
-      std::fill_n(saved.type_ids.as<int32_t>(), ids.numel(), 0);
-    }
-  }
+  if (types_) saved.type_ids = types;
   const Tensor table = position_table();
-  if (table) {
-    saved.position_ids = context.arena->keep(DType::kInt32, positions.numel());
-    for (int64_t n = 0; n < positions.numel(); ++n)
-      saved.position_ids.as<int32_t>()[n] =
-          positions.as<int32_t>()[n] + static_cast<int32_t>(config_.position_offset);
-  }
+  if (table) saved.position_ids = positions;
   // Where a norm follows, dropout comes after it (Devlin et al. 2019).
   const Dropout dropped = context.dropout(config_.embedding_dropout, site_);
-  const Tensor sum = norm_ ? context.arena->keep(DType::kFloat32, out.dim(0), out.dim(1)) : out;
+  const Tensor sum = norm_ ? context.keep(out.dim(0), out.dim(1)) : out;
   embedding_forward(context, {.ids = ids,
                               .table = tokens_.weight(),
                               .scale = config_.embedding_scale,
                               .positions = table,
                               .position_ids = saved.position_ids,
+                              .first_position = config_.position_offset,
                               .types = types_.weight(),
                               .type_ids = saved.type_ids,
                               .dropout = norm_ ? Dropout{} : dropped,
@@ -91,6 +81,7 @@ void Embedding::backward(const Context& context, const Saved& saved, const Tenso
   embedding_backward(context, {.ids = saved.ids,
                                .scale = config_.embedding_scale,
                                .position_ids = positions_ ? saved.position_ids : Tensor{},
+                               .first_position = config_.position_offset,
                                .type_ids = saved.type_ids,
                                .dropout = norm_ ? Dropout{} : dropped,
                                .dout = gradient,

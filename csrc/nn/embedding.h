@@ -16,8 +16,8 @@ class Embedding {
  public:
   struct Saved {
     Tensor ids;           // [N]
-    Tensor position_ids;  // [N], rows of the position table; or empty
-    Tensor type_ids;      // [N], or empty
+    Tensor position_ids;  // [N], or empty without a position table
+    Tensor type_ids;      // [N], or empty: all 0
     Norm::Saved norm;
   };
 

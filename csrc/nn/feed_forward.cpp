@@ -26,7 +26,7 @@ FeedForward::FeedForward(const ParamBuilder& builder, const Config& config, uint
             residual_std(config), config.lora, adapter_site(site, 1)) {}
 
 Tensor FeedForward::half(const Tensor& both, int which) const {
-  return f32_view(both.f32() + which * config_.ffn_size, both.dim(0), config_.ffn_size);
+  return view_from(both, which * config_.ffn_size, both.dim(0), config_.ffn_size);
 }
 
 void FeedForward::activate(const Context& context, const Tensor& up, const Tensor& hidden) const {
@@ -45,8 +45,8 @@ void FeedForward::activate(const Context& context, const Tensor& up, const Tenso
 void FeedForward::forward(const Context& context, const Sequences&, const Tensor& x,
                           const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
   ScratchScope scope(*context.arena);
-  const Tensor hidden = context.arena->scratch(DType::kFloat32, x.dim(0), config_.ffn_size);
-  saved.up = context.arena->keep(DType::kFloat32, x.dim(0), up_.out());
+  const Tensor hidden = context.scratch(x.dim(0), config_.ffn_size);
+  saved.up = context.keep(x.dim(0), up_.out());
   if (config_.gated_ffn) {
     up_.forward(context, x, saved.up);
     activate(context, saved.up, hidden);
@@ -64,11 +64,11 @@ void FeedForward::backward(const Context& context, const Sequences&, const Tenso
                            bool accumulate) const {
   ScratchScope scope(*context.arena);
   const bool gated = config_.gated_ffn;
-  const Tensor dup = context.arena->scratch(DType::kFloat32, saved.up.dim(0), saved.up.dim(1));
+  const Tensor dup = context.scratch(saved.up.dim(0), saved.up.dim(1));
   {
     ScratchScope inner(*context.arena);
     const auto scratch = [&] {
-      return context.arena->scratch(DType::kFloat32, dy.dim(0), config_.ffn_size);
+      return context.scratch(dy.dim(0), config_.ffn_size);
     };
     MatmulArgs fused{.dropout = context.dropout(config_.ffn_dropout, inner_site(site_))};
     if (!gated) {

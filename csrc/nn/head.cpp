@@ -11,7 +11,7 @@ namespace llmcore {
 namespace {
 
 Tensor keep_like(const Context& context, const Tensor& x) {
-  return context.arena->keep(DType::kFloat32, x.dim(0), x.dim(1));
+  return context.keep(x.dim(0), x.dim(1));
 }
 
 std::optional<HeadTransform> make_pooler(ParamStore& params, const Config& config) {

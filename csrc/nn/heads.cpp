@@ -5,7 +5,7 @@ namespace llmcore {
 
 HeadView heads_of(const Config& config, const Tensor& matrix, int64_t rows, int64_t first_head) {
   const int64_t width = matrix.cols();
-  return {.data = matrix.f32() + first_head * config.head_dim,
+  return {.data = view_from(matrix, first_head * config.head_dim).data,
           .batch_stride = rows * width,
           .row_stride = width,
           .head_stride = config.head_dim};
@@ -19,6 +19,7 @@ AttentionArgs attention_arguments(const Context& context, const Config& config,
           .kv_heads = config.num_kv_heads,
           .head_dim = config.head_dim,
           .value_dim = config.head_dim,
+          .dtype = context.activations,
           .scale = config.attention_scale,
           .softcap = config.attention_softcap,
           .dropout = context.dropout(config.attention_dropout, inner_site(site))};
@@ -40,11 +41,12 @@ void look_at_weights(const Context& context, const AttentionArgs& args, int64_t 
       one.bias.data = static_cast<float*>(args.bias.data) + probe.head * args.bias.stride[1] +
                       probe.first_query * args.bias.stride[2];
     // The queries before the first count as past.
-    const Tensor past = context.arena->scratch(DType::kInt32, args.batch);
+    KeepScope inputs(*context.arena);
+    one.past = context.arena->input(DType::kInt32, args.batch);
     for (int64_t b = 0; b < args.batch; ++b)
-      past.as<int32_t>()[b] =
-          static_cast<int32_t>(probe.first_query + (args.past == nullptr ? 0 : args.past[b]));
-    one.past = past.as<int32_t>();
+      one.past.host<int32_t>()[b] = static_cast<int32_t>(
+          probe.first_query + (args.past ? args.past.host<int32_t>()[b] : 0));
+    context.upload();
     one.weights = probe.weights;
     attention_weights(context, one);
   }

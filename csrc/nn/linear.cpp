@@ -46,7 +46,7 @@ void Linear::forward(const Context& context, const Tensor& x, const Tensor& y,
   ScratchScope scope(*context.arena);
   Tensor sum = fused.pre_activation ? fused.pre_activation : y;
   if (sum.data == fused.residual.data)
-    sum = context.arena->scratch(DType::kFloat32, y.dim(0), y.dim(1));
+    sum = context.scratch(y.dim(0), y.dim(1));
   matmul(context, {.a = x, .b = fused.b, .c = sum, .transpose_b = true, .bias = fused.bias});
   lora_.forward(context, x, sum);
   const Tensor activated = fused.activation == Activation::kNone ? sum : y;

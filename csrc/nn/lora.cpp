@@ -45,13 +45,13 @@ Lora::Lora(const ParamBuilder& builder, const LoraOptions& options, uint32_t sit
 Tensor Lora::dropped(const Context& context, const Tensor& x) const {
   const Dropout mask = dropout(context);
   if (mask.p == 0.0f) return x;
-  const Tensor y = context.arena->scratch(DType::kFloat32, x.dim(0), x.dim(1));
+  const Tensor y = context.scratch(x.dim(0), x.dim(1));
   llmcore::dropout(context, {.dropout = mask, .x = x, .y = y});
   return y;
 }
 
 Tensor Lora::project(const Context& context, const Tensor& dropped) const {
-  const Tensor inner = context.arena->scratch(DType::kFloat32, dropped.dim(0), this->inner());
+  const Tensor inner = context.scratch(dropped.dim(0), this->inner());
   matmul(context, {.a = dropped, .b = a_.weight(), .c = inner, .transpose_b = true});
   scale(context, {.factor = scale_, .x = inner, .y = inner});
   return inner;
@@ -113,7 +113,7 @@ void Lora::backward(const Context& context, const Tensor& dy, const Tensor& x,
   const Tensor input = dropped(context, x);
   add_b_gradient(context, dy, project(context, input));
 
-  const Tensor dinner = context.arena->scratch(DType::kFloat32, dy.dim(0), inner());
+  const Tensor dinner = context.scratch(dy.dim(0), inner());
   matmul(context, {.a = dy, .b = block_diagonal(context), .c = dinner});
   scale(context, {.factor = scale_, .x = dinner, .y = dinner});
   a_.add_gradient(context, dinner, input);
@@ -121,7 +121,7 @@ void Lora::backward(const Context& context, const Tensor& dy, const Tensor& x,
   const Dropout mask = dropout(context);
   if (mask.p == 0.0f)
     return matmul(context, {.a = dinner, .b = a_.weight(), .c = dx, .accumulate = true});
-  const Tensor share = context.arena->scratch(DType::kFloat32, dx.dim(0), dx.dim(1));
+  const Tensor share = context.scratch(dx.dim(0), dx.dim(1));
   matmul(context, {.a = dinner, .b = a_.weight(), .c = share});
   llmcore::dropout(context, {.dropout = mask, .x = share, .residual = dx, .y = dx});
 }

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/parallel.h"
+#include "core/queue.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 
@@ -41,11 +42,20 @@ int ParamStore::add(ParamInfo info) {
 
 void ParamStore::allocate(Backing backing) {
   backing_ = backing;
-  weights_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)), backing);
+  if (backing == Backing::kAddresses) device_ = {};
+  weights_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)), backing, device_);
   stale_.assign(table_.size(), 1);
 }
 
 void ParamStore::initialise(uint64_t seed) {
+  if (device_.type != DeviceType::kCpu) {  // drawn where every device gets the same
+    ParamStore drawn = ParamStore();
+    drawn.table_ = table_;
+    drawn.size_ = size_;
+    drawn.allocate();
+    drawn.initialise(seed);
+    return take_weights(drawn);
+  }
   constexpr int64_t kGrain = 1 << 16;
   for (size_t index = 0; index < table_.size(); ++index) {
     const ParamInfo& info = table_[index];
@@ -64,8 +74,8 @@ Tensor ParamStore::view(void* base, int index, int count) const {
   int64_t size = 0;
   for (int i = index; i < index + count; ++i) size += table_[i].size;
   float* data = static_cast<float*>(base) + first.offset;
-  if (first.shape.size() == 1) return f32_view(data, size);
-  return f32_view(data, size / first.shape[1], first.shape[1]);
+  if (first.shape.size() == 1) return on_device(f32_view(data, size));
+  return on_device(f32_view(data, size / first.shape[1], first.shape[1]));
 }
 
 void ParamStore::declare_packable(int index, int count) {
@@ -82,6 +92,8 @@ void ParamStore::check_packable() const {
 }
 
 void ParamStore::pack(const Context& context, DType format) {
+  CHECK(device_.type == DeviceType::kCpu, DeviceError,
+        "weights are packed on the CPU: quantize the model there, then move it");
   std::vector<Tensor> matrices;
   for (const Packable& each : packables_) matrices.push_back(weight(each.index, each.count));
   const std::vector<ParamInfo> before = table_;
@@ -98,6 +110,21 @@ void ParamStore::pack_zeros(DType format) {
   replace_weights(format);
 }
 
+void ParamStore::take_weights(const ParamStore& other) {
+  if (other.packed() && !packed()) pack_zeros(other.format_);
+  copy_tensor(other.weights(), weights());
+  for (size_t i = 0; packed() && i < packables_.size(); ++i) {
+    const Tensor &from = other.packables_[i].packed, &to = packables_[i].packed;
+    const int64_t bytes = packed_bytes(format_, from.dim(0), from.dim(1));
+    const auto as_bytes = [bytes](const Tensor& matrix) {
+      Tensor view = tensor_view(matrix.data, DType::kInt8, bytes);
+      view.device = matrix.device;
+      return view;
+    };
+    copy_tensor(as_bytes(from), as_bytes(to));
+  }
+}
+
 Buffer ParamStore::replace_weights(DType format) {
   check_packable();
   int64_t bytes = 0, kept = size_;
@@ -106,7 +133,8 @@ Buffer ParamStore::replace_weights(DType format) {
     bytes += packed_bytes(format, matrix.dim(0), matrix.dim(1));
     kept -= matrix.numel();
   }
-  Buffer packed(bytes), weights(kept * static_cast<int64_t>(sizeof(float)));
+  Buffer packed(bytes, Backing::kMemory, device_);
+  Buffer weights(kept * static_cast<int64_t>(sizeof(float)), Backing::kMemory, device_);
   // All memory is there: nothing below fails half-way.
   format_ = format;
   packed_ = std::move(packed);
@@ -115,7 +143,7 @@ Buffer ParamStore::replace_weights(DType format) {
   char* next = static_cast<char*>(packed_.data());
   for (Packable& each : packables_) {
     const Tensor matrix = view(nullptr, each.index, each.count);
-    each.packed = tensor_view(next, format, matrix.dim(0), matrix.dim(1));
+    each.packed = on_device(tensor_view(next, format, matrix.dim(0), matrix.dim(1)));
     next += packed_bytes(format, matrix.dim(0), matrix.dim(1));
     for (int i = each.index; i < each.index + each.count; ++i) table_[i].offset = -1;
   }
@@ -153,8 +181,9 @@ Tensor ParamStore::weight(int index, int count) const {
 Tensor ParamStore::gradients() {
   CHECK(!packed(), ConfigError, "the model's weights are ", dtype_name(format_),
         ", for inference: they have no gradients; load it as float32 to train it");
-  if (!has_gradients()) gradients_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)), backing_);
-  return f32_view(gradients_.data(), size_);
+  if (!has_gradients())
+    gradients_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)), backing_, device_);
+  return on_device(f32_view(gradients_.data(), size_));
 }
 
 Tensor ParamStore::gradient(int index, int count) {
@@ -208,7 +237,7 @@ void ParamStore::set_trainable(const std::string& name, bool trainable) {
   ParamInfo& info = table_[index];
   // What an earlier pass left there; memory that none has touched stays so.
   if (!trainable && info.trainable && has_gradients())
-    std::fill_n(gradient(index).f32(), info.size, 0.0f);
+    fill_zeros(gradient(index));
   info.trainable = trainable;
 }
 

@@ -31,7 +31,11 @@ struct ParamInfo {
 
 class ParamStore {
  public:
-  // Registration, until allocate(); the gradients take what the weights do.
+  explicit ParamStore(Device device = {}) : device_(device) {}
+  Device device() const { return device_; }
+
+  // Registration, until allocate(); the gradients take what the weights do. Addresses alone are the
+  // CPU's.
   int add(ParamInfo info);
   void allocate(Backing backing = Backing::kMemory);
 
@@ -41,7 +45,7 @@ class ParamStore {
   const std::vector<ParamInfo>& table() const { return table_; }
   int64_t size() const { return size_; }
   int64_t weight_bytes() const { return weights_.bytes(); }
-  Tensor weights() const { return f32_view(weights_.data(), size_); }
+  Tensor weights() const { return on_device(f32_view(weights_.data(), size_)); }
   Tensor gradients();
   bool has_gradients() const { return gradients_.data() != nullptr; }
 
@@ -56,6 +60,8 @@ class ParamStore {
   // their weights, or zero until they are set. Throws ConfigError where that has been done before.
   void pack(const Context& context, DType format);
   void pack_zeros(DType format);
+  // Those of a store of the same layout, on any device, packed as they are there.
+  void take_weights(const ParamStore& other);
   bool packed() const { return format_ != DType::kFloat32; }
   DType format() const { return format_; }
   // Where the parameter's rows are once packed; no tensor for others.
@@ -87,10 +93,15 @@ class ParamStore {
   };
 
   Tensor view(void* base, int index, int count) const;
+  Tensor on_device(Tensor tensor) const {
+    tensor.device = device_;
+    return tensor;
+  }
   void check_packable() const;
   // Packed matrices and vectors of zeros take the place of the weights, which are returned.
   Buffer replace_weights(DType format);
 
+  Device device_;
   std::vector<Packable> packables_;
   DType format_ = DType::kFloat32;
   std::vector<ParamInfo> table_;
@@ -133,6 +144,7 @@ class ParamBuilder {
  public:
   explicit ParamBuilder(ParamStore& store, std::string prefix = "")
       : store_(store), prefix_(std::move(prefix)) {}
+  Device device() const { return store_.device(); }
   ParamBuilder scope(const std::string& name) const;
 
   // A weight matrix or table drawn from N(0, std) (0: zeros), a vector of ones, a vector of zeros.

@@ -36,14 +36,15 @@ void RelativeBias::forward(const Context& context, Sequences& sequences, Saved& 
   Arena& arena = *context.arena;
   const int64_t queries = sequences.queries, width = queries + sequences.keys() - 1;
   // Sequences differ in what they have behind them, if anything.
-  const int64_t kinds = sequences.past == nullptr ? 1 : sequences.batch;
-  saved.buckets = arena.keep(DType::kInt32, kinds * width);
+  const int64_t kinds = sequences.past ? sequences.batch : 1;
+  saved.buckets = arena.input(DType::kInt32, kinds * width);
   const Tensor bias = arena.keep(DType::kFloat32, kinds, heads_, width);
   for (int64_t b = 0; b < kinds; ++b) {
-    const int64_t past = sequences.past == nullptr ? 0 : sequences.past[b];
+    const int64_t past = sequences.past ? sequences.past.host<int32_t>()[b] : 0;
     for (int64_t w = 0; w < width; ++w)
-      saved.buckets.as<int32_t>()[b * width + w] = bucket(w - (queries - 1) - past);
+      saved.buckets.host<int32_t>()[b * width + w] = bucket(w - (queries - 1) - past);
   }
+  context.upload();
   ScratchScope scope(arena);
   const Tensor rows = arena.scratch(DType::kFloat32, kinds * width, heads_);
   embedding_forward(context, {.ids = saved.buckets, .table = table_.weight(), .out = rows});

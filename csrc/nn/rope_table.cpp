@@ -4,7 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <utility>
 #include <vector>
+
+#include "core/queue.h"
 
 namespace llmcore {
 namespace {
@@ -58,7 +61,7 @@ double frequency_of(int64_t i, const Config& config) {
 
 }  // namespace
 
-RopeTable::RopeTable(const Config& config) {
+RopeTable::RopeTable(const Config& config, Device device) {
   if (config.positions != PositionKind::kRope) return;
   const int64_t positions = config.max_positions, half = config.rotary_dim / 2;
   storage_ = Buffer(2 * positions * half * static_cast<int64_t>(sizeof(float)));
@@ -74,6 +77,11 @@ RopeTable::RopeTable(const Config& config) {
       cos.f32()[p * half + i] = static_cast<float>(std::cos(angle) * magnitude);
       sin.f32()[p * half + i] = static_cast<float>(std::sin(angle) * magnitude);
     }
+  storage_ = moved_to(device, std::move(storage_));
+  data = static_cast<float*>(storage_.data());
+  cos.data = data;
+  sin.data = data + positions * half;
+  cos.device = sin.device = device;
 }
 
 }  // namespace llmcore

@@ -8,7 +8,7 @@ namespace llmcore {
 
 struct RopeTable {
   RopeTable() = default;
-  explicit RopeTable(const Config& config);
+  explicit RopeTable(const Config& config, Device device);
 
   Tensor cos, sin;  // [max_positions, R/2]; empty without rotary positions
 

@@ -14,18 +14,18 @@ struct Cache {
   Tensor rows;                     // [B, S] int32: where token t of sequence b is, or goes
 
   KvCacheView layer(int64_t number) const {
-    return {layers[number].k, layers[number].v, rows.as<int32_t>(), {rows.dim(1), 1}};
+    return {layers[number].k, layers[number].v, rows, {rows.dim(1), 1}};
   }
 };
 
 // What cross-attention looks at: the encoder's output, or the keys and values made of it.
 struct Memory {
-  int64_t keys = 0;                  // S
-  const int32_t* lengths = nullptr;  // [B] keys that are real; null: all S
-  Tensor hidden;                     // [B * S, C]
-  Tensor gradient;                   // [B * S, C] accumulates, in backward
-  std::vector<LayerCache> layers;    // [L] instead of `hidden`, or none
-  const int32_t* rows = nullptr;     // [B] which of their rows each sequence reads
+  int64_t keys = 0;                // S
+  Tensor lengths;                  // [B] int32, keys that are real; empty: all S
+  Tensor hidden;                   // [B * S, C]
+  Tensor gradient;                 // [B * S, C] accumulates, in backward
+  std::vector<LayerCache> layers;  // [L] instead of `hidden`, or none
+  Tensor rows;                     // [B] int32, which of their rows each sequence reads
 };
 
 // Whose attention weights a pass is to write down: those of some heads, for a run of queries.
@@ -39,15 +39,14 @@ struct AttentionProbe {
 struct Sequences {
   int64_t batch = 0, queries = 0;  // B, T
   bool causal = true;
-  const int32_t* lengths = nullptr;         // [B] keys that are real, those in the cache
-                                            // included; null: all T; given with a cache
-  const int32_t* prefix_lengths = nullptr;  // [B]; null: 0
-  const int32_t* past = nullptr;            // [B] tokens that stand before query 0; null: 0
-  Tensor positions;                         // [B, T] int32
-  Tensor cos, sin;                          // [P, R/2] rotary tables, or empty
-  ScoreView bias, dbias;                    // relative positions, and their gradient; or no data
-  const Cache* cache = nullptr;             // null: keys are the queries' own sequences
-  const Memory* memory = nullptr;           // null: no cross-attention
+  // [B] int32 all: keys that are real, those in the cache included (empty: all T; given with a
+  // cache), of these a prefix that all see, and tokens that stand before query 0 (empty: 0).
+  Tensor lengths, prefix_lengths, past;
+  Tensor positions;                // [B, T] int32
+  Tensor cos, sin;                 // [P, R/2] rotary tables, or empty
+  ScoreView bias, dbias;           // relative positions, and their gradient; or no data
+  const Cache* cache = nullptr;    // null: keys are the queries' own sequences
+  const Memory* memory = nullptr;  // null: no cross-attention
   // Looked at by self-attention, or by cross-attention; empty: nobody asks.
   const std::vector<AttentionProbe>* self_probes = nullptr;
   const std::vector<AttentionProbe>* cross_probes = nullptr;
@@ -57,7 +56,10 @@ struct Sequences {
   int64_t keys() const {
     if (cache == nullptr) return queries;
     int64_t most = 0;
-    for (int64_t b = 0; b < batch; ++b) most = lengths[b] > most ? lengths[b] : most;
+    for (int64_t b = 0; b < batch; ++b) {
+      const int64_t length = lengths.host<int32_t>()[b];
+      most = length > most ? length : most;
+    }
     return most;
   }
 };

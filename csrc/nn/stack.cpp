@@ -5,7 +5,7 @@ namespace llmcore {
 namespace {
 
 Tensor keep_like(const Context& context, const Tensor& x) {
-  return context.arena->keep(DType::kFloat32, x.dim(0), x.dim(1));
+  return context.keep(x.dim(0), x.dim(1));
 }
 
 Tensor flat_positions(const Sequences& sequences) {
@@ -29,7 +29,7 @@ Stack::Stack(ParamStore& params, const Config& config, const Options& options)
 Tensor Stack::forward(const Context& context, const StackInput& input, Sequences& sequences,
                       bool recompute, Saved& saved) const {
   Tensor stream =
-      context.arena->keep(DType::kFloat32, sequences.rows(), embedding_.tokens().weight().dim(1));
+      context.keep(sequences.rows(), embedding_.tokens().weight().dim(1));
   embedding_.forward(context, input.ids, flat_positions(sequences), input.types, stream,
                      saved.embedding);
   if (relative_bias_) relative_bias_->forward(context, sequences, saved.bias);
@@ -38,7 +38,7 @@ Tensor Stack::forward(const Context& context, const StackInput& input, Sequences
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     const Tensor output = keep_like(context, stream);
     saved.inputs[layer] = stream;
-    const int64_t mark = context.arena->keep_mark();
+    const Arena::KeepMark mark = context.arena->keep_mark();
     blocks_[layer].forward(context, sequences, stream, output, saved.blocks[layer]);
     if (recompute) context.arena->release_keep(mark);
     stream = output;
@@ -67,7 +67,7 @@ void Stack::backward(const Context& context, Sequences& sequences, bool recomput
 
 Tensor Stack::infer(const Context& context, const StackInput& input, Sequences& sequences) const {
   const Tensor stream =
-      context.arena->keep(DType::kFloat32, sequences.rows(), embedding_.tokens().weight().dim(1));
+      context.keep(sequences.rows(), embedding_.tokens().weight().dim(1));
   Saved unused;
   if (relative_bias_) relative_bias_->forward(context, sequences, unused.bias);
   {

@@ -40,11 +40,11 @@ class Sublayer {
     saved.x = x;
     if (placement_ == NormPlacement::kPre) {
       ScratchScope scope(*context.arena);
-      const Tensor normed = context.arena->scratch(DType::kFloat32, x.dim(0), x.dim(1));
+      const Tensor normed = context.scratch(x.dim(0), x.dim(1));
       norm_.forward(context, x, normed, saved.norm);
       branch_.forward(context, sequences, normed, y, saved.branch, tail);
     } else {
-      const Tensor sum = context.arena->keep(DType::kFloat32, x.dim(0), x.dim(1));
+      const Tensor sum = context.keep(x.dim(0), x.dim(1));
       branch_.forward(context, sequences, x, sum, saved.branch, tail);
       norm_.forward(context, sum, y, saved.norm);
     }
@@ -56,7 +56,7 @@ class Sublayer {
     ScratchScope scope(*context.arena);
     if (placement_ == NormPlacement::kPre) {
       const auto like_gradient = [&] {
-        return context.arena->scratch(DType::kFloat32, gradient.dim(0), gradient.dim(1));
+        return context.scratch(gradient.dim(0), gradient.dim(1));
       };
       const Tensor normed = like_gradient(), dnormed = like_gradient();
       norm_.forward_again(context, saved.norm, normed);  // cheaper than to keep it
@@ -80,7 +80,7 @@ class Sublayer {
   // The branch's share of the gradient: masked as its output was.
   Tensor through_dropout(const Context& context, const Tensor& gradient) const {
     if (dropout(context).p == 0.0f) return gradient;
-    const Tensor masked = context.arena->scratch(DType::kFloat32, gradient.dim(0), gradient.dim(1));
+    const Tensor masked = context.scratch(gradient.dim(0), gradient.dim(1));
     llmcore::dropout(context, {.dropout = dropout(context), .x = gradient, .y = masked});
     return masked;
   }

@@ -19,18 +19,16 @@ double total_weight(const std::vector<Batch>& batches) {
 }
 
 // Sum over micro-batches, each divided by the weight of all, so that any split gives one mean.
-LossSum accumulate(Transformer& model, Context context, const std::vector<Batch>& batches) {
+void accumulate(Transformer& model, Context context, const std::vector<Batch>& batches,
+                StepState* state) {
   const double weight = total_weight(batches);
-  LossSum total;
+  begin_step(context, state);
   model.params().begin_gradients();
   for (const Batch& batch : batches) {
-    const LossSum part = model.add_gradients(context, batch, weight);
-    total.sum += part.sum;
-    total.weight += part.weight;
+    model.add_gradients(context, batch, weight, state);
     ++context.micro_batch;
   }
   model.params().finish_gradients(context);
-  return total;
 }
 
 // Parameters that lie side by side in the flat buffers.
@@ -54,14 +52,12 @@ std::vector<Run> trainable_runs(const ParamStore& params, bool split) {
 }
 
 Tensor slice(const Tensor& flat, const Run& run) {
-  return f32_view(flat.f32() + run.begin, run.end - run.begin);
+  return view_from(flat, run.begin, run.end - run.begin);
 }
 
-double gradient_norm(const Context& context, ParamStore& params) {
-  double total = 0.0;
+void add_gradient_squares(const Context& context, ParamStore& params, StepState* state) {
   for (const Run& run : trainable_runs(params, false))
-    total += square_sum(context, slice(params.gradients(), run));
-  return std::sqrt(total);
+    add_square_sum(context, slice(params.gradients(), run), &state->square_sum);
 }
 
 }  // namespace
@@ -71,46 +67,68 @@ TrainStep::TrainStep(Transformer& model, uint64_t dropout_seed, bool bfloat16)
       model_(model),
       bfloat16_(bfloat16),
       size_(model.params().size()),
-      m_(size_ * static_cast<int64_t>(sizeof(float))),
-      v_(size_ * static_cast<int64_t>(sizeof(float))) {
+      m_(size_ * static_cast<int64_t>(sizeof(float)), Backing::kMemory, model.device()),
+      v_(size_ * static_cast<int64_t>(sizeof(float)), Backing::kMemory, model.device()),
+      state_(sizeof(StepState), Backing::kMemory, model.device()) {
   model.params().gradients();
 }
 
-StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const AdamWOptions& options) {
+Tensor TrainStep::moment(const Buffer& buffer) const {
+  Tensor tensor = f32_view(buffer.data(), size_);
+  tensor.device = model_.device();
+  return tensor;
+}
+
+int64_t TrainStep::updates() const {
+  return read_state(model_.context(), state()).updates;
+}
+
+void TrainStep::set_updates(int64_t count) {
+  const StepState fresh{.updates = count};
+  const Context context = model_.context();
+  copy_bytes(context.queue, state(), &fresh, sizeof(fresh));
+  wait(context.queue);
+}
+
+// A processor with dot products of bfloat16 rounds operands as it reads them; a GPU keeps
+// activations in it.
+void use_bfloat16(Context& context) {
+  if (context.device.type == DeviceType::kCpu)
+    context.bfloat16 = true;
+  else
+    context.activations = DType::kBFloat16;
+}
+
+StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const StepSettings& settings) {
   CHECK(!trainable_runs(model_.params(), false).empty(), ConfigError,
         "train step: every parameter is frozen; unfreeze those to be trained");
   Context context = model_.context();
-  context.bfloat16 = bfloat16_;
+  KeepScope scope(*context.arena);
+  if (bfloat16_) use_bfloat16(context);
   context.training = true;
   context.dropout_seed = dropout_seed;
   context.step = static_cast<uint32_t>(calls++);
-  const LossSum total = accumulate(model_, context, micro_batches);
-
-  StepResult result{.loss = total.sum / total.weight, .targets = total.weight};
-  result.grad_norm = gradient_norm(context, model_.params());
-  result.skipped = !(std::isfinite(result.loss) && std::isfinite(result.grad_norm) &&
-                     result.loss <= options.max_loss && result.grad_norm <= options.max_norm);
-  if (result.skipped) return result;
-  const double clip = result.grad_norm > options.max_grad_norm
-                          ? options.max_grad_norm / (result.grad_norm + 1e-6)
-                          : 1.0;
-  update(context, options, static_cast<float>(clip));
-  return result;
+  check_adamw(settings.adamw, 1);
+  const Tensor told = context.arena->input(DType::kInt8, sizeof(StepSettings));
+  *told.host<StepSettings>() = settings;
+  accumulate(model_, context, micro_batches, state());
+  add_gradient_squares(context, model_.params(), state());
+  decide_step(context, {.settings = told.as<StepSettings>(), .state = state()});
+  update(context);
+  const StepState found = read_state(context, state());
+  return {.loss = found.loss_sum / found.weight,
+          .grad_norm = std::sqrt(found.square_sum),
+          .targets = found.weight,
+          .skipped = found.skipped != 0};
 }
 
 // One call for each run of parameters that share their weight decay. Moments of frozen parameters
 // are not touched: they take no memory.
-void TrainStep::update(const Context& context, const AdamWOptions& options, float grad_scale) {
-  ++updates;
+void TrainStep::update(const Context& context) {
   ParamStore& params = model_.params();
   for (const Run& run : trainable_runs(params, true))
-    adamw(context, {.lr = options.lr,
-                    .beta1 = options.beta1,
-                    .beta2 = options.beta2,
-                    .eps = options.eps,
-                    .weight_decay = run.decay ? options.weight_decay : 0.0,
-                    .step = updates,
-                    .grad_scale = grad_scale,
+    adamw(context, {.state = state(),
+                    .decay = run.decay,
                     .param = slice(params.weights(), run),
                     .m = slice(first_moment(), run),
                     .v = slice(second_moment(), run),
@@ -121,15 +139,21 @@ int64_t planned_bytes(Transformer& model, const Batch& batch, bool bfloat16) {
   Context context = model.context();
   const IdleKernels idle(*context.kernels);
   context.kernels = &idle.table;
-  context.bfloat16 = bfloat16;
+  if (bfloat16) use_bfloat16(context);
   context.training = true;
-  accumulate(model, context, {batch});
-  gradient_norm(context, model.params());
+  StepState state{};
+  accumulate(model, context, {batch}, &state);
+  add_gradient_squares(context, model.params(), &state);
   return model.arena().peak_bytes();
 }
 
 LossSum loss_and_gradients(Transformer& model, const Batch& batch) {
-  return accumulate(model, model.context(), {batch});
+  const Context context = model.context();
+  ScratchScope scope(*context.arena);
+  auto* state = static_cast<StepState*>(context.arena->scratch_bytes(sizeof(StepState)));
+  accumulate(model, context, {batch}, state);
+  const StepState found = read_state(context, state);
+  return {.sum = found.loss_sum, .weight = found.weight};
 }
 
 }  // namespace llmcore

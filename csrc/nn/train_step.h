@@ -1,20 +1,11 @@
 // TrainStep: forward, backward, clip and AdamW over one or several micro-batches.
 #pragma once
 
-#include <limits>
 #include <vector>
 
 #include "nn/transformer.h"
 
 namespace llmcore {
-
-struct AdamWOptions {
-  double lr = 0.0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0;
-  double max_grad_norm = std::numeric_limits<double>::infinity();
-  // The update is skipped where loss or norm is above these or is not finite.
-  double max_loss = std::numeric_limits<double>::infinity();
-  double max_norm = std::numeric_limits<double>::infinity();
-};
 
 struct StepResult {
   double loss = 0.0;       // mean over the targets of all micro-batches
@@ -29,24 +20,31 @@ class TrainStep {
   // everything else are float all the same.
   TrainStep(Transformer& model, uint64_t dropout_seed, bool bfloat16 = false);
 
-  StepResult step(const std::vector<Batch>& micro_batches, const AdamWOptions& options);
+  // Throws ConfigError for a setting out of its range.
+  StepResult step(const std::vector<Batch>& micro_batches, const StepSettings& settings);
 
   // First and second moments, flat, in the parameters' layout.
-  Tensor first_moment() const { return f32_view(m_.data(), size_); }
-  Tensor second_moment() const { return f32_view(v_.data(), size_); }
+  Tensor first_moment() const { return moment(m_); }
+  Tensor second_moment() const { return moment(v_); }
 
-  // Calls of step() so far: numbers the dropout masks. Updates so far: AdamW's bias correction.
+  // Updates so far: AdamW's bias correction.
+  int64_t updates() const;
+  void set_updates(int64_t count);
+
+  // Calls of step() so far: numbers the dropout masks.
   int64_t calls = 0;
-  int64_t updates = 0;
   uint64_t dropout_seed = 0;
 
  private:
-  void update(const Context& context, const AdamWOptions& options, float grad_scale);
+  void update(const Context& context);
+  Tensor moment(const Buffer& buffer) const;
+  StepState* state() const { return static_cast<StepState*>(state_.data()); }
 
   Transformer& model_;
   bool bfloat16_;
   int64_t size_;
   Buffer m_, v_;
+  Buffer state_;  // StepState
 };
 
 // Bytes that steps on such batches take beside weights, gradients and moments: what the arena of

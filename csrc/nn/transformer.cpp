@@ -2,6 +2,7 @@
 #include "nn/transformer.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/error.h"
 #include "nn/check_batch.h"
@@ -11,15 +12,6 @@
 namespace llmcore {
 namespace {
 
-LossSum weighted_sum(const Tensor& losses, const Tensor& weights) {
-  LossSum total;
-  for (int64_t r = 0; r < losses.numel(); ++r) {
-    total.sum += static_cast<double>(losses.f32()[r]) * static_cast<double>(weights.f32()[r]);
-    total.weight += static_cast<double>(weights.f32()[r]);
-  }
-  return total;
-}
-
 Tensor flat(const Tensor& ids) {
   return ids ? reshaped(ids, ids.numel()) : Tensor{};
 }
@@ -27,8 +19,9 @@ Tensor flat(const Tensor& ids) {
 void copy(const Context& context, const Tensor& from, const Tensor& to) {
   copy_rows(context, {.rows = from.rows(),
                       .cols = from.cols(),
-                      .x = from.f32(),
-                      .y = to.f32(),
+                      .dtype = from.dtype,
+                      .x = from.data,
+                      .y = to.data,
                       .x_stride = from.cols(),
                       .y_stride = from.cols()});
 }
@@ -67,34 +60,44 @@ Transformer::Transformer(const Config& config, Device device, Backing backing)
     : config_(config),
       device_(device),
       kernels_(&kernels_for(device)),
-      rope_(config_),
+      queue_(backing == Backing::kAddresses ? nullptr : queue_of(device)),
+      params_(device),
+      rope_(config_, device),
       tokens_(token_table(params_, config_)),
       encoder_(make_stack(params_, config_, tokens_, true)),
       decoder_(make_stack(params_, config_, tokens_, false)),
       head_(ParamBuilder(params_, "head"), config_, tokens_),
       classifier_(params_, config_),
-      arena_(backing) {
+      arena_(device, backing) {
   params_.allocate(backing);
 }
 
+void Transformer::take_weights(Transformer& other) {
+  params_.take_weights(other.params_);
+  for (const ParamInfo& info : other.params_.table())
+    params_.set_trainable(info.name, info.trainable);
+  recompute = other.recompute;
+}
+
 Sequences Transformer::describe(const Context& context, const Tensor& ids, const Tensor& lengths,
-                                bool causal, const int32_t* past) {
+                                bool causal, const Tensor& past) {
   Sequences sequences{.batch = ids.dim(0),
                       .queries = ids.dim(1),
                       .causal = causal,
-                      .lengths = lengths.as<int32_t>(),
+                      .lengths = lengths,
                       .past = past,
                       .cos = rope_.cos,
                       .sin = rope_.sin};
-  sequences.positions = context.arena->keep(DType::kInt32, sequences.batch, sequences.queries);
+  sequences.positions = context.arena->input(DType::kInt32, sequences.batch, sequences.queries);
   for (int64_t b = 0; b < sequences.batch; ++b)
     for (int64_t t = 0; t < sequences.queries; ++t) {
       // Padding may lie beyond the last position; nobody sees what it gets.
-      const int64_t position = t + (past == nullptr ? 0 : past[b]);
-      sequences.positions.as<int32_t>()[b * sequences.queries + t] = static_cast<int32_t>(
+      const int64_t position = t + (past ? past.host<int32_t>()[b] : 0);
+      sequences.positions.host<int32_t>()[b * sequences.queries + t] = static_cast<int32_t>(
           has_bounded_positions(config_) ? std::min(position, config_.max_positions - 1)
                                          : position);
     }
+  context.upload();
   return sequences;
 }
 
@@ -104,8 +107,26 @@ Sequences Transformer::describe_encoder(const Context& context, const Batch& bat
 
 Sequences Transformer::describe_decoder(const Context& context, const Batch& batch) {
   Sequences sequences = describe(context, batch.dec_ids, batch.dec_lengths, true);
-  sequences.prefix_lengths = batch.prefix_lengths.as<int32_t>();
+  sequences.prefix_lengths = batch.prefix_lengths;
   return sequences;
+}
+
+// The batch as kernels see it; its arrays are the caller's, in the memory of the CPU.
+Batch Transformer::placed(const Context& context, const Batch& batch) {
+  if (context.device.type == DeviceType::kCpu) return batch;
+  Batch placed = batch;
+  for (Tensor* tensor : {&placed.enc_ids, &placed.enc_lengths, &placed.dec_ids, &placed.dec_lengths,
+                         &placed.prefix_lengths, &placed.types, &placed.rows, &placed.targets,
+                         &placed.weights}) {
+    if (!*tensor) continue;
+    const Tensor from = *tensor, to = context.arena->input(from.dtype, from.numel());
+    std::memcpy(to.mirror, from.data, from.nbytes());
+    tensor->data = to.data;
+    tensor->device = to.device;
+    tensor->mirror = to.mirror;
+  }
+  context.upload();
+  return placed;
 }
 
 StackInput Transformer::encoder_input(const Batch& batch) const {
@@ -132,7 +153,7 @@ Tensor Transformer::infer(const Context& context, const Batch& batch,
   Memory memory;
   if (encoder_) {
     memory.keys = batch.enc_ids.dim(1);
-    memory.lengths = batch.enc_lengths.as<int32_t>();
+    memory.lengths = batch.enc_lengths;
     memory.hidden = encoded;
     sequences.memory = &memory;
   }
@@ -147,7 +168,7 @@ Tensor Transformer::selected_rows(const Context& context, const Batch& batch,
                                   const Tensor& hidden) {
   if (!batch.rows) return hidden;
   const Tensor selected =
-      context.arena->keep(DType::kFloat32, batch.rows.numel(), config_.hidden_size);
+      context.keep(batch.rows.numel(), config_.hidden_size);
   gather_rows(context, {.x = hidden, .index = batch.rows, .y = selected});
   return selected;
 }
@@ -156,7 +177,7 @@ void Transformer::logits(const Batch& batch, const Tensor& logits) {
   check_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  const Tensor hidden = infer(context, batch);
+  const Tensor hidden = infer(context, placed(context, batch));
   head_.logits(context, hidden, reshaped(logits, hidden.dim(0), config_.vocab_size));
 }
 
@@ -164,7 +185,8 @@ void Transformer::encode(const Batch& batch, const Tensor& hidden) {
   check_encoder_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  copy(context, encoder_ ? infer_encoder(context, batch) : infer(context, batch), hidden);
+  const Batch here = placed(context, batch);
+  copy(context, encoder_ ? infer_encoder(context, here) : infer(context, here), hidden);
 }
 
 void Transformer::label_logits(const Batch& batch, const Tensor& logits) {
@@ -172,14 +194,16 @@ void Transformer::label_logits(const Batch& batch, const Tensor& logits) {
   check_labels(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  classifier_.logits(context, selected_rows(context, batch, infer(context, batch)), logits);
+  const Batch here = placed(context, batch);
+  classifier_.logits(context, selected_rows(context, here, infer(context, here)), logits);
 }
 
 void Transformer::pooled(const Batch& batch, const Tensor& pooled) {
   check_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  copy(context, classifier_.pool(context, selected_rows(context, batch, infer(context, batch))),
+  const Batch here = placed(context, batch);
+  copy(context, classifier_.pool(context, selected_rows(context, here, infer(context, here))),
        pooled);
 }
 
@@ -188,6 +212,11 @@ void Transformer::row_losses(const Batch& batch, const Tensor& losses) {
   check_targets(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
+  placed_row_losses(context, placed(context, batch), losses);
+}
+
+void Transformer::placed_row_losses(const Context& context, const Batch& batch,
+                                    const Tensor& losses) {
   const Tensor selected = selected_rows(context, batch, infer(context, batch));
   if (batch.labels)
     classifier_.losses(context, selected, batch, losses);
@@ -196,18 +225,30 @@ void Transformer::row_losses(const Batch& batch, const Tensor& losses) {
 }
 
 LossSum Transformer::loss(const Batch& batch) {
-  KeepScope scope(arena_);
-  const Tensor losses = arena_.keep(DType::kFloat32, batch.targets.numel());
-  row_losses(batch, losses);
-  return weighted_sum(losses, batch.weights);
-}
-
-LossSum Transformer::add_gradients(const Context& context, const Batch& batch,
-                                   double total_weight) {
   check_batch(config_, batch);
   check_targets(config_, batch);
+  const Context context = this->context();
+  KeepScope scope(arena_);
+  auto* state = static_cast<StepState*>(arena_.keep_bytes(sizeof(StepState)));
+  const Tensor losses = arena_.keep(DType::kFloat32, batch.targets.numel());
+  const Batch here = placed(context, batch);
+  begin_step(context, state);
+  placed_row_losses(context, here, losses);
+  weighted_sum(context, {.losses = losses, .weights = here.weights, .state = state});
+  const StepState found = read_state(context, state);
+  return {.sum = found.loss_sum, .weight = found.weight};
+}
+
+void Transformer::add_gradients(const Context& context, const Batch& given, double total_weight,
+                                StepState* state) {
+  check_batch(config_, given);
+  check_targets(config_, given);
   Arena& arena = *context.arena;
   KeepScope scope(arena);
+  const Tensor row_scale = arena.input(DType::kFloat32, given.targets.numel());
+  for (int64_t r = 0; r < row_scale.numel(); ++r)
+    row_scale.host<float>()[r] = static_cast<float>(given.weights.f32()[r] / total_weight);
+  const Batch batch = placed(context, given);
 
   Sequences encoder_sequences, decoder_sequences;
   Stack::Saved encoder_saved, decoder_saved;
@@ -222,9 +263,9 @@ LossSum Transformer::add_gradients(const Context& context, const Batch& batch,
     decoder_sequences = describe_decoder(context, batch);
     if (encoder_) {
       memory.keys = batch.enc_ids.dim(1);
-      memory.lengths = batch.enc_lengths.as<int32_t>();
+      memory.lengths = batch.enc_lengths;
       memory.hidden = hidden;
-      memory.gradient = arena.keep(DType::kFloat32, hidden.dim(0), hidden.dim(1));
+      memory.gradient = context.keep(hidden.dim(0), hidden.dim(1));
       fill(context, {.value = 0.0f, .y = memory.gradient});
       decoder_sequences.memory = &memory;
     }
@@ -236,9 +277,6 @@ LossSum Transformer::add_gradients(const Context& context, const Batch& batch,
   const int64_t targets = batch.targets.numel();
   const Tensor selected = selected_rows(context, batch, hidden);
   const Tensor losses = arena.keep(DType::kFloat32, targets);
-  const Tensor row_scale = arena.keep(DType::kFloat32, targets);
-  for (int64_t r = 0; r < targets; ++r)
-    row_scale.f32()[r] = static_cast<float>(batch.weights.f32()[r] / total_weight);
   if (batch.labels)
     classifier_.losses_and_gradients(context, selected, batch, row_scale, losses);
   else
@@ -249,7 +287,7 @@ LossSum Transformer::add_gradients(const Context& context, const Batch& batch,
   if (encoder_)
     encoder_->backward(context, encoder_sequences, recompute, encoder_saved,
                        decoder_ ? memory.gradient : hidden);
-  return weighted_sum(losses, batch.weights);
+  weighted_sum(context, {.losses = losses, .weights = batch.weights, .state = state});
 }
 
 void Transformer::encode_memory(const Tensor& ids, const Tensor& lengths, const Tensor& rows,
@@ -264,10 +302,10 @@ void Transformer::decode(const DecodeArgs& args) {
   const Context context = this->context();
   KeepScope scope(arena_);
   const int64_t batch = args.ids.dim(0);
-  const Tensor total = arena_.keep(DType::kInt32, batch);
+  const Tensor total = arena_.input(DType::kInt32, batch);
   for (int64_t b = 0; b < batch; ++b)
-    total.as<int32_t>()[b] = args.past.as<int32_t>()[b] + args.lengths.as<int32_t>()[b];
-  Sequences sequences = describe(context, args.ids, total, true, args.past.as<int32_t>());
+    total.host<int32_t>()[b] = args.past.host<int32_t>()[b] + args.lengths.host<int32_t>()[b];
+  Sequences sequences = describe(context, args.ids, total, true, args.past);
   sequences.cache = args.cache;
   sequences.memory = args.memory;
   const Tensor hidden = decoder_->infer(context, {.ids = flat(args.ids)}, sequences);
@@ -283,10 +321,11 @@ void Transformer::attention_weights(const Batch& batch, const AttentionProbes& p
     check_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
+  const Batch here = placed(context, batch);
   if (encoder_alone)
-    infer_encoder(context, batch, &probes);
+    infer_encoder(context, here, &probes);
   else
-    infer(context, batch, &probes);
+    infer(context, here, &probes);
 }
 
 }  // namespace llmcore

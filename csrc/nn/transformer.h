@@ -6,11 +6,13 @@
 #include <optional>
 #include <vector>
 
+#include "core/queue.h"
 #include "nn/batch.h"
 #include "nn/head.h"
 #include "nn/rope_table.h"
 #include "nn/stack.h"
 #include "ops/kernels.h"
+#include "ops/optimizer.h"
 
 namespace llmcore {
 
@@ -40,8 +42,14 @@ class Transformer {
 
   const Config& config() const { return config_; }
   ParamStore& params() { return params_; }
-  Context context() { return {.device = device_, .kernels = kernels_, .arena = &arena_}; }
+  Device device() const { return device_; }
+  Context context() {
+    return {.device = device_, .kernels = kernels_, .arena = &arena_, .queue = queue_};
+  }
   Arena& arena() { return arena_; }
+
+  // The weights of a model of the same config, on any device, and what is trainable.
+  void take_weights(Transformer& other);
 
   // One call at a time may use a model's arena: every public entry takes this lock.
   std::mutex& mutex() { return mutex_; }
@@ -64,9 +72,11 @@ class Transformer {
   void row_losses(const Batch& batch, const Tensor& losses);
   LossSum loss(const Batch& batch);
 
-  // Adds d(sum of weighted losses / total_weight) to the gradients; the caller starts and finishes
-  // them (ParamStore::begin_gradients). `context` says which dropout masks, if any.
-  LossSum add_gradients(const Context& context, const Batch& batch, double total_weight);
+  // Adds d(sum of weighted losses / total_weight) to the gradients, and the losses to `state`; the
+  // caller starts and finishes them (ParamStore::begin_gradients). `context` says which dropout
+  // masks, if any.
+  void add_gradients(const Context& context, const Batch& batch, double total_weight,
+                     StepState* state);
 
   // Keys and values of every decoder layer's cross-attention for sources ids [B, S], lengths [B]:
   // those of source b go to row rows[b] of `to` [L].
@@ -80,9 +90,11 @@ class Transformer {
  private:
   // Who the rows of a stack are; arrays live in the arena's keep end.
   Sequences describe(const Context& context, const Tensor& ids, const Tensor& lengths, bool causal,
-                     const int32_t* past = nullptr);
+                     const Tensor& past = {});
   Sequences describe_encoder(const Context& context, const Batch& batch);
   Sequences describe_decoder(const Context& context, const Batch& batch);
+  Batch placed(const Context& context, const Batch& batch);
+  void placed_row_losses(const Context& context, const Batch& batch, const Tensor& losses);
   StackInput encoder_input(const Batch& batch) const;
   StackInput decoder_input(const Batch& batch) const;
 
@@ -96,6 +108,7 @@ class Transformer {
   Config config_;
   Device device_;
   const Kernels* kernels_;
+  Queue* queue_;
   ParamStore params_;
   RopeTable rope_;
   Param tokens_;

@@ -28,23 +28,26 @@ Activation activation_from_name(const char* name) {
 }
 
 void activation_forward(const Context& context, const ActivationArgs& args) {
-  check_like("activation_forward", "x", args.x, "x", args.x);
-  check_like("activation_forward", "y", args.y, "x", args.x);
+  const DType dtype = activation_dtype("activation_forward", "x", context, args.x);
+  check_like("activation_forward", "x", args.x, "x", args.x, dtype);
+  check_like("activation_forward", "y", args.y, "x", args.x, dtype);
   if (args.x.numel() > 0) context.kernels->activation->forward(context, args);
 }
 
 void activation_backward(const Context& context, const ActivationBackwardArgs& args) {
-  check_like("activation_backward", "x", args.x, "x", args.x);
-  check_like("activation_backward", "dy", args.dy, "x", args.x);
-  check_like("activation_backward", "dx", args.dx, "x", args.x);
+  const DType dtype = activation_dtype("activation_backward", "x", context, args.x);
+  check_like("activation_backward", "x", args.x, "x", args.x, dtype);
+  check_like("activation_backward", "dy", args.dy, "x", args.x, dtype);
+  check_like("activation_backward", "dx", args.dx, "x", args.x, dtype);
   if (args.x.numel() > 0) context.kernels->activation->backward(context, args);
 }
 
 void gated_forward(const Context& context, const GatedArgs& args) {
   const char* op = "gated_forward";
-  check_like(op, "gate", args.gate, "gate", args.gate);
-  check_like(op, "up", args.up, "gate", args.gate);
-  check_like(op, "y", args.y, "gate", args.gate);
+  const DType dtype = activation_dtype(op, "gate", context, args.gate);
+  check_like(op, "gate", args.gate, "gate", args.gate, dtype);
+  check_like(op, "up", args.up, "gate", args.gate, dtype);
+  check_like(op, "y", args.y, "gate", args.gate, dtype);
   if (args.y.numel() == 0) return;
   GatedArgs call = args;
   call.row_stride = checked_stride(op, "row_stride", args.row_stride, args.y.cols());
@@ -53,11 +56,12 @@ void gated_forward(const Context& context, const GatedArgs& args) {
 
 void gated_backward(const Context& context, const GatedBackwardArgs& args) {
   const char* op = "gated_backward";
-  check_like(op, "gate", args.gate, "gate", args.gate);
-  check_like(op, "up", args.up, "gate", args.gate);
-  check_like(op, "dy", args.dy, "gate", args.gate);
-  check_like(op, "dgate", args.dgate, "gate", args.gate);
-  check_like(op, "dup", args.dup, "gate", args.gate);
+  const DType dtype = activation_dtype(op, "gate", context, args.gate);
+  check_like(op, "gate", args.gate, "gate", args.gate, dtype);
+  check_like(op, "up", args.up, "gate", args.gate, dtype);
+  check_like(op, "dy", args.dy, "gate", args.gate, dtype);
+  check_like(op, "dgate", args.dgate, "gate", args.gate, dtype);
+  check_like(op, "dup", args.dup, "gate", args.gate, dtype);
   if (args.dy.numel() == 0) return;
   GatedBackwardArgs call = args;
   call.row_stride = checked_stride(op, "row_stride", args.row_stride, args.dy.cols());

@@ -1,21 +1,22 @@
 // Checks of attention's arguments.
 #include "ops/attention.h"
 
-#include "core/error.h"
+#include "ops/checks.h"
 #include "ops/kernels.h"
 
 namespace llmcore {
 namespace {
 
-void check_range(const char* op, const char* name, const int32_t* values, const AttentionArgs& args,
-                 int64_t most, const char* why) {
-  if (values == nullptr) return;
+void check_range(const Context& context, const char* op, const char* name, const Tensor& tensor,
+                 const AttentionArgs& args, int64_t most, const char* why) {
+  if (!tensor) return;
+  const HostInts values(context, tensor);
   for (int64_t b = 0; b < args.batch; ++b)
     CHECK(values[b] >= 0 && values[b] <= most, ShapeError, op, ": ", name, "[", b,
           "] must be in [0, ", most, "]", why, ", got ", values[b]);
 }
 
-void check_arguments(const char* op, const AttentionArgs& args) {
+void check_arguments(const Context& context, const char* op, const AttentionArgs& args) {
   CHECK(args.batch >= 0 && args.queries >= 0 && args.keys >= 0, ShapeError, op,
         ": B, T and S must not be negative, got ", args.batch, ", ", args.queries, " and ",
         args.keys);
@@ -28,9 +29,9 @@ void check_arguments(const char* op, const AttentionArgs& args) {
         args.softcap);
   CHECK(args.dropout.p >= 0.0f && args.dropout.p < 1.0f, ConfigError, op,
         ": dropout must be in [0, 1), got ", args.dropout.p);
-  check_range(op, "kv_lengths", args.kv_lengths, args, args.keys, ", S");
-  check_range(op, "prefix_lengths", args.prefix_lengths, args, args.keys, ", S");
-  check_range(op, "past_length", args.past, args, INT32_MAX, "");
+  check_range(context, op, "kv_lengths", args.kv_lengths, args, args.keys, ", S");
+  check_range(context, op, "prefix_lengths", args.prefix_lengths, args, args.keys, ", S");
+  check_range(context, op, "past_length", args.past, args, INT32_MAX, "");
 }
 
 void check_cache(const char* op, const KvCacheView& cache, int64_t tokens) {
@@ -61,7 +62,7 @@ bool any_queries(const AttentionArgs& args) {
 
 void attention_forward(const Context& context, const AttentionForwardArgs& args) {
   const char* op = "attention_forward";
-  check_arguments(op, args);
+  check_arguments(context, op, args);
   if (!any_queries(args)) return;
   check_given(op, "q", args.q.data);
   check_given(op, "out", args.out.data);
@@ -80,7 +81,7 @@ void attention_forward(const Context& context, const AttentionForwardArgs& args)
 
 void attention_backward(const Context& context, const AttentionBackwardArgs& args) {
   const char* op = "attention_backward";
-  check_arguments(op, args);
+  check_arguments(context, op, args);
   check_no_cache(op, args);
   if (any_queries(args)) {
     check_given(op, "q", args.q.data);
@@ -105,7 +106,7 @@ void attention_backward(const Context& context, const AttentionBackwardArgs& arg
 
 void attention_weights(const Context& context, const AttentionWeightsArgs& args) {
   const char* op = "attention_weights";
-  check_arguments(op, args);
+  check_arguments(context, op, args);
   check_no_cache(op, args);
   if (!any_queries(args) || !any_keys(args)) return;
   check_given(op, "q", args.q.data);
@@ -122,7 +123,8 @@ void attention_append(const Context& context, const AttentionAppendArgs& args) {
   const char* op = "attention_append";
   check_given(op, "k", args.k.data);
   check_given(op, "v", args.v.data);
-  for (int64_t b = 0; b < args.batch; ++b) check_cache(op, args.cache, args.kv_lengths[b]);
+  const HostInts lengths(context, args.kv_lengths);
+  for (int64_t b = 0; b < args.batch; ++b) check_cache(op, args.cache, lengths[b]);
   context.kernels->attention->append(context, args);
 }
 

@@ -29,10 +29,11 @@ namespace llmcore {
 // Element (b, t, h, d) is at data[b * batch_stride + t * row_stride + h * head_stride + d], so that
 // q, k and v can be read from one packed [N, (H + 2 Hkv) D] matrix or from [B, H, T, D].
 struct HeadView {
-  float* data = nullptr;
+  void* data = nullptr;
   int64_t batch_stride = 0, row_stride = 0, head_stride = 0;
-  LLMCORE_INLINE float* at(int64_t b, int64_t t, int64_t h) const {
-    return data + b * batch_stride + t * row_stride + h * head_stride;
+  template <class T = float>
+  LLMCORE_INLINE T* at(int64_t b, int64_t t, int64_t h) const {
+    return static_cast<T*>(data) + b * batch_stride + t * row_stride + h * head_stride;
   }
 };
 
@@ -47,10 +48,10 @@ struct ScoreView {
 // rows[b * rows_stride[0] + j * rows_stride[1]], so that sequences can share what they share.
 struct KvCacheView {
   KvTiles k, v;  // no data: there is no cache
-  const int32_t* rows = nullptr;
+  Tensor rows;   // int32
   int64_t rows_stride[2] = {};
   LLMCORE_INLINE int64_t row(int64_t b, int64_t j) const {
-    return rows[b * rows_stride[0] + j * rows_stride[1]];
+    return rows.as<int32_t>()[b * rows_stride[0] + j * rows_stride[1]];
   }
 };
 
@@ -58,14 +59,15 @@ struct AttentionArgs {
   int64_t batch = 0, queries = 0, keys = 0;  // B, T, S
   int64_t heads = 0, kv_heads = 0;           // H, a multiple of Hkv
   int64_t head_dim = 0, value_dim = 0;       // D of q and k, D of v and out
+  DType dtype = DType::kFloat32;             // of q, k, v and out, and of their gradients
   HeadView q, k, v;                          // [B, T, H, D], [B, S, Hkv, D], [B, S, Hkv, Dv]
   float scale = 1.0f;
   float softcap = 0.0f;  // 0: none
   bool causal = false;
   int64_t window_left = -1, window_right = -1;  // -1: unbounded
-  const int32_t* kv_lengths = nullptr;          // [B]; null: S
-  const int32_t* prefix_lengths = nullptr;      // [B]; null: 0
-  const int32_t* past = nullptr;                // [B]; null: 0
+  Tensor kv_lengths;                            // [B] int32; empty: S
+  Tensor prefix_lengths;                        // [B] int32; empty: 0
+  Tensor past;                                  // [B] int32; empty: 0
   KvCacheView cache;                            // read instead of k and v; for forward alone
   ScoreView bias;                               // float, additive
   ScoreView mask;                               // bool, true: may attend
@@ -79,10 +81,13 @@ struct KeyRange {
 LLMCORE_INLINE KeyRange visible_keys(const AttentionArgs& args, int64_t b, int64_t i) {
   const auto smaller = [](int64_t x, int64_t y) { return x < y ? x : y; };
   const auto larger = [](int64_t x, int64_t y) { return x > y ? x : y; };
-  const int64_t position = i + (args.past != nullptr ? args.past[b] : 0);
-  KeyRange range{0, args.kv_lengths != nullptr ? args.kv_lengths[b] : args.keys};
+  const auto given = [b](const Tensor& values, int64_t otherwise) {
+    return values ? int64_t{values.as<int32_t>()[b]} : otherwise;
+  };
+  const int64_t position = i + given(args.past, 0);
+  KeyRange range{0, given(args.kv_lengths, args.keys)};
   if (args.causal) {
-    const int64_t prefix = args.prefix_lengths != nullptr ? args.prefix_lengths[b] : 0;
+    const int64_t prefix = given(args.prefix_lengths, 0);
     range.end = smaller(range.end, larger(position + 1, prefix));
   }
   if (args.window_left >= 0) range.begin = larger(0, position - args.window_left);
@@ -120,8 +125,8 @@ struct AttentionWeightsArgs : AttentionArgs {
 struct AttentionAppendArgs {
   int64_t batch = 0, tokens = 0;        // B, T
   HeadView k, v;                        // [B, T, Hkv, D], [B, T, Hkv, Dv]
-  const int32_t* kv_lengths = nullptr;  // [B]
-  const int32_t* past = nullptr;        // [B]; null: 0
+  Tensor kv_lengths;                    // [B] int32
+  Tensor past;                          // [B] int32; empty: 0
   KvCacheView cache;
 };
 

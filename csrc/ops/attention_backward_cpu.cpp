@@ -118,7 +118,7 @@ void enter_tile(const AttentionBackwardArgs& args, const KvHead& head, const Wan
                 Tile& tile) {
   if (tile.entered) return;
   tile.entered = true;
-  const int64_t length = args.kv_lengths != nullptr ? args.kv_lengths[head.b] : args.keys;
+  const int64_t length = args.kv_lengths ? args.kv_lengths.as<int32_t>()[head.b] : args.keys;
   const int64_t count = min(tile.count, length - tile.first);
   const float* k = args.k.at(head.b, tile.first, head.kv_head);
   const float* v = args.v.at(head.b, tile.first, head.kv_head);

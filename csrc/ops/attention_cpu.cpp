@@ -310,8 +310,8 @@ void append(const Context&, const AttentionAppendArgs& args) {
   // Split as forward is, so that a thread writes what it will read.
   parallel_for(args.batch * k.heads, [&](int64_t task, int) {
     const int64_t b = task / k.heads, head = task % k.heads;
-    const int64_t past = args.past != nullptr ? args.past[b] : 0;
-    const int64_t end = min(args.tokens, args.kv_lengths[b] - past);
+    const int64_t past = args.past ? args.past.as<int32_t>()[b] : 0;
+    const int64_t end = min(args.tokens, args.kv_lengths.as<int32_t>()[b] - past);
     for (int64_t t = 0, count; t < end; t += count) {  // those that go to one tile
       const int64_t token = past + t, row = args.cache.row(b, token);
       count = 1;

@@ -2,8 +2,11 @@
 #include "ops/backend.h"
 
 #include <cstdlib>
+#include <memory>
+#include <vector>
 
 #include "core/error.h"
+#include "core/queue.h"
 
 namespace llmcore {
 
@@ -12,6 +15,24 @@ const Kernels& kernels_for(Device device) {
   CHECK(cuda_kernels() != nullptr, DeviceError,
         "device 'cuda' cannot be used: ", cuda_unavailable_reason());
   return *cuda_kernels();
+}
+
+Context thread_context(Device device) {
+  struct Place {
+    Device device;
+    Arena arena;
+    explicit Place(Device where) : device(where), arena(where) {}
+  };
+  thread_local std::vector<std::unique_ptr<Place>> places;
+  const Kernels& kernels = kernels_for(device);
+  for (const auto& place : places)
+    if (place->device.type == device.type && place->device.index == device.index)
+      return {.device = device,
+              .kernels = &kernels,
+              .arena = &place->arena,
+              .queue = queue_of(device)};
+  places.push_back(std::make_unique<Place>(device));
+  return thread_context(device);
 }
 
 Device device_from_name(const std::string& name) {

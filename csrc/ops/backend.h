@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "core/device.h"
+#include "core/context.h"
 #include "ops/kernels.h"
 
 namespace llmcore {
@@ -11,6 +11,12 @@ namespace llmcore {
 // The kernel table of a device. Throws DeviceError with the reason and the cure where there is
 // none.
 const Kernels& kernels_for(Device device);
+
+// What the calling thread runs single operations in: an arena of its own.
+Context thread_context(Device device);
+inline Context cpu_context() {
+  return thread_context({});
+}
 
 // Parses "cpu", "cuda", "cuda:1"; throws DeviceError.
 Device device_from_name(const std::string& name);

@@ -8,17 +8,18 @@
 namespace llmcore {
 
 #if defined(__x86_64__)
+// Weak: a build may leave some out, whose address is then null.
 namespace generic {
-extern const Kernels kernels;
+extern const Kernels kernels __attribute__((weak));
 }
 namespace avx2 {
-extern const Kernels kernels;
+extern const Kernels kernels __attribute__((weak));
 }
 namespace avx512 {
-extern const Kernels kernels;
+extern const Kernels kernels __attribute__((weak));
 }
 namespace avx512_bf16 {
-extern const Kernels kernels;
+extern const Kernels kernels __attribute__((weak));
 }
 #elif defined(__aarch64__)
 namespace neon {
@@ -35,6 +36,7 @@ namespace {
 struct Table {
   const Kernels* kernels;
   bool runs_here;
+  bool usable() const { return kernels != nullptr && runs_here; }
 };
 
 #if defined(__x86_64__)
@@ -68,7 +70,7 @@ const Kernels& choose() {
   for (int i = 0; i < names.count; ++i) listed += str(i == 0 ? "" : ", ", names.names[i]);
   const Kernels* best = nullptr;
   for (const Table& table : kTables)
-    if (table.runs_here && (wanted.empty() || wanted == table.kernels->name)) best = table.kernels;
+    if (table.usable() && (wanted.empty() || wanted == table.kernels->name)) best = table.kernels;
   CHECK(best != nullptr, ConfigError, "LLMCORE_CPU_ISA is '", wanted,
         "', but this processor and build have: ", listed);
   return *best;
@@ -79,7 +81,7 @@ const Kernels& choose() {
 KernelNames available_cpu_kernels() {
   KernelNames names{};
   for (const Table& table : kTables)
-    if (table.runs_here) names.names[names.count++] = table.kernels->name;
+    if (table.usable()) names.names[names.count++] = table.kernels->name;
   return names;
 }
 

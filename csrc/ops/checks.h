@@ -1,9 +1,35 @@
 // Argument checks of operations that take tensors of any shape.
 #pragma once
 
+#include <vector>
+
+#include "core/context.h"
 #include "core/error.h"
 
 namespace llmcore {
+
+// The type that `x` has as an activation: float32, on a GPU also bfloat16.
+inline DType activation_dtype(const char* op, const char* name, const Context& context,
+                              const Tensor& x) {
+  const bool narrow =
+      context.device.type != DeviceType::kCpu && x.dtype == DType::kBFloat16;
+  CHECK(x.dtype == DType::kFloat32 || narrow, DTypeError, op, ": ", name, " must be float32",
+        context.device.type == DeviceType::kCpu ? "" : " or bfloat16", ", got ",
+        dtype_name(x.dtype));
+  return x.dtype;
+}
+
+// The elements of an int32 tensor as the CPU reads them: in place, or copied from a GPU where there
+// is no mirror, which waits for what it is doing.
+class HostInts {
+ public:
+  HostInts(const Context& context, const Tensor& tensor);
+  int32_t operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  std::vector<int32_t> copy_;
+  const int32_t* data_;
+};
 
 // `tensor` has the shape of the argument `like_name`, and `dtype`.
 inline void check_like(const char* op, const char* name, const Tensor& tensor,

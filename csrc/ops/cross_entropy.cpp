@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "core/error.h"
+#include "ops/checks.h"
 #include "ops/elementwise.h"
 #include "ops/kernels.h"
 #include "ops/matmul.h"
@@ -13,13 +13,13 @@ namespace llmcore {
 namespace {
 
 // What both losses share: N rows of V classes.
-void check_targets(const char* op, const Tensor& targets, const Tensor& losses, float smoothing,
-                   int64_t rows, int64_t classes) {
+void check_targets(const Context& context, const char* op, const Tensor& targets,
+                   const Tensor& losses, float smoothing, int64_t rows, int64_t classes) {
   CHECK(smoothing >= 0.0f && smoothing <= 1.0f, ConfigError, op,
         ": label_smoothing must be in [0, 1], got ", smoothing);
   check_tensor(op, "targets", targets, "[N]", {rows}, DType::kInt32);
   check_tensor(op, "losses", losses, "[N]", {rows});
-  const int32_t* target = targets.as<int32_t>();
+  const HostInts target(context, targets);
   for (int64_t n = 0; n < rows; ++n)
     CHECK(target[n] < classes, IndexError, op, ": target ", target[n], " at row ", n,
           " is outside the ", classes, " classes");
@@ -38,10 +38,11 @@ int64_t rows_per_chunk(int64_t classes) {
 void cross_entropy(const Context& context, const CrossEntropyArgs& args) {
   const char* op = "cross_entropy";
   const int64_t rows = args.logits.rows(), classes = args.logits.cols();
-  check_tensor(op, "logits", args.logits, "[N, V]", {rows, classes});
-  check_targets(op, args.targets, args.losses, args.label_smoothing, rows, classes);
+  const DType dtype = activation_dtype(op, "logits", context, args.logits);
+  check_tensor(op, "logits", args.logits, "[N, V]", {rows, classes}, dtype);
+  check_targets(context, op, args.targets, args.losses, args.label_smoothing, rows, classes);
   check_optional(op, "class_weight", args.class_weight, "[V]", {classes});
-  check_optional(op, "dlogits", args.dlogits, "[N, V]", {rows, classes});
+  check_optional(op, "dlogits", args.dlogits, "[N, V]", {rows, classes}, dtype);
   if (args.dlogits) check_tensor(op, "row_scale", args.row_scale, "[N]", {rows});
   if (rows * classes > 0) context.kernels->cross_entropy->cross_entropy(context, args);
 }
@@ -49,13 +50,14 @@ void cross_entropy(const Context& context, const CrossEntropyArgs& args) {
 void linear_cross_entropy(const Context& context, const LinearCrossEntropyArgs& args) {
   const char* op = "linear_cross_entropy";
   const int64_t rows = args.hidden.rows(), width = args.hidden.cols(), classes = args.weight.rows();
-  check_tensor(op, "hidden", args.hidden, "[N, C]", {rows, width});
+  const DType dtype = activation_dtype(op, "hidden", context, args.hidden);
+  check_tensor(op, "hidden", args.hidden, "[N, C]", {rows, width}, dtype);
   const bool backward = args.dhidden || args.dweight || args.dbias;
   check_tensor(op, "weight", args.weight, "[V, C]", {classes, width},
                is_packed(args.weight.dtype) && !backward ? args.weight.dtype : DType::kFloat32);
   check_optional(op, "bias", args.bias, "[V]", {classes});
-  check_targets(op, args.targets, args.losses, args.label_smoothing, rows, classes);
-  check_optional(op, "dhidden", args.dhidden, "[N, C]", {rows, width});
+  check_targets(context, op, args.targets, args.losses, args.label_smoothing, rows, classes);
+  check_optional(op, "dhidden", args.dhidden, "[N, C]", {rows, width}, dtype);
   check_optional(op, "dweight", args.dweight, "[V, C]", {classes, width});
   check_optional(op, "dbias", args.dbias, "[V]", {classes});
   if (backward) check_tensor(op, "row_scale", args.row_scale, "[N]", {rows});
@@ -63,7 +65,7 @@ void linear_cross_entropy(const Context& context, const LinearCrossEntropyArgs& 
 
   ScratchScope scope(*context.arena);
   const int64_t chunk = std::min(rows, rows_per_chunk(classes));
-  const Tensor buffer = context.arena->scratch(DType::kFloat32, chunk, classes);
+  const Tensor buffer = context.arena->scratch(dtype, chunk, classes);
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t count = std::min(chunk, rows - begin);
     const Tensor logits = row_slice(buffer, 0, count);  // becomes its gradient in place

@@ -7,8 +7,7 @@
 namespace llmcore {
 namespace {
 
-void check_rows_in_range(const char* op, const Tensor& index, int64_t rows) {
-  const int32_t* row = index.as<int32_t>();
+void check_rows_in_range(const char* op, const HostInts& row, const Tensor& index, int64_t rows) {
   for (int64_t i = 0; i < index.numel(); ++i)
     CHECK(row[i] >= 0 && row[i] < rows, IndexError, op, ": index[", i, "] must be in [0, N) = [0, ",
           rows, "), got ", row[i]);
@@ -19,27 +18,31 @@ void check_rows_in_range(const char* op, const Tensor& index, int64_t rows) {
 void dropout(const Context& context, const DropoutArgs& args) {
   const float p = args.dropout.p;
   CHECK(p >= 0.0f && p < 1.0f, ConfigError, "dropout: p must be in [0, 1), got ", p);
-  check_like("dropout", "x", args.x, "x", args.x);
-  check_like("dropout", "y", args.y, "x", args.x);
-  if (args.residual) check_like("dropout", "residual", args.residual, "x", args.x);
+  const DType dtype = activation_dtype("dropout", "x", context, args.x);
+  check_like("dropout", "x", args.x, "x", args.x, dtype);
+  check_like("dropout", "y", args.y, "x", args.x, dtype);
+  if (args.residual) check_like("dropout", "residual", args.residual, "x", args.x, dtype);
   if (args.x.numel() > 0) context.kernels->elementwise->dropout(context, args);
 }
 
 void add(const Context& context, const AddArgs& args) {
-  check_like("add", "a", args.a, "a", args.a);
-  check_like("add", "b", args.b, "a", args.a);
-  check_like("add", "y", args.y, "a", args.a);
+  const DType dtype = activation_dtype("add", "a", context, args.a);
+  check_like("add", "a", args.a, "a", args.a, dtype);
+  check_like("add", "b", args.b, "a", args.a, dtype);
+  check_like("add", "y", args.y, "a", args.a, dtype);
   if (args.y.numel() > 0) context.kernels->elementwise->add(context, args);
 }
 
 void scale(const Context& context, const ScaleArgs& args) {
-  check_like("scale", "x", args.x, "x", args.x);
-  check_like("scale", "y", args.y, "x", args.x);
+  const DType dtype = activation_dtype("scale", "x", context, args.x);
+  check_like("scale", "x", args.x, "x", args.x, dtype);
+  check_like("scale", "y", args.y, "x", args.x, dtype);
   if (args.y.numel() > 0) context.kernels->elementwise->scale(context, args);
 }
 
 void fill(const Context& context, const FillArgs& args) {
-  check_like("fill", "y", args.y, "y", args.y);
+  const DType dtype = activation_dtype("fill", "y", context, args.y);
+  check_like("fill", "y", args.y, "y", args.y, dtype);
   if (args.y.numel() > 0) context.kernels->elementwise->fill(context, args);
 }
 
@@ -85,20 +88,22 @@ void transpose(const Context& context, const TransposeArgs& args) {
 
 void gather_rows(const Context& context, const GatherRowsArgs& args) {
   const int64_t rows = args.index.numel(), width = args.x.cols();
-  check_tensor("gather_rows", "x", args.x, "[N, C]", {args.x.rows(), width});
+  const DType dtype = activation_dtype("gather_rows", "x", context, args.x);
+  check_tensor("gather_rows", "x", args.x, "[N, C]", {args.x.rows(), width}, dtype);
   check_tensor("gather_rows", "index", args.index, "[R]", {rows}, DType::kInt32);
-  check_tensor("gather_rows", "y", args.y, "[R, C]", {rows, width});
-  check_rows_in_range("gather_rows", args.index, args.x.rows());
+  check_tensor("gather_rows", "y", args.y, "[R, C]", {rows, width}, dtype);
+  check_rows_in_range("gather_rows", HostInts(context, args.index), args.index, args.x.rows());
   if (args.y.numel() > 0) context.kernels->elementwise->gather_rows(context, args);
 }
 
 void scatter_rows(const Context& context, const ScatterRowsArgs& args) {
   const int64_t rows = args.index.numel(), width = args.x.cols();
-  check_tensor("scatter_rows", "x", args.x, "[R, C]", {rows, width});
+  const DType dtype = activation_dtype("scatter_rows", "x", context, args.x);
+  check_tensor("scatter_rows", "x", args.x, "[R, C]", {rows, width}, dtype);
   check_tensor("scatter_rows", "index", args.index, "[R]", {rows}, DType::kInt32);
-  check_tensor("scatter_rows", "y", args.y, "[N, C]", {args.y.rows(), width});
-  check_rows_in_range("scatter_rows", args.index, args.y.rows());
-  const int32_t* row = args.index.as<int32_t>();
+  check_tensor("scatter_rows", "y", args.y, "[N, C]", {args.y.rows(), width}, dtype);
+  const HostInts row(context, args.index);
+  check_rows_in_range("scatter_rows", row, args.index, args.y.rows());
   for (int64_t i = 1; i < rows; ++i)
     CHECK(row[i - 1] <= row[i], ShapeError, "scatter_rows: index must be ascending, got ",
           row[i - 1], " before ", row[i], " at ", i);

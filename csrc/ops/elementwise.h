@@ -64,9 +64,10 @@ struct ScatterRowsArgs {
 // y[n] = x[n] between matrices, or blocks of columns of wider ones.
 struct CopyRowsArgs {
   int64_t rows = 0, cols = 0;
-  const float* x = nullptr;  // rows x_stride apart
-  float* y = nullptr;        // rows y_stride apart; does not overlap x
-  int64_t x_stride = 0, y_stride = 0;
+  DType dtype = DType::kFloat32;
+  const void* x = nullptr;            // rows x_stride apart
+  void* y = nullptr;                  // rows y_stride apart; does not overlap x
+  int64_t x_stride = 0, y_stride = 0;  // in elements
 };
 
 struct TransposeArgs {

@@ -178,9 +178,11 @@ void scatter_rows(const Context&, const ScatterRowsArgs& args) {
 }
 
 void copy_rows(const Context&, const CopyRowsArgs& args) {
+  const auto* x = static_cast<const float*>(args.x);
+  auto* y = static_cast<float*>(args.y);
   parallel_chunks(args.rows, rows_per_task(args.cols), [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row)
-      __builtin_memcpy(args.y + row * args.y_stride, args.x + row * args.x_stride,
+      __builtin_memcpy(y + row * args.y_stride, x + row * args.x_stride,
                        args.cols * sizeof(float));
   });
 }

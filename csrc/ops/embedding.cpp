@@ -1,7 +1,7 @@
 // Checks of the embedding's arguments, ids included: a kernel never sees one outside its table.
 #include "ops/embedding.h"
 
-#include "core/error.h"
+#include "ops/checks.h"
 #include "ops/kernels.h"
 #include "ops/packed.h"
 
@@ -19,51 +19,62 @@ std::string place_string(const Tensor& tensor, int64_t index) {
 }
 
 // One id per row of [N, C], in any shape, and a table for them to index.
-void check_lookup(const char* op, const char* ids_name, const Tensor& ids, const char* table_name,
-                  const Tensor& table, int64_t rows, int64_t width) {
+void check_lookup(const Context& context, const char* op, const char* ids_name, const Tensor& ids,
+                  const char* table_name, const Tensor& table, int64_t rows, int64_t width,
+                  int64_t first_row = 0) {
   check_tensor(op, ids_name, reshaped(ids, ids.numel()), "[N]", {rows}, DType::kInt32);
   check_tensor(op, table_name, table, "[rows, C]", {table.rank == 2 ? table.dim(0) : 0, width},
                is_packed(table.dtype) ? table.dtype : DType::kFloat32);
-  check_ids(op, ids_name, ids, table.dim(0));
+  check_ids(context, op, ids_name, ids, table.dim(0), first_row);
 }
 
 }  // namespace
 
-void check_ids(const char* op, const char* name, const Tensor& ids, int64_t rows) {
-  const auto* id = ids.as<int32_t>();
+void check_ids(const Context& context, const char* op, const char* name, const Tensor& ids,
+               int64_t rows, int64_t first_row) {
+  const HostInts id(context, ids);
   const int64_t count = ids.numel();
   for (int64_t i = 0; i < count; ++i)
-    CHECK(id[i] >= 0 && id[i] < rows, IndexError, op, ": ", name, place_string(ids, i), " = ",
-          id[i], " is outside the table of ", rows, " rows");
+    CHECK(id[i] + first_row >= 0 && id[i] + first_row < rows, IndexError, op, ": ", name,
+          place_string(ids, i), " = ", id[i] + first_row, " is outside the table of ", rows,
+          " rows");
 }
 
 void embedding_forward(const Context& context, const EmbeddingArgs& args) {
   const char* op = "embedding";
   const int64_t rows = args.ids.numel(), width = args.table.cols();
-  check_tensor(op, "out", args.out, "[N, C]", {rows, width});
-  check_lookup(op, "ids", args.ids, "table", args.table, rows, width);
+  check_tensor(op, "out", args.out, "[N, C]", {rows, width},
+               activation_dtype(op, "out", context, args.out));
+  check_lookup(context, op, "ids", args.ids, "table", args.table, rows, width);
   if (args.positions)
-    check_lookup(op, "position_ids", args.position_ids, "positions", args.positions, rows, width);
-  if (args.types) check_lookup(op, "type_ids", args.type_ids, "types", args.types, rows, width);
+    check_lookup(context, op, "position_ids", args.position_ids, "positions", args.positions, rows,
+                 width, args.first_position);
+  if (args.types && args.type_ids)
+    check_lookup(context, op, "type_ids", args.type_ids, "types", args.types, rows, width);
   if (rows * width == 0) return;
   if (!is_packed(args.table.dtype)) return context.kernels->embedding->forward(context, args);
   ScratchScope scope(*context.arena);
+  KeepScope inputs(*context.arena);
   EmbeddingArgs call = args;
   call.table = context.arena->scratch(DType::kFloat32, rows, width);
-  call.ids = context.arena->scratch(DType::kInt32, rows);
+  call.ids = context.arena->input(DType::kInt32, rows);
   unpack_rows(context, {.packed = args.table, .rows = args.ids, .out = call.table});
-  for (int64_t n = 0; n < rows; ++n) call.ids.as<int32_t>()[n] = static_cast<int32_t>(n);
+  for (int64_t n = 0; n < rows; ++n) call.ids.host<int32_t>()[n] = static_cast<int32_t>(n);
+  context.upload();
   context.kernels->embedding->forward(context, call);
 }
 
 void embedding_backward(const Context& context, const EmbeddingBackwardArgs& args) {
   const char* op = "embedding_backward";
   const int64_t rows = args.dout.rows(), width = args.dout.cols();
-  check_tensor(op, "dout", args.dout, "[N, C]", {rows, width});
-  if (args.dtable) check_lookup(op, "ids", args.ids, "dtable", args.dtable, rows, width);
+  check_tensor(op, "dout", args.dout, "[N, C]", {rows, width},
+               activation_dtype(op, "dout", context, args.dout));
+  if (args.dtable) check_lookup(context, op, "ids", args.ids, "dtable", args.dtable, rows, width);
   if (args.dpositions)
-    check_lookup(op, "position_ids", args.position_ids, "dpositions", args.dpositions, rows, width);
-  if (args.dtypes) check_lookup(op, "type_ids", args.type_ids, "dtypes", args.dtypes, rows, width);
+    check_lookup(context, op, "position_ids", args.position_ids, "dpositions", args.dpositions,
+                 rows, width, args.first_position);
+  if (args.dtypes && args.type_ids)
+    check_lookup(context, op, "type_ids", args.type_ids, "dtypes", args.dtypes, rows, width);
   if (rows * width > 0) context.kernels->embedding->backward(context, args);
 }
 

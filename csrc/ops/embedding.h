@@ -14,9 +14,10 @@ struct EmbeddingArgs {
   Tensor table;         // [V, C], float32 or packed
   float scale = 1.0f;   // of the token row alone
   Tensor positions;     // [P, C], or empty
-  Tensor position_ids;  // [N] int32, each in [0, P); with positions
+  Tensor position_ids;  // [N] int32; with positions
+  int64_t first_position = 0;  // row position_ids[n] + first_position of positions, in [0, P)
   Tensor types;         // [S, C], or empty
-  Tensor type_ids;      // [N] int32, each in [0, S); with types
+  Tensor type_ids;      // [N] int32, each in [0, S); empty: all 0
   Dropout dropout;      // of the sum, element n * C + c
   Tensor out;           // [N, C]
 };
@@ -25,7 +26,8 @@ struct EmbeddingBackwardArgs {
   Tensor ids;  // [N] int32; with dtable
   float scale = 1.0f;
   Tensor position_ids;  // [N] int32; with dpositions
-  Tensor type_ids;      // [N] int32; with dtypes
+  int64_t first_position = 0;
+  Tensor type_ids;      // [N] int32; empty: all 0
   Dropout dropout;
   Tensor dout;        // [N, C]
   Tensor dtable;      // [V, C] accumulates, rows in ascending n; or empty
@@ -42,8 +44,9 @@ struct EmbeddingKernels {
 void embedding_forward(const Context& context, const EmbeddingArgs& args);
 void embedding_backward(const Context& context, const EmbeddingBackwardArgs& args);
 
-// Throws IndexError unless every one of `ids` (int32, any shape) is in [0, rows):
+// Throws IndexError unless every one of `ids` (int32, any shape) plus first_row is in [0, rows):
 //   embedding: ids[2, 5] = 70 is outside the table of 65 rows
-void check_ids(const char* op, const char* name, const Tensor& ids, int64_t rows);
+void check_ids(const Context& context, const char* op, const char* name, const Tensor& ids,
+               int64_t rows, int64_t first_row = 0);
 
 }  // namespace llmcore

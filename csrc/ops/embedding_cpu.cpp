@@ -32,8 +32,10 @@ void forward(const Context&, const EmbeddingArgs& args) {
       const float* position = nullptr;
       const float* type = nullptr;
       if (args.positions)
-        position = args.positions.f32() + args.position_ids.as<int32_t>()[n] * width;
-      if (args.types) type = args.types.f32() + args.type_ids.as<int32_t>()[n] * width;
+        position = args.positions.f32() +
+                   (args.position_ids.as<int32_t>()[n] + args.first_position) * width;
+      if (args.types)
+        type = args.types.f32() + (args.type_ids ? args.type_ids.as<int32_t>()[n] : 0) * width;
       float* out = args.out.f32() + n * width;
       for (int64_t c = 0; c < width; c += kLanes) {
         const int64_t count = width - c;
@@ -50,20 +52,23 @@ void forward(const Context&, const EmbeddingArgs& args) {
 // The gradient of one table, and the row of it that each n adds to.
 struct Gradient {
   float* rows;
-  const int32_t* ids;
+  const int32_t* ids;  // null: all 0
+  int64_t first;
+  int64_t row(int64_t n) const { return first + (ids == nullptr ? 0 : ids[n]); }
 };
 
 void backward(const Context&, const EmbeddingBackwardArgs& args) {
   const int64_t rows = args.dout.rows(), width = args.dout.cols();
-  const Gradient tables[] = {{args.dtable.f32(), args.ids.as<int32_t>()},
-                             {args.dpositions.f32(), args.position_ids.as<int32_t>()},
-                             {args.dtypes.f32(), args.type_ids.as<int32_t>()}};
+  const Gradient tables[] = {
+      {args.dtable.f32(), args.ids.as<int32_t>(), 0},
+      {args.dpositions.f32(), args.position_ids.as<int32_t>(), args.first_position},
+      {args.dtypes.f32(), args.type_ids.as<int32_t>(), 0}};
   parallel_chunks(width, kColumnsPerTask, [&](int64_t begin, int64_t end, int) {
     for (int64_t n = 0; n < rows; ++n) {
       const float* dout = args.dout.f32() + n * width;
       for (const Gradient& table : tables)
         if (table.rows != nullptr && n + kRowsAhead < rows)
-          __builtin_prefetch(table.rows + table.ids[n + kRowsAhead] * width + begin, 1);
+          __builtin_prefetch(table.rows + table.row(n + kRowsAhead) * width + begin, 1);
       for (int64_t c = begin; c < end; c += kLanes) {
         const int64_t count = end - c;
         Vec gradient = load_up_to(dout + c, count);
@@ -71,7 +76,7 @@ void backward(const Context&, const EmbeddingBackwardArgs& args) {
         float scale = args.scale;
         for (const Gradient& table : tables) {
           if (table.rows != nullptr) {
-            float* row = table.rows + table.ids[n] * width + c;
+            float* row = table.rows + table.row(n) * width + c;
             store_up_to(row, load_up_to(row, count) + gradient * scale, count);
           }
           scale = 1.0f;

@@ -18,7 +18,7 @@ constexpr Nothing kNothing;
 }  // namespace
 
 IdleKernels::IdleKernels(const Kernels& real)
-    : matmul{real.matmul->scratch_bytes, kNothing, kNothing},
+    : matmul{real.matmul->scratch_bytes, kNothing, kNothing, nullptr},
       matmul_bfloat16{real.matmul_bfloat16->scratch_bytes, kNothing},
       attention{real.attention->forward_scratch, real.attention->backward_scratch, kNothing,
                 kNothing, kNothing},
@@ -29,7 +29,7 @@ IdleKernels::IdleKernels(const Kernels& real)
       cross_entropy{kNothing},
       elementwise{kNothing, kNothing, kNothing, kNothing, kNothing, kNothing,
                   kNothing, kNothing, kNothing, kNothing, kNothing},
-      optimizer{kNothing, kNothing},
+      optimizer{kNothing, kNothing, kNothing, kNothing, kNothing},
       table(real) {
   table.matmul = &matmul;
   table.matmul_bfloat16 = &matmul_bfloat16;

@@ -1,8 +1,8 @@
 // Checks of the matrix products' arguments, their scratch, and the loop over a batch.
 #include "ops/matmul.h"
 
-#include "core/error.h"
 #include "core/parallel.h"
+#include "ops/checks.h"
 #include "ops/kernels.h"
 #include "ops/packed.h"
 
@@ -18,7 +18,7 @@ struct Sizes {
 };
 
 // Checks everything but C's leading axes, which `batched` products have one of.
-Sizes check_product(const char* op, const MatmulArgs& args, int rank) {
+Sizes check_product(const Context& context, const char* op, const MatmulArgs& args, int rank) {
   const Tensor &a = args.a, &b = args.b;
   CHECK(a.rank == rank && b.rank == rank && args.c.rank == rank, ShapeError, op,
         ": a, b and c must have ", rank, " axes, got ", shape_string(a), ", ", shape_string(b),
@@ -31,9 +31,8 @@ Sizes check_product(const char* op, const MatmulArgs& args, int rank) {
         args.transpose_a ? " transposed" : "", " has ", sizes.k, ", b ", shape_string(b),
         args.transpose_b ? " transposed" : "", " has ", k);
   for (const Tensor* tensor : {&args.a, &args.b, &args.c})
-    CHECK(tensor->dtype == DType::kFloat32 ||
-              (rank == 2 && tensor == &args.b && is_packed(tensor->dtype)),
-          DTypeError, op, ": a, b and c must be float32, got ", dtype_name(tensor->dtype));
+    if (rank == 3 || tensor != &args.b || !is_packed(tensor->dtype))
+      activation_dtype(op, "a, b and c", context, *tensor);
   const bool epilogue = args.bias || args.pre_activation || args.gate_input || args.residual ||
                         args.activation != Activation::kNone || args.dropout.p > 0.0f;
   CHECK(!(args.accumulate && epilogue), ConfigError, op,
@@ -50,7 +49,7 @@ void run(const Context& context, const MatmulArgs& args) {
   };
   if (context.bfloat16) {
     scratch(context.kernels->matmul_bfloat16->scratch_bytes(call));
-    return context.kernels->matmul_bfloat16->matmul(call);
+    return context.kernels->matmul_bfloat16->matmul(context, call);
   }
   scratch(context.kernels->matmul->scratch_bytes(call));
   context.kernels->matmul->matmul(context, call);
@@ -65,24 +64,25 @@ Tensor matrix(const Tensor& tensor, int64_t index) {
 }  // namespace
 
 void matmul(const Context& context, const MatmulArgs& args) {
-  const auto [m, n, k] = check_product("matmul", args, 2);
-  check_tensor("matmul", "c", args.c, "[M, N]", {m, n});
+  const auto [m, n, k] = check_product(context, "matmul", args, 2);
+  const DType dtype = args.c.dtype;
+  check_tensor("matmul", "c", args.c, "[M, N]", {m, n}, dtype);
   check_optional("matmul", "bias", args.bias, "[N]", {n});
-  check_optional("matmul", "pre_activation", args.pre_activation, "[M, N]", {m, n});
-  check_optional("matmul", "gate_input", args.gate_input, "[M, N]", {m, n});
-  check_optional("matmul", "gate_output", args.gate_output, "[M, N]", {m, n});
+  check_optional("matmul", "pre_activation", args.pre_activation, "[M, N]", {m, n}, dtype);
+  check_optional("matmul", "gate_input", args.gate_input, "[M, N]", {m, n}, dtype);
+  check_optional("matmul", "gate_output", args.gate_output, "[M, N]", {m, n}, dtype);
   CHECK(args.gate_input || !args.gate_output, ConfigError,
         "matmul: gate_output is made of gate_input, which is missing");
-  check_optional("matmul", "residual", args.residual, "[M, N]", {m, n});
+  check_optional("matmul", "residual", args.residual, "[M, N]", {m, n}, dtype);
   if (m * n == 0) return;
   if (is_packed(args.b.dtype)) return packed_matmul(context, args);
   run(context, args);
 }
 
 void batched_matmul(const Context& context, const MatmulArgs& args) {
-  const auto [m, n, k] = check_product("batched_matmul", args, 3);
+  const auto [m, n, k] = check_product(context, "batched_matmul", args, 3);
   const int64_t batch = args.c.dim(0);
-  check_tensor("batched_matmul", "c", args.c, "[batch, M, N]", {batch, m, n});
+  check_tensor("batched_matmul", "c", args.c, "[batch, M, N]", {batch, m, n}, args.c.dtype);
   for (const Tensor* tensor : {&args.a, &args.b})
     CHECK(tensor->dim(0) == batch || tensor->dim(0) == 1, ShapeError,
           "batched_matmul: a and b must have ", batch, " matrices as c does, or 1, got ",
@@ -97,6 +97,13 @@ void batched_matmul(const Context& context, const MatmulArgs& args) {
     call.b = matrix(args.b, 0);
     call.c = reshaped(args.c, batch * m, n);
     return run(context, call);
+  }
+  if (context.kernels->matmul->batched != nullptr) {
+    ScratchScope scope(*context.arena);
+    MatmulArgs call = args;
+    const int64_t bytes = context.kernels->matmul->scratch_bytes(args);
+    call.scratch = context.arena->scratch(DType::kInt8, bytes);
+    return context.kernels->matmul->batched(context, call);
   }
   MatmulArgs one = args;
   const auto select = [&](MatmulArgs& call, int64_t index) {
@@ -126,7 +133,8 @@ void batched_matmul(const Context& context, const MatmulArgs& args) {
 
 void column_sum(const Context& context, const ColumnSumArgs& args) {
   const int64_t rows = args.x.rows(), width = args.x.cols();
-  check_tensor("column_sum", "x", args.x, "[N, C]", {rows, width});
+  check_tensor("column_sum", "x", args.x, "[N, C]", {rows, width},
+               activation_dtype("column_sum", "x", context, args.x));
   check_tensor("column_sum", "out", args.out, "[C]", {width});
   if (rows * width == 0) return;
   ScratchScope scope(*context.arena);

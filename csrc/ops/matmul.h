@@ -20,6 +20,7 @@ namespace llmcore {
 inline constexpr int64_t kMatmulChain = 256;
 inline constexpr int64_t kMatmulBlock = 3 * kMatmulChain;
 
+// On a GPU a, b and c may each be float32 or bfloat16; what is bias is float32, all else as c.
 struct MatmulArgs {
   Tensor a;  // [M, K], or [K, M] if transpose_a
   Tensor b;  // [K, N], or [N, K] if transpose_b
@@ -52,13 +53,15 @@ struct MatmulKernels {
   int64_t (*scratch_bytes)(const MatmulArgs&);
   void (*matmul)(const Context&, const MatmulArgs&);
   void (*column_sum)(const Context&, const ColumnSumArgs&);
+  // All products of a batch at once; null: the checking layer takes them one by one.
+  void (*batched)(const Context&, const MatmulArgs&);
 };
 
 // The same products of operands rounded to bfloat16, sums in float. Their order too depends on K
 // alone.
 struct MatmulBFloat16Kernels {
   int64_t (*scratch_bytes)(const MatmulArgs&);
-  void (*matmul)(const MatmulArgs&);
+  void (*matmul)(const Context&, const MatmulArgs&);
 };
 
 // Rounds a and b to bfloat16 where the context says so.

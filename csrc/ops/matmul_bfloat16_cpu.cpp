@@ -135,7 +135,7 @@ struct Block {
   }
 };
 
-void matmul(const MatmulArgs& args) {
+void matmul(const Context&, const MatmulArgs& args) {
   const Plan plan(args);
   char* const shared = args.scratch.as<char>();
   char* const own = shared + plan.shared_bytes();

@@ -1,7 +1,7 @@
 // Checks of the norms' arguments.
 #include "ops/norm.h"
 
-#include "core/error.h"
+#include "ops/checks.h"
 #include "ops/kernels.h"
 
 namespace llmcore {
@@ -15,8 +15,9 @@ int64_t norm_partials(int64_t rows) {
 
 void norm_forward(const Context& context, const NormForwardArgs& args) {
   const int64_t rows = args.x.rows(), width = args.x.cols();
-  check_tensor("norm_forward", "x", args.x, "[N, C]", {rows, width});
-  check_tensor("norm_forward", "y", args.y, "[N, C]", {rows, width});
+  const DType dtype = activation_dtype("norm_forward", "x", context, args.x);
+  check_tensor("norm_forward", "x", args.x, "[N, C]", {rows, width}, dtype);
+  check_tensor("norm_forward", "y", args.y, "[N, C]", {rows, width}, dtype);
   check_optional("norm_forward", "weight", args.weight, "[C]", {width});
   check_optional("norm_forward", "bias", args.bias, "[C]", {width});
   check_optional("norm_forward", "mean", args.mean, "[N]", {rows});
@@ -26,9 +27,10 @@ void norm_forward(const Context& context, const NormForwardArgs& args) {
 
 void norm_backward(const Context& context, const NormBackwardArgs& args) {
   const int64_t rows = args.x.rows(), width = args.x.cols();
-  check_tensor("norm_backward", "x", args.x, "[N, C]", {rows, width});
-  check_tensor("norm_backward", "dy", args.dy, "[N, C]", {rows, width});
-  check_tensor("norm_backward", "dx", args.dx, "[N, C]", {rows, width});
+  const DType dtype = activation_dtype("norm_backward", "x", context, args.x);
+  check_tensor("norm_backward", "x", args.x, "[N, C]", {rows, width}, dtype);
+  check_tensor("norm_backward", "dy", args.dy, "[N, C]", {rows, width}, dtype);
+  check_tensor("norm_backward", "dx", args.dx, "[N, C]", {rows, width}, dtype);
   check_tensor("norm_backward", "rstd", args.rstd, "[N]", {rows});
   if (args.kind == NormKind::kLayer)
     check_tensor("norm_backward", "mean", args.mean, "[N]", {rows});

@@ -16,15 +16,6 @@ LLMCORE_INLINE Vec square_root(Vec v) {
   return load(lanes);
 }
 
-// The scalars of one step, rounded once.
-struct AdamWFactors {
-  float grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
-  float keep;             // 1 - lr weight_decay
-  float step_size;        // lr / (1 - beta1^step)
-  float root_correction;  // sqrt(1 - beta2^step)
-  float eps;
-};
-
 struct AdamWVecs {
   Vec param, m, v;
 };
@@ -39,17 +30,9 @@ LLMCORE_INLINE AdamWVecs adamw_step(const AdamWFactors& f, Vec param, Vec grad, 
 }
 
 void adamw(const Context&, const AdamWArgs& args) {
-  const double step = static_cast<double>(args.step);
-  const AdamWFactors factors = {
-      .grad_scale = args.grad_scale,
-      .beta1 = static_cast<float>(args.beta1),
-      .one_minus_beta1 = static_cast<float>(1.0 - args.beta1),
-      .beta2 = static_cast<float>(args.beta2),
-      .one_minus_beta2 = static_cast<float>(1.0 - args.beta2),
-      .keep = static_cast<float>(1.0 - args.lr * args.weight_decay),
-      .step_size = static_cast<float>(args.lr / (1.0 - __builtin_pow(args.beta1, step))),
-      .root_correction = static_cast<float>(__builtin_sqrt(1.0 - __builtin_pow(args.beta2, step))),
-      .eps = static_cast<float>(args.eps)};
+  if (args.state != nullptr && args.state->skipped) return;
+  AdamWFactors factors = args.state != nullptr ? args.state->factors : args.factors;
+  if (!args.decay) factors.keep = 1.0f;
   float* param = args.param.f32();
   const float* grad = args.grad.f32();
   float* m = args.m.f32();
@@ -105,11 +88,37 @@ void square_sum(const Context&, const SquareSumArgs& args) {
   parallel_chunks(args.x.numel(), kSquareSumBlock, [&](int64_t begin, int64_t end, int) {
     args.partial[begin / kSquareSumBlock] = block_square_sum(x + begin, end - begin);
   });
+  double sum = 0.0;
+  for (int64_t block = 0; block * kSquareSumBlock < args.x.numel(); ++block)
+    sum += args.partial[block];
+  *args.sum += sum;
+}
+
+void begin(const Context&, StepState* state) {
+  *state = {.updates = state->updates};
+}
+
+void weighted_sum(const Context&, const WeightedSumArgs& args) {
+  double sum = 0.0, weight = 0.0;
+  for (int64_t r = 0; r < args.losses.numel(); ++r) {
+    sum += static_cast<double>(args.losses.f32()[r]) * static_cast<double>(args.weights.f32()[r]);
+    weight += static_cast<double>(args.weights.f32()[r]);
+  }
+  args.state->loss_sum += sum;
+  args.state->weight += weight;
+}
+
+void decide_update(const Context&, const DecideArgs& args) {
+  decide(*args.settings, *args.state);
 }
 
 }  // namespace
 
 extern const OptimizerKernels optimizer_kernels;
-const OptimizerKernels optimizer_kernels = {.adamw = adamw, .square_sum = square_sum};
+const OptimizerKernels optimizer_kernels = {.adamw = adamw,
+                                            .square_sum = square_sum,
+                                            .begin = begin,
+                                            .weighted_sum = weighted_sum,
+                                            .decide = decide_update};
 
 }  // namespace llmcore::LLMCORE_ISA

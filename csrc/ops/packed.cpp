@@ -47,9 +47,9 @@ void set_stored(const Context& context, const StoredRowsArgs& args) {
 
 void unpack_rows(const Context& context, const UnpackRowsArgs& args) {
   check_packed("unpack_rows", args.packed);
-  check_ids("unpack_rows", "rows", args.rows, args.packed.dim(0));
+  check_ids(context, "unpack_rows", "rows", args.rows, args.packed.dim(0));
   check_tensor("unpack_rows", "out", args.out, "[R, K]", {args.rows.numel(), args.packed.dim(1)});
-  context.kernels->packed->unpack_rows(args);
+  context.kernels->packed->unpack_rows(context, args);
 }
 
 void packed_matmul(const Context& context, const MatmulArgs& args) {
@@ -59,7 +59,7 @@ void packed_matmul(const Context& context, const MatmulArgs& args) {
   MatmulArgs call = args;
   call.workers = num_threads();
   call.scratch = context.arena->scratch(DType::kInt8, context.kernels->packed->scratch_bytes(call));
-  context.kernels->packed->matmul(call);
+  context.kernels->packed->matmul(context, call);
 }
 
 }  // namespace llmcore

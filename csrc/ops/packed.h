@@ -92,12 +92,14 @@ struct UnpackRowsArgs {
 };
 
 struct PackedKernels {
+  // These on the CPU alone.
   void (*pack)(const PackArgs&);
   void (*get_stored)(const StoredRowsArgs&);
   bool (*set_stored)(const StoredRowsArgs&);  // false where a code is out of range
-  void (*unpack_rows)(const UnpackRowsArgs&);
+
+  void (*unpack_rows)(const Context&, const UnpackRowsArgs&);
   int64_t (*scratch_bytes)(const MatmulArgs&);
-  void (*matmul)(const MatmulArgs&);
+  void (*matmul)(const Context&, const MatmulArgs&);
 };
 
 // Rounds to the nearest weight of the format; int4 takes, for each group, the scale of the smallest

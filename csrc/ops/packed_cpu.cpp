@@ -355,7 +355,7 @@ struct Lane {
   }
 };
 
-void unpack_rows(const UnpackRowsArgs& args) {
+void unpack_rows(const Context&, const UnpackRowsArgs& args) {
   const int64_t depth = args.packed.dim(1);
   parallel_for(args.rows.numel(), [&](int64_t r, int) {
     Lane(args.packed, args.rows.as<int32_t>()[r]).unpack(args.out.f32() + r * depth);
@@ -493,7 +493,7 @@ int64_t scratch_bytes(const MatmulArgs& args) {
   });
 }
 
-void matmul(const MatmulArgs& args) {
+void matmul(const Context&, const MatmulArgs& args) {
   with_format(args.b.dtype, [&]<class Format>(Format) { multiply<Format>(args); });
 }
 

@@ -16,7 +16,7 @@ void rope(const Context& context, const RopeArgs& args) {
   check_tensor("rope", "sin", args.sin, "[P, R/2]", {table_rows, rotary / 2});
   check_tensor("rope", "position_ids", args.positions, "[B, T]", {args.batch, args.rows},
                DType::kInt32);
-  check_ids("rope", "position_ids", args.positions, table_rows);
+  check_ids(context, "rope", "position_ids", args.positions, table_rows);
   if (args.batch * args.rows * args.heads > 0) context.kernels->rope->rotate(context, args);
 }
 

@@ -13,6 +13,7 @@ namespace llmcore {
 
 struct RopeArgs {
   int64_t batch = 0, rows = 0, heads = 0, head_dim = 0;  // B, T, H, D
+  DType dtype = DType::kFloat32;                         // of x and y
   HeadView x;                                            // [B, T, H, D]
   HeadView y;                                            // where the result goes; may be x
   int64_t rotary_dim = 0;                                // R, even, at most D; the rest is copied

@@ -1,0 +1,73 @@
+// What the core asks of a GPU: memory, copies, and the order of work. Linked from gpu_cuda.cu, or
+// from gpu_no_cuda.cpp in a build without CUDA, where no device gets this far.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/device.h"
+
+namespace llmcore::gpu {
+
+// Memory of device `index`, filled with zeros. Throws OutOfMemory.
+void* allocate(int index, int64_t bytes);
+void release(int index, void* data);
+
+// Memory of the CPU that a GPU reads and writes by itself. Throws OutOfMemory.
+void* allocate_pinned(int64_t bytes);
+void release_pinned(void* data);
+
+// Addresses for all memory of a device, backed from both ends as it is needed, so that nothing ever
+// moves.
+class Range {
+ public:
+  explicit Range(int index);
+  ~Range();
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+
+  char* base() const { return base_; }
+  int64_t bytes() const { return bytes_; }
+
+  // Backs [0, low) and [bytes() - high, bytes()). Throws OutOfMemory.
+  void back(int64_t low, int64_t high);
+  // Gives the memory back; nobody may be using it.
+  void trim();
+
+ private:
+  using Piece = uint64_t;
+  void map(std::vector<Piece>& pieces, int64_t offset);
+  void unmap(std::vector<Piece>& pieces, bool from_top);
+
+  int index_;
+  char* base_ = nullptr;
+  int64_t bytes_ = 0, piece_bytes_ = 0;
+  std::vector<Piece> low_, high_;
+};
+
+// The queue of a device, one for the whole process: its work is done in order, after the call that
+// asked for it has returned.
+Queue* queue_of(int index);
+
+// Either side may be the CPU's memory; it must not change before the queue has come this far.
+void copy(Queue* queue, void* to, const void* from, int64_t bytes);
+void fill_zeros(Queue* queue, void* data, int64_t bytes);
+
+// Until all is done. Throws DeviceError where work has failed.
+void wait(Queue* queue);
+
+// A place in a queue that can be waited for.
+class Event {
+ public:
+  Event() = default;
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record(Queue* queue);
+  void wait();  // nothing where it was never recorded
+
+ private:
+  void* event_ = nullptr;
+};
+
+}  // namespace llmcore::gpu

@@ -1,0 +1,237 @@
+// Memory, copies and queues of a GPU, by the CUDA runtime; of the driver, only what maps memory to
+// addresses.
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "core/gpu.h"
+#include "cuda/queue.h"
+
+namespace llmcore {
+
+namespace cuda {
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  const std::string reason = str(what, " failed: ", cudaGetErrorString(status));
+  cudaGetLastError();  // not to be told again
+  if (status == cudaErrorMemoryAllocation)
+    throw OutOfMemory(str("out of memory on the GPU: ", reason,
+                          "; use a smaller batch or shorter sequences, or turn recompute on"));
+  throw DeviceError(reason);
+}
+
+}  // namespace cuda
+
+namespace gpu {
+namespace {
+
+using cuda::check;
+
+constexpr int64_t kPieceBytes = int64_t{64} << 20;
+
+// The driver's functions, found at run time: nothing links against it.
+struct Driver {
+  CUresult (*reserve)(CUdeviceptr*, size_t, size_t, CUdeviceptr, unsigned long long) = nullptr;
+  CUresult (*free)(CUdeviceptr, size_t) = nullptr;
+  CUresult (*create)(CUmemGenericAllocationHandle*, size_t, const CUmemAllocationProp*,
+                     unsigned long long) = nullptr;
+  CUresult (*release)(CUmemGenericAllocationHandle) = nullptr;
+  CUresult (*map)(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle,
+                  unsigned long long) = nullptr;
+  CUresult (*unmap)(CUdeviceptr, size_t) = nullptr;
+  CUresult (*set_access)(CUdeviceptr, size_t, const CUmemAccessDesc*, size_t) = nullptr;
+};
+
+template <class Function>
+void find(const char* name, Function& function) {
+  constexpr unsigned kVersion = 12000;
+  cudaDriverEntryPointQueryResult found{};
+  void* address = nullptr;
+  check(cudaGetDriverEntryPointByVersion(name, &address, kVersion, cudaEnableDefault, &found), name);
+  CHECK(found == cudaDriverEntryPointSuccess, DeviceError, "the NVIDIA driver has no ", name,
+        ": it needs to be 580 or later");
+  function = reinterpret_cast<Function>(address);
+}
+
+const Driver& driver() {
+  static const Driver functions = [] {
+    Driver d;
+    find("cuMemAddressReserve", d.reserve);
+    find("cuMemAddressFree", d.free);
+    find("cuMemCreate", d.create);
+    find("cuMemRelease", d.release);
+    find("cuMemMap", d.map);
+    find("cuMemUnmap", d.unmap);
+    find("cuMemSetAccess", d.set_access);
+    return d;
+  }();
+  return functions;
+}
+
+void check(CUresult status, const char* what) {
+  CHECK(status != CUDA_ERROR_OUT_OF_MEMORY, OutOfMemory, "out of memory on the GPU: ", what,
+        " failed; use a smaller batch or shorter sequences, or turn recompute on");
+  CHECK(status == CUDA_SUCCESS, DeviceError, what, " failed with error ", static_cast<int>(status));
+}
+
+void use(int index) {
+  check(cudaSetDevice(index), "cudaSetDevice");
+}
+
+CUmemLocation location_of(int index) {
+  CUmemLocation location{};
+  location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  location.id = index;
+  return location;
+}
+
+CUdeviceptr address_of(char* base, int64_t offset) {
+  return static_cast<CUdeviceptr>(reinterpret_cast<uintptr_t>(base + offset));
+}
+
+}  // namespace
+
+void* allocate(int index, int64_t bytes) {
+  use(index);
+  void* data = nullptr;
+  check(cudaMalloc(&data, static_cast<size_t>(bytes)), "cudaMalloc");
+  check(cudaMemset(data, 0, static_cast<size_t>(bytes)), "cudaMemset");
+  check(cudaDeviceSynchronize(), "cudaMemset");  // before other streams, which do not wait, see it
+  return data;
+}
+
+void release(int index, void* data) {
+  cudaSetDevice(index);
+  cudaFree(data);
+}
+
+void* allocate_pinned(int64_t bytes) {
+  void* data = nullptr;
+  check(cudaMallocHost(&data, static_cast<size_t>(bytes)), "cudaMallocHost");
+  return data;
+}
+
+void release_pinned(void* data) {
+  cudaFreeHost(data);
+}
+
+Range::Range(int index) : index_(index), piece_bytes_(kPieceBytes) {
+  use(index);
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  bytes_ = static_cast<int64_t>(total) / piece_bytes_ * piece_bytes_;
+  CUdeviceptr base = 0;
+  check(driver().reserve(&base, static_cast<size_t>(bytes_), 0, 0, 0), "cuMemAddressReserve");
+  base_ = reinterpret_cast<char*>(static_cast<uintptr_t>(base));
+}
+
+Range::~Range() {
+  cudaSetDevice(index_);
+  cudaDeviceSynchronize();
+  unmap(low_, false);
+  unmap(high_, true);
+  driver().free(address_of(base_, 0), static_cast<size_t>(bytes_));
+}
+
+void Range::map(std::vector<Piece>& pieces, int64_t offset) {
+  CUmemAllocationProp properties{};
+  properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  properties.location = location_of(index_);
+  const auto size = static_cast<size_t>(piece_bytes_);
+  CUmemGenericAllocationHandle piece = 0;
+  check(driver().create(&piece, size, &properties, 0), "cuMemCreate");
+  CUmemAccessDesc access{};
+  access.location = properties.location;
+  access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+  const CUdeviceptr address = address_of(base_, offset);
+  CUresult status = driver().map(address, size, 0, piece, 0);
+  if (status == CUDA_SUCCESS) status = driver().set_access(address, size, &access, 1);
+  if (status != CUDA_SUCCESS) driver().release(piece);
+  check(status, "cuMemMap");
+  pieces.push_back(piece);
+}
+
+void Range::unmap(std::vector<Piece>& pieces, bool from_top) {
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const auto before = static_cast<int64_t>(i) * piece_bytes_;
+    const int64_t offset = from_top ? bytes_ - before - piece_bytes_ : before;
+    driver().unmap(address_of(base_, offset), static_cast<size_t>(piece_bytes_));
+    driver().release(pieces[i]);
+  }
+  pieces.clear();
+}
+
+void Range::back(int64_t low, int64_t high) {
+  const auto mapped = [&](const std::vector<Piece>& pieces) {
+    return static_cast<int64_t>(pieces.size()) * piece_bytes_;
+  };
+  if (low <= mapped(low_) && high <= mapped(high_)) return;
+  use(index_);
+  while (mapped(low_) < low && mapped(low_) + mapped(high_) < bytes_) map(low_, mapped(low_));
+  while (mapped(high_) < high && mapped(low_) + mapped(high_) < bytes_)
+    map(high_, bytes_ - mapped(high_) - piece_bytes_);
+}
+
+void Range::trim() {
+  use(index_);
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  unmap(low_, false);
+  unmap(high_, true);
+}
+
+// Queues live as long as the process: when it ends the driver may be gone before they could be.
+Queue* queue_of(int index) {
+  static std::mutex mutex;
+  static std::vector<Queue*> queues;
+  const std::lock_guard<std::mutex> guard(mutex);
+  for (Queue* queue : queues)
+    if (queue->device == index) return queue;
+  use(index);
+  auto queue = std::make_unique<Queue>();
+  queue->device = index;
+  check(cudaStreamCreateWithFlags(&queue->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  queues.push_back(queue.get());
+  return queue.release();
+}
+
+void copy(Queue* queue, void* to, const void* from, int64_t bytes) {
+  use(queue->device);
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, queue->stream),
+        "copying to or from the GPU");
+}
+
+void fill_zeros(Queue* queue, void* data, int64_t bytes) {
+  use(queue->device);
+  check(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), queue->stream), "cudaMemset");
+}
+
+void wait(Queue* queue) {
+  use(queue->device);
+  check(cudaStreamSynchronize(queue->stream), "the work of the GPU");
+}
+
+Event::~Event() {
+  if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+}
+
+void Event::record(Queue* queue) {
+  use(queue->device);
+  if (event_ == nullptr) {
+    cudaEvent_t made = nullptr;
+    check(cudaEventCreateWithFlags(&made, cudaEventDisableTiming), "cudaEventCreate");
+    event_ = made;
+  }
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event_), queue->stream), "cudaEventRecord");
+}
+
+void Event::wait() {
+  if (event_ != nullptr)
+    check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "the work of the GPU");
+}
+
+}  // namespace gpu
+
+}  // namespace llmcore

@@ -1,0 +1,41 @@
+// The GPU of a build that knows none: no device of that type exists, so nobody comes here.
+#include "core/error.h"
+#include "core/gpu.h"
+
+namespace llmcore::gpu {
+namespace {
+
+[[noreturn]] void fail() {
+  throw DeviceError("this build of llmcore has no CUDA back end; use device='cpu'");
+}
+
+}  // namespace
+
+void* allocate(int, int64_t) {
+  fail();
+}
+void release(int, void*) {}
+void* allocate_pinned(int64_t) {
+  fail();
+}
+void release_pinned(void*) {}
+
+Range::Range(int index) : index_(index) {
+  fail();
+}
+Range::~Range() = default;
+void Range::back(int64_t, int64_t) {}
+void Range::trim() {}
+
+Queue* queue_of(int) {
+  fail();
+}
+void copy(Queue*, void*, const void*, int64_t) {}
+void fill_zeros(Queue*, void*, int64_t) {}
+void wait(Queue*) {}
+
+Event::~Event() = default;
+void Event::record(Queue*) {}
+void Event::wait() {}
+
+}  // namespace llmcore::gpu

@@ -1,0 +1,79 @@
+// Blocks of pinned memory and their twins.
+#include "core/inputs.h"
+
+#include <algorithm>
+
+#include "core/buffer.h"
+
+namespace llmcore {
+namespace {
+
+constexpr int64_t kAlign = 64, kLeast = int64_t{1} << 20;
+
+}  // namespace
+
+Inputs::~Inputs() {
+  copied_.wait();
+  free_blocks();
+}
+
+void Inputs::free_blocks() {
+  for (const Block& block : blocks_) {
+    gpu::release_pinned(block.host);
+    gpu::release(index_, block.device);
+    detail::count_memory(-block.bytes, DeviceType::kCuda);
+  }
+  blocks_.clear();
+}
+
+void Inputs::add_block(int64_t begin, int64_t bytes) {
+  const int64_t size = std::max(kLeast, (bytes + kLeast - 1) / kLeast * kLeast);
+  Block block{.begin = begin, .bytes = size};
+  block.host = static_cast<char*>(gpu::allocate_pinned(size));
+  block.device = static_cast<char*>(gpu::allocate(index_, size));
+  detail::count_memory(size, DeviceType::kCuda);
+  blocks_.push_back(block);
+}
+
+Inputs::Place Inputs::take(int64_t bytes) {
+  const int64_t size = (std::max<int64_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign;
+  if (used_ < in_flight_) {
+    copied_.wait();
+    in_flight_ = 0;
+  }
+  if (used_ == 0 && blocks_.size() > 1) {  // what the last passes needed, in one block
+    const int64_t total = blocks_.back().begin + blocks_.back().bytes;
+    free_blocks();
+    add_block(0, total);
+  }
+  if (blocks_.empty()) add_block(0, size);
+  const auto end = [&] { return blocks_[current_].begin + blocks_[current_].bytes; };
+  while (used_ + size > end()) {
+    used_ = end();
+    if (++current_ == blocks_.size()) add_block(used_, size);
+  }
+  const Block& block = blocks_[current_];
+  const int64_t offset = used_ - block.begin;
+  used_ += size;
+  return {block.host + offset, block.device + offset};
+}
+
+void Inputs::upload(Queue* queue) {
+  if (used_ == uploaded_) return;
+  for (const Block& block : blocks_) {
+    const int64_t begin = std::max(uploaded_, block.begin) - block.begin;
+    const int64_t end = std::min(used_ - block.begin, block.bytes);
+    if (begin < end) gpu::copy(queue, block.device + begin, block.host + begin, end - begin);
+  }
+  uploaded_ = used_;
+  in_flight_ = std::max(in_flight_, used_);
+  copied_.record(queue);
+}
+
+void Inputs::release(int64_t mark) {
+  used_ = mark;
+  uploaded_ = std::min(uploaded_, mark);
+  while (current_ > 0 && mark <= blocks_[current_].begin) --current_;
+}
+
+}  // namespace llmcore

@@ -1,0 +1,84 @@
+// Elements of activations as floats: one, or 16 bytes of them at a time.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "cuda/ptx.h"
+
+namespace llmcore::cuda {
+
+__device__ __forceinline__ float as_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float as_float(BFloat16 x) {
+  return to_float(x);
+}
+
+// Rounded to nearest, ties to even.
+template <class T>
+__device__ __forceinline__ T from_float(float x) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return x;
+  else
+    return BFloat16{static_cast<uint16_t>(pack_bfloat16(x, 0.0f) & 0xffffu)};
+}
+
+// How many elements 16 bytes hold: 4 of float, 8 of bfloat16.
+template <class T>
+inline constexpr int kPack = 16 / static_cast<int>(sizeof(T));
+
+// Whether rows of `width` elements of T, from p on, may be read 16 bytes at a time.
+template <class T>
+__host__ __device__ __forceinline__ bool packs(const void* p, int64_t width) {
+  return width % kPack<T> == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+// kPack<T> elements from p on, 16-byte aligned.
+__device__ __forceinline__ void load_pack(const float* p, float (&x)[4]) {
+  const float4 v = *reinterpret_cast<const float4*>(p);
+  x[0] = v.x;
+  x[1] = v.y;
+  x[2] = v.z;
+  x[3] = v.w;
+}
+__device__ __forceinline__ void load_pack(const BFloat16* p, float (&x)[8]) {
+  const uint4 v = *reinterpret_cast<const uint4*>(p);
+  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = __uint_as_float(words[i] << 16);
+    x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+__device__ __forceinline__ void store_pack(float* p, const float (&x)[4]) {
+  *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);
+}
+__device__ __forceinline__ void store_pack(BFloat16* p, const float (&x)[8]) {
+  *reinterpret_cast<uint4*>(p) = make_uint4(pack_bfloat16(x[0], x[1]), pack_bfloat16(x[2], x[3]),
+                                            pack_bfloat16(x[4], x[5]), pack_bfloat16(x[6], x[7]));
+}
+
+// The same for the first `count` of them, from anywhere; the rest is zero. `aligned`: packs() of the
+// row holds.
+template <class T, int kCount>
+__device__ __forceinline__ void load_up_to(const T* p, int64_t count, bool aligned,
+                                           float (&x)[kCount]) {
+  static_assert(kCount == kPack<T>);
+  if (aligned && count >= kCount) return load_pack(p, x);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) x[i] = i < count ? as_float(p[i]) : 0.0f;
+}
+template <class T, int kCount>
+__device__ __forceinline__ void store_up_to(T* p, const float (&x)[kCount], int64_t count,
+                                            bool aligned) {
+  static_assert(kCount == kPack<T>);
+  if (aligned && count >= kCount) return store_pack(p, x);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i)
+    if (i < count) p[i] = from_float<T>(x[i]);
+}
+
+}  // namespace llmcore::cuda

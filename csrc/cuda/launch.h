@@ -1,0 +1,71 @@
+// How kernels are started: sizes of grids, and a call that runs under the emulation too.
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "core/dtype.h"
+#include "cuda/queue.h"
+#include "cuda/shared.h"
+
+namespace llmcore::cuda {
+
+inline constexpr int kWarp = 32;
+
+// Blocks that `count` things make, so many a block.
+LLMCORE_INLINE int64_t blocks_of(int64_t count, int64_t a_block) {
+  return (count + a_block - 1) / a_block;
+}
+
+// Starts `kernel` with `shared` bytes of dynamic shared memory; see dynamic_shared().
+template <class... Parameters, class... Args>
+void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared, Args&&... args) {
+  constexpr size_t kWithoutAsking = 48 << 10;
+  check(cudaSetDevice(context.queue->device), "cudaSetDevice");
+  if (shared > kWithoutAsking)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared)),
+          "cudaFuncSetAttribute");
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = context.queue->stream;
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), "launching a kernel");
+}
+
+// The same for `count` independent things, one a thread: kernels compute thread_index() and compare
+// it with the count.
+template <class... Parameters, class... Args>
+void launch_each(const Context& context, void (*kernel)(Parameters...), int64_t count,
+                 Args&&... args) {
+  constexpr int kThreads = 256;
+  launch(context, kernel, dim3(static_cast<unsigned>(blocks_of(count, kThreads))), dim3(kThreads),
+         0, std::forward<Args>(args)...);
+}
+
+__device__ __forceinline__ int64_t thread_index() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+// visit(T{}) with the type of an activation: float or BFloat16.
+template <class Visit>
+void with_type(DType dtype, Visit visit) {
+  if (dtype == DType::kBFloat16)
+    visit(BFloat16{});
+  else
+    visit(float{});
+}
+
+// visit(std::bool_constant) with a condition that a kernel wants to know when it is compiled.
+template <class Visit>
+void with_bool(bool condition, Visit visit) {
+  if (condition)
+    visit(std::true_type{});
+  else
+    visit(std::false_type{});
+}
+
+}  // namespace llmcore::cuda

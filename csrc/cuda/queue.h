@@ -1,0 +1,37 @@
+// A GPU's queue: its stream, what matrix products keep beside it, and how errors of CUDA are told.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "core/context.h"
+#include "core/error.h"
+
+namespace llmcore::cuda {
+
+struct Products;  // ops/products_cuda.h
+
+// Throws OutOfMemory or DeviceError, saying what failed, unless `status` is success.
+void check(cudaError_t status, const char* what);
+
+}  // namespace llmcore::cuda
+
+namespace llmcore {
+
+struct Queue {
+  int device = 0;
+  cudaStream_t stream = nullptr;
+  std::shared_ptr<cuda::Products> products;  // made at the first product
+};
+
+namespace cuda {
+
+inline cudaStream_t stream_of(const Context& context) {
+  return context.queue->stream;
+}
+
+}  // namespace cuda
+
+}  // namespace llmcore

@@ -1,0 +1,46 @@
+// Sums and maxima over warps and blocks, in a fixed order: the same bits every time.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace llmcore::cuda {
+
+// Over the lanes of a warp, all of which take part and get the result.
+template <class T, class Combine>
+__device__ __forceinline__ T warp_reduce(T x, Combine combine) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    x = combine(x, __shfl_xor_sync(0xffffffffu, x, distance));
+  return x;
+}
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+  return warp_reduce(x, [](T a, T b) { return a + b; });
+}
+template <class T>
+__device__ __forceinline__ T warp_max(T x) {
+  return warp_reduce(x, [](T a, T b) { return a > b ? a : b; });
+}
+
+// Over a block of whole warps; `shared` [32] is free again when the call returns. All get the
+// result.
+template <class T, class Combine>
+__device__ __forceinline__ T block_reduce(T x, T* shared, T neutral, Combine combine) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  x = warp_reduce(x, combine);
+  if (lane == 0) shared[warp] = x;
+  __syncthreads();
+  x = warp_reduce(lane < warps ? shared[lane] : neutral, combine);
+  __syncthreads();
+  return x;
+}
+template <class T>
+__device__ __forceinline__ T block_sum(T x, T* shared) {
+  return block_reduce(x, shared, T{}, [](T a, T b) { return a + b; });
+}
+__device__ __forceinline__ float block_max(float x, float* shared) {
+  return block_reduce(x, shared, -INFINITY, [](float a, float b) { return a > b ? a : b; });
+}
+
+}  // namespace llmcore::cuda

@@ -1,0 +1,85 @@
+// The table of CUDA's kernels, and whether this machine can run them.
+#include <cuda_runtime.h>
+
+#include "cuda/cublas.h"
+#include "cuda/queue.h"
+#include "ops/backend.h"
+
+namespace llmcore {
+
+namespace cuda {
+
+extern const MatmulKernels matmul_kernels;
+extern const AttentionKernels attention_kernels;
+extern const NormKernels norm_kernels;
+extern const ActivationKernels activation_kernels;
+extern const EmbeddingKernels embedding_kernels;
+extern const RopeKernels rope_kernels;
+extern const CrossEntropyKernels cross_entropy_kernels;
+extern const ElementwiseKernels elementwise_kernels;
+extern const OptimizerKernels optimizer_kernels;
+extern const PackedKernels packed_kernels;
+extern const MatmulBFloat16Kernels matmul_bfloat16_kernels;
+
+}  // namespace cuda
+
+namespace {
+
+constexpr int kLeastDriver = 13000, kLeastCapability = 80;
+
+// What is loaded from files is loaded by the CPU, and its ceilings are its own.
+const Kernels& table() {
+  static const Kernels kernels = {
+      .name = "cuda",
+      .has_dot = true,
+      .matmul = &cuda::matmul_kernels,
+      .attention = &cuda::attention_kernels,
+      .norm = &cuda::norm_kernels,
+      .activation = &cuda::activation_kernels,
+      .embedding = &cuda::embedding_kernels,
+      .rope = &cuda::rope_kernels,
+      .cross_entropy = &cuda::cross_entropy_kernels,
+      .elementwise = &cuda::elementwise_kernels,
+      .optimizer = &cuda::optimizer_kernels,
+      .ceiling = cpu_kernels().ceiling,
+      .loading = cpu_kernels().loading,
+      .packed = &cuda::packed_kernels,
+      .matmul_bfloat16 = &cuda::matmul_bfloat16_kernels,
+  };
+  return kernels;
+}
+
+std::string find_reason() {
+  int driver = 0, count = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+    return "there is no NVIDIA driver; install one of version 580 or later, or use device='cpu'";
+  if (driver < kLeastDriver)
+    return str("the NVIDIA driver knows CUDA ", driver / 1000, ".", driver % 1000 / 10,
+               ", this build needs 13.0; install driver 580 or later, or use device='cpu'");
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0)
+    return str("no NVIDIA GPU can be used (", cudaGetErrorString(status),
+               "); see whether CUDA_VISIBLE_DEVICES hides it, or use device='cpu'");
+  for (int index = 0; index < count; ++index) {
+    cudaDeviceProp properties{};
+    cuda::check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+    if (properties.major * 10 + properties.minor < kLeastCapability)
+      return str("GPU ", index, ", ", properties.name, ", has compute capability ",
+                 properties.major, ".", properties.minor,
+                 ", 8.0 is needed; hide it by CUDA_VISIBLE_DEVICES, or use device='cpu'");
+  }
+  return cuda::cublas().reason;
+}
+
+}  // namespace
+
+const Kernels* cuda_kernels() {
+  return cuda_unavailable_reason().empty() ? &table() : nullptr;
+}
+
+std::string cuda_unavailable_reason() {
+  static const std::string reason = find_reason();
+  return reason;
+}
+
+}  // namespace llmcore

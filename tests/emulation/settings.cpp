@@ -1,0 +1,86 @@
+// Orders, eagerness and faults; LLMCORE_EMULATED_ORDER and LLMCORE_EMULATED_EAGER.
+#include "settings.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+#include "emulation.h"
+
+namespace emulation {
+namespace {
+
+struct Settings {
+  enum Order { kForward, kBackward, kRandom } order = kForward;
+  std::mt19937_64 random;
+  bool eager = false, thrown = false;
+
+  Settings() {
+    if (const char* order = std::getenv("LLMCORE_EMULATED_ORDER")) set_order(order);
+    if (const char* value = std::getenv("LLMCORE_EMULATED_EAGER"))
+      eager = std::string(value) == "1";
+  }
+
+  void set_order(const std::string& name) {
+    const std::string prefix = "random:";
+    if (name == "forward") {
+      order = kForward;
+    } else if (name == "backward") {
+      order = kBackward;
+    } else if (name.starts_with(prefix) && name.size() > prefix.size() &&
+               name.find_first_not_of("0123456789", prefix.size()) == std::string::npos) {
+      order = kRandom;
+      random.seed(std::stoull(name.substr(prefix.size())));
+    } else {
+      throw std::invalid_argument(
+          "emulated order: must be 'forward', 'backward' or "
+          "'random:SEED', got '" +
+          name + "'");
+    }
+  }
+};
+
+Settings& settings() {
+  static Settings& settings = *new Settings;
+  return settings;
+}
+
+}  // namespace
+
+void set_order(const std::string& order) {
+  settings().set_order(order);
+}
+
+void set_eager(bool eager) {
+  settings().eager = eager;
+}
+
+bool is_eager() {
+  return settings().eager;
+}
+
+void throw_faults(bool thrown) {
+  settings().thrown = thrown;
+}
+
+void fail(const std::string& what) {
+  if (settings().thrown) throw Fault(what);
+  std::fprintf(stderr, "emulated GPU: %s\n", what.c_str());
+  std::abort();
+}
+
+void arrange(std::span<int> items) {
+  if (settings().order == Settings::kRandom)
+    std::shuffle(items.begin(), items.end(), settings().random);
+  else if (settings().order == Settings::kBackward)
+    std::reverse(items.begin(), items.end());
+}
+
+int choose(int count) {
+  if (settings().order == Settings::kForward) return 0;
+  if (settings().order == Settings::kBackward) return count - 1;
+  return static_cast<int>(settings().random() % static_cast<uint64_t>(count));
+}
+
+}  // namespace emulation

@@ -1,0 +1,16 @@
+// What was asked of the emulation, and how it tells of faults.
+#pragma once
+
+#include <string>
+
+namespace emulation {
+
+bool is_eager();
+
+// Prints the fault and ends the program, or throws it.
+[[noreturn]] void fail(const std::string& what);
+
+// The name of a kernel as its source has it; `type` where the module was stripped of it.
+std::string kernel_name(const void* kernel, const std::string& type);
+
+}  // namespace emulation
