@@ -213,6 +213,11 @@ void wait(Queue* queue) {
   check(cudaStreamSynchronize(queue->stream), "the work of the GPU");
 }
 
+void wait_for_device(int index) {
+  use(index);
+  check(cudaDeviceSynchronize(), "the work of the GPU");
+}
+
 Event::~Event() {
   if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
 }
