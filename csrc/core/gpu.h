@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "core/device.h"
@@ -55,6 +56,24 @@ void fill_zeros(Queue* queue, void* data, int64_t bytes);
 
 // Until all is done. Throws DeviceError where work has failed.
 void wait(Queue* queue);
+
+// What a queue was asked for, to be asked again in one call.
+class Graph {
+ public:
+  Graph() = default;
+  ~Graph();
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  explicit operator bool() const { return executable_ != nullptr; }
+
+  // Keeps what `work` asks of the queue it is given, which stands for `queue`; nothing is done yet.
+  void capture(Queue* queue, const std::function<void(Queue*)>& work);
+  void launch(Queue* queue) const;
+  void clear();
+
+ private:
+  void* executable_ = nullptr;
+};
 
 // A place in a queue that can be waited for.
 class Event {
