@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import llmcore
+import on_device
 from command import SMALL, TEXT, child
 from llmcore import _core
 
@@ -18,6 +19,29 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # A shell's background jobs ignore Ctrl-C, and so would the tests of it, for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where all runs that can: cpu or cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = config.getoption("--device")
+    if device != "cpu" and llmcore.cuda_available():
+        on_device.make_default(device)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what a device does not promise; all, where there is no such device."""
+    device = config.getoption("--device")
+    if device == "cpu":
+        return
+    missing = llmcore.device_info()["cuda"]["reason"]
+    for item in items:
+        mark = item.get_closest_marker("cpu")
+        if missing or mark is not None:
+            reason = missing or f"of the CPU: {mark.args[0]}"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture
@@ -34,7 +58,7 @@ def _nan_filled_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     def nan_filled(*args: object, **kwargs: object) -> llmcore.Tensor:
         tensor = empty(*args, **kwargs)
         if tensor.dtype == "float32":
-            tensor.numpy()[...] = np.nan
+            on_device.write(tensor, np.full(tensor.shape, np.nan, np.float32))
         return tensor
 
     monkeypatch.setattr(_core, "empty", nan_filled)

@@ -5,9 +5,11 @@
 #include <limits>
 #include <optional>
 
+#include "bindings/exchange.h"
 #include "bindings/py_tensor.h"
 #include "core/error.h"
 #include "ops/attention.h"
+#include "ops/checks.h"
 
 namespace llmcore::bindings {
 namespace {
@@ -19,6 +21,7 @@ struct Call {
   std::string op;
   bool rows_first;  // tensors are [B, T, H, D] rather than [B, H, T, D]
   bool bfloat16;    // products round their operands
+  DType activations;
   AttentionArgs args;
   std::vector<PyTensor> held;
 };
@@ -27,12 +30,14 @@ struct Call {
 HeadView head_view(const Call& call, const char* name, const PyTensor& tensor, const char* symbols,
                    int64_t heads, int64_t rows, int64_t width) {
   const int64_t batch = call.args.batch;
-  float* data = tensor.view.f32();
+  void* data = tensor.view.data;
   if (call.rows_first) {
-    check_tensor(call.op.c_str(), name, tensor.view, symbols, {batch, rows, heads, width});
+    check_tensor(call.op.c_str(), name, tensor.view, symbols, {batch, rows, heads, width},
+                 call.activations);
     return {data, rows * heads * width, heads * width, width};
   }
-  check_tensor(call.op.c_str(), name, tensor.view, symbols, {batch, heads, rows, width});
+  check_tensor(call.op.c_str(), name, tensor.view, symbols, {batch, heads, rows, width},
+               call.activations);
   return {data, heads * rows * width, width, rows * width};
 }
 
@@ -68,7 +73,10 @@ Call make_call(const std::string& op, const PyTensor& q, const PyTensor& k, cons
                const Optional& bias, const Optional& mask, const Optional& kv_lengths,
                const Optional& prefix_lengths, const Optional& past, float dropout, uint64_t seed,
                uint64_t stream, bool rows_first, bool bfloat16) {
-  Call call{.op = op, .rows_first = rows_first, .bfloat16 = bfloat16};
+  Call call{.op = op,
+            .rows_first = rows_first,
+            .bfloat16 = bfloat16,
+            .activations = activation_dtype(op.c_str(), "q", op_context(q.view), q.view)};
   const int row_axis = rows_first ? 1 : 2, head_axis = rows_first ? 2 : 1;
   const char* q_symbols = rows_first ? "[B, T, Hq, D]" : "[B, Hq, T, D]";
   const char* k_symbols = rows_first ? "[B, S, Hkv, D]" : "[B, Hkv, S, D]";
@@ -168,30 +176,34 @@ void cached(const Call& call, const std::string& dtype, const PyTensor& rows, co
   args.out = out_view(call, "out", out);
   check_tensor(call.op.c_str(), "rows", rows.view, "[B, S]", {args.batch, args.keys},
                DType::kInt32);
-  const int32_t* places = rows.view.as<int32_t>();
+  const Device device = out.view.device;
+  const PyTensor here = moved_to(rows, {});
+  const int32_t* places = here.view.as<int32_t>();
   const int32_t last = *std::max_element(places, places + rows.view.numel());
-  std::vector<float> storage[2];
+  PyTensor storage[2];
   const auto tiles = [&](bool transposed, int64_t width) {
     KvTiles side{.dtype = dtype_from_name(dtype.c_str()),
                  .transposed = transposed,
                  .tokens = (args.keys + kTileTokens - 1) / kTileTokens * kTileTokens,
                  .heads = args.kv_heads,
                  .width = width};
-    std::vector<float>& words = storage[transposed];
-    words.assign((last + 1) * side.row_words(), std::numeric_limits<float>::quiet_NaN());
-    side.data = words.data();
+    const PyTensor words = allocate({(last + 1) * side.row_words()}, DType::kFloat32, {});
+    std::fill_n(words.view.f32(), words.view.numel(), std::numeric_limits<float>::quiet_NaN());
+    storage[transposed] = moved_to(words, device);
+    side.data = storage[transposed].view.f32();
     return side;
   };
   args.cache = {tiles(true, args.head_dim), tiles(false, args.value_dim), rows.view, {args.keys, 1}};
-  std::vector<int32_t> all(args.batch, static_cast<int32_t>(args.keys));
+  PyTensor lengths = allocate({args.batch}, DType::kInt32, {});
+  std::fill_n(lengths.view.as<int32_t>(), args.batch, static_cast<int32_t>(args.keys));
+  lengths = moved_to(lengths, device);
   py::gil_scoped_release release;
   attention_append(op_context(out.view),
                    {.batch = args.batch,
                     .tokens = args.keys,
                     .k = args.k,
                     .v = args.v,
-                    .kv_lengths = args.kv_lengths ? args.kv_lengths
-                                                  : tensor_view(all.data(), DType::kInt32, args.batch),
+                    .kv_lengths = args.kv_lengths ? args.kv_lengths : lengths.view,
                     .cache = args.cache});
   attention_forward(op_context(out.view), args);
 }

@@ -1,6 +1,7 @@
 // Transformer and TrainStep.
 #include <pybind11/stl.h>
 
+#include "bindings/exchange.h"
 #include "bindings/py_model.h"
 #include "core/error.h"
 #include "nn/train_step.h"
@@ -36,28 +37,31 @@ py::dict named_views(const ModelPtr& model, const Tensor& flat) {
   return views;
 }
 
-// An attention probe from (layer, head, first query, queries, weights [B, queries, S]).
-std::vector<AttentionProbe> make_probes(const py::list& tuples) {
+// Attention probes from (layer, head, first query), whose weights go to out: [probes, B, queries, S].
+std::vector<AttentionProbe> make_probes(const py::list& tuples, const Tensor& out) {
   std::vector<AttentionProbe> probes;
   for (const py::handle& item : tuples) {
-    const auto [layer, head, first, queries, weights] =
-        item.cast<std::tuple<int64_t, int64_t, int64_t, int64_t, PyTensor>>();
+    const auto [layer, head, first] = item.cast<std::tuple<int64_t, int64_t, int64_t>>();
+    const auto i = static_cast<int64_t>(probes.size());
     probes.push_back({.layer = layer,
                       .head = head,
                       .first_query = first,
-                      .queries = queries,
-                      .weights = weights.view.f32()});
+                      .queries = out.dim(2),
+                      .weights = row_slice(out, i, 1).f32()});
   }
   return probes;
 }
 
 void attention_weights(const ModelPtr& model, const py::object& batch, const std::string& kind,
-                       const py::list& wanted) {
+                       const py::list& wanted, const PyTensor& out) {
+  check_tensor("attention_weights", "out", out.view, "[probes, B, queries, S]",
+               {static_cast<int64_t>(wanted.size()), out.view.dim(1), out.view.dim(2),
+                out.view.dim(3)});
   const PyBatch owner(batch);
   AttentionProbes probes;
   (kind == "encoder" ? probes.encoder
    : kind == "cross" ? probes.cross
-                     : probes.decoder) = make_probes(wanted);
+                     : probes.decoder) = make_probes(wanted, out.view);
   exclusively(*model, [&] { model->attention_weights(owner.view, probes); });
 }
 
@@ -97,7 +101,7 @@ py::tuple step(TrainStep& train_step, const ModelPtr& model, const py::list& mic
 
 PyTensor int32_tensor(const py::object& source, const char* name) {
   if (source.is_none()) return {};
-  PyTensor tensor = as_tensor(source);
+  PyTensor tensor = moved_to(as_tensor(source), {});
   CHECK(tensor.view.dtype == DType::kInt32, DTypeError, "model: ", name, " must be int32, got ",
         dtype_name(tensor.view.dtype));
   return tensor;
@@ -116,7 +120,7 @@ PyBatch::PyBatch(const py::object& batch) {
   view.types = take("types");
   view.rows = take("rows");
   view.targets = take("targets");
-  tensors.push_back(as_tensor(batch.attr("weights")));
+  tensors.push_back(moved_to(as_tensor(batch.attr("weights")), {}));
   view.weights = tensors.back().view;
   view.label_smoothing = batch.attr("label_smoothing").cast<float>();
   view.labels = batch.attr("head").cast<std::string>() == "labels";
@@ -126,6 +130,8 @@ void bind_model(py::module_& module) {
   py::class_<Transformer, ModelPtr>(module, "Transformer")
       .def(py::init(&make_model), py::arg("config"), py::arg("device"), py::arg("seed"),
            py::arg("planned") = false)
+      .def_property_readonly("device",
+                             [](const ModelPtr& model) { return device_name(model->device()); })
       .def("parameters",
            [](const ModelPtr& model) { return named_views(model, model->params().weights()); })
       .def("gradients",
@@ -153,7 +159,7 @@ void bind_model(py::module_& module) {
            py::arg("out"))
       .def("pooled", into_tensor(&Transformer::pooled), py::arg("batch"), py::arg("out"))
       .def("attention_weights", &attention_weights, py::arg("batch"), py::arg("kind"),
-           py::arg("probes"))
+           py::arg("probes"), py::arg("out"))
       .def("loss",
            [](const ModelPtr& model, const py::object& batch) {
              const PyBatch owner(batch);

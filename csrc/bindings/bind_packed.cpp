@@ -3,8 +3,10 @@
 
 #include <optional>
 
+#include "bindings/exchange.h"
 #include "bindings/py_model.h"
 #include "core/error.h"
+#include "core/queue.h"
 #include "ops/packed.h"
 
 namespace llmcore::bindings {
@@ -110,26 +112,35 @@ PyTensor unpacked(const Context& context, const PackedRows& rows, int64_t count)
   return out;
 }
 
+// Packed on the CPU; on the device of the weight it was made of there is a copy.
 class PackedWeight {
  public:
   PackedWeight(const PyTensor& weight, const std::string& format)
       : buffer_(packed_bytes(format_from_name(format), weight.view.rows(), weight.view.cols())),
-        view_(tensor_view(buffer_.data(), format_from_name(format), weight.view.rows(),
-                          weight.view.cols())) {
-    pack_weight(op_context({}), {.weight = weight.view, .to = {view_}});
+        host_(tensor_view(buffer_.data(), format_from_name(format), weight.view.rows(),
+                          weight.view.cols())),
+        view_(host_) {
+    pack_weight(op_context({}), {.weight = moved_to(weight, {}).view, .to = {host_}});
+    if (weight.view.device.type == DeviceType::kCpu) return;
+    there_ = Buffer(buffer_.bytes(), Backing::kMemory, weight.view.device);
+    view_.data = there_.data();
+    view_.device = weight.view.device;
+    update();
   }
 
   int64_t nbytes() const { return buffer_.bytes(); }
-  py::tuple stored() const { return stored_of(op_context({}), {view_}, view_.dim(0)); }
+  py::tuple stored() const { return stored_of(op_context({}), {host_}, host_.dim(0)); }
   void set_stored(const py::array& codes, const std::optional<py::array>& scales, int64_t first) {
     llmcore::set_stored(
         op_context({}),
-        stored_args({view_, first}, codes.ndim() > 0 ? codes.shape(0) : 0, codes, scales));
+        stored_args({host_, first}, codes.ndim() > 0 ? codes.shape(0) : 0, codes, scales));
+    update();
   }
-  PyTensor unpack() const { return unpacked(op_context({}), {view_}, view_.dim(0)); }
+  PyTensor unpack() const { return unpacked(op_context({}), {host_}, host_.dim(0)); }
   PyTensor rows(const PyTensor& ids) const {
-    const PyTensor out = allocate({ids.view.numel(), view_.dim(1)}, DType::kFloat32, {});
-    unpack_rows(op_context({}), {.packed = view_, .rows = ids.view, .out = out.view});
+    const PyTensor out =
+        allocate({ids.view.numel(), view_.dim(1)}, DType::kFloat32, view_.device);
+    unpack_rows(op_context(view_), {.packed = view_, .rows = ids.view, .out = out.view});
     return out;
   }
   void multiply(const PyTensor& a, const PyTensor& c, const PyTensor* bias,
@@ -147,8 +158,15 @@ class PackedWeight {
   }
 
  private:
-  Buffer buffer_;
-  Tensor view_;
+  void update() {
+    Queue* const queue = queue_of(view_.device);
+    if (queue == nullptr) return;
+    copy_bytes(queue, view_.data, host_.data, nbytes());
+    wait(queue);
+  }
+
+  Buffer buffer_, there_;
+  Tensor host_, view_;  // what is stored, and what is multiplied with
 };
 
 // The packed rows of a model's parameter `name`, and how many there are.

@@ -138,10 +138,7 @@ Example:
       .def("__dlpack__", &to_dlpack, py::kw_only(), py::arg("stream") = py::none(),
            py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
            py::arg("copy") = py::none())
-      .def("__dlpack_device__", [](const PyTensor& t) {
-             const Device& device = t.view.device;
-             return py::make_tuple(device.type == DeviceType::kCpu ? 1 : 2, device.index);
-           })
+      .def("__dlpack_device__", &dlpack_device)
       .def("__len__",
            [](const PyTensor& t) {
              CHECK(t.view.rank > 0, DTypeError, "len() of a tensor without axes");
@@ -172,15 +169,16 @@ Example:
       py::arg("source"), R"doc(Share the memory of a DLPack array (NumPy, PyTorch, JAX, ...).
 
 Args:
-    source: an array in CPU memory of float32, bfloat16, float16, int32, int64, int8 or bool. One that is
-        not contiguous is copied.
+    source: an array in the memory of the CPU, or of a GPU that can be used, of float32, bfloat16,
+        float16, int32, int64, int8 or bool. One that is not contiguous is copied on the CPU.
 
 Returns:
     A Tensor that keeps `source`'s memory alive.
 
 Raises:
     DTypeError: not a DLPack array, or another element type.
-    DeviceError: the array is not in CPU memory.
+    DeviceError: the array is on a device that cannot be used, with the reason.
+    ShapeError: the array is on a GPU and not contiguous.
 
 Example:
     >>> import numpy as np, llmcore

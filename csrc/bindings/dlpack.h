@@ -6,8 +6,10 @@
 
 extern "C" {
 
+inline constexpr int32_t kDLCpu = 1, kDLCuda = 2, kDLPinned = 3;  // the last: of the CPU, for CUDA
+
 struct DLDevice {
-  int32_t device_type;  // 1: CPU, 2: CUDA, 3: CPU memory pinned for CUDA
+  int32_t device_type;
   int32_t device_id;
 };
 

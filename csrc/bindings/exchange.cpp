@@ -10,6 +10,7 @@
 #include "core/convert.h"
 #include "core/error.h"
 #include "core/queue.h"
+#include "ops/backend.h"
 
 namespace llmcore::bindings {
 namespace {
@@ -67,6 +68,20 @@ bool is_dense(const DLTensor& source) {
 constexpr const char* kNotDense =
     "tensor: it is not contiguous in memory and would have to be copied; make it contiguous first";
 
+// Where an array is; what its producer has asked of a GPU is done when this returns.
+Device device_of(const DLDevice& device) {
+  if (device.device_type == kDLCpu || device.device_type == kDLPinned) return {};
+  CHECK(device.device_type == kDLCuda, DeviceError,
+        "from_dlpack: only arrays in the memory of the CPU or of an NVIDIA GPU can be taken, got "
+        "DLPack device type ",
+        device.device_type, "; copy it to the CPU first");
+  const std::string reason = cuda_unavailable_reason();
+  CHECK(reason.empty(), DeviceError, "from_dlpack: the array is on an NVIDIA GPU, and ", reason,
+        "; copy it to the CPU first");
+  gpu::wait_for_device(device.device_id);
+  return {DeviceType::kCuda, device.device_id};
+}
+
 // Takes over a capsule's array: its consumer's name, and the call that lets it go.
 struct Imported {
   const DLTensor* array;
@@ -118,13 +133,17 @@ struct Exported {
   std::vector<int64_t> shape;
 };
 
+DLDevice dlpack_device(Device device) {
+  return {device.type == DeviceType::kCpu ? kDLCpu : kDLCuda, device.index};
+}
+
 template <class Managed>
 Managed* export_array(const PyTensor& tensor) {
   auto* exported =
       new Exported<Managed>{.managed = {}, .tensor = tensor, .shape = shape_of(tensor.view)};
   Managed& managed = exported->managed;
   managed.dl_tensor = {.data = tensor.view.data,
-                       .device = {1, 0},
+                       .device = dlpack_device(tensor.view.device),
                        .ndim = tensor.view.rank,
                        .dtype = kDTypes[static_cast<int>(tensor.view.dtype)].dlpack,
                        .shape = exported->shape.data(),
@@ -217,24 +236,29 @@ PyTensor from_numpy(py::array array, Sharing sharing) {
       str("tensor: ", kKnownDTypes, ", got ", name, "; convert with .astype('float32')"));
 }
 
+py::tuple dlpack_device(const PyTensor& tensor) {
+  const DLDevice device = dlpack_device(tensor.view.device);
+  return py::make_tuple(device.device_type, device.device_id);
+}
+
 PyTensor from_dlpack(const py::object& source, Sharing sharing) {
   CHECK(py::hasattr(source, "__dlpack__"), DTypeError,
         "from_dlpack: the argument must have a __dlpack__ method, got ",
         std::string(py::str(py::type::of(source).attr("__name__"))));
   const Imported imported = take_over(request_capsule(source));
   const DLTensor& array = *imported.array;
-  CHECK(array.device.device_type == 1 || array.device.device_type == 3, DeviceError,
-        "from_dlpack: only arrays in CPU memory can be taken, got DLPack device type ",
-        array.device.device_type, "; copy it to the CPU first");
+  const Device device = device_of(array.device);
   for (const DTypeRow& row : kDTypes) {
     if (std::memcmp(&row.dlpack, &array.dtype, sizeof(DLDataType)) != 0) continue;
     char* data = static_cast<char*>(array.data) + array.byte_offset;
     const std::vector<int64_t> shape(array.shape, array.shape + array.ndim);
     PyTensor tensor{view_with_shape(data, row.dtype, shape), imported.owner, imported.read_only};
+    tensor.view.device = device;
     // An array of no elements may come without memory, which here would mean: not given.
-    if (tensor.view.numel() == 0) return allocate(shape, row.dtype, {});
+    if (tensor.view.numel() == 0) return allocate(shape, row.dtype, device);
     if (is_dense(array)) return tensor;
-    CHECK(sharing == Sharing::kCopyIfNeeded, ShapeError, kNotDense);
+    CHECK(sharing == Sharing::kCopyIfNeeded && device.type == DeviceType::kCpu, ShapeError,
+          kNotDense);
     PyTensor dense = allocate(shape, row.dtype, {});
     copy_strided(dense.view.as<char>(), data, array, dtype_size(row.dtype), 0);
     return dense;
@@ -257,15 +281,23 @@ py::array to_numpy(const PyTensor& tensor) {
 py::capsule to_dlpack(const PyTensor& tensor, const py::object& stream,
                       const py::object& max_version, const py::object& dl_device,
                       const py::object& copy) {
-  if (!stream.is_none()) throw py::buffer_error("__dlpack__: stream must be None on the CPU");
-  if (!dl_device.is_none() && !dl_device.equal(py::make_tuple(1, 0)))
-    throw py::buffer_error("__dlpack__: dl_device must be None or (1, 0), the CPU");
-  const bool copied = !copy.is_none() && copy.cast<bool>();
+  const bool on_cpu = tensor.view.device.type == DeviceType::kCpu;
+  if (on_cpu && !stream.is_none())
+    throw py::buffer_error("__dlpack__: stream must be None on the CPU");
+  const bool elsewhere = !dl_device.is_none() && !dl_device.equal(dlpack_device(tensor));
+  if (elsewhere && !dl_device.equal(py::make_tuple(kDLCpu, 0)))
+    throw py::buffer_error(str("__dlpack__: dl_device must be None, (1, 0), the CPU",
+                               on_cpu ? "" : ", or where the tensor is"));
+  if (elsewhere && !copy.is_none() && !copy.cast<bool>())
+    throw py::buffer_error("__dlpack__: a tensor on a GPU reaches the CPU as a copy alone");
+  const bool copied = elsewhere || (!copy.is_none() && copy.cast<bool>());
   PyTensor shared = tensor;
   if (copied) {
-    shared = allocate(shape_of(tensor.view), tensor.view.dtype, tensor.view.device);
-    std::memcpy(shared.view.data, tensor.view.data, tensor.view.nbytes());
+    shared = allocate(shape_of(tensor.view), tensor.view.dtype,
+                      elsewhere ? Device{} : tensor.view.device);
+    copy_tensor(tensor.view, shared.view);
   }
+  if (!on_cpu) wait(queue_of(tensor.view.device));  // whatever the consumer's stream is
   if (!max_version.is_none() && max_version[py::int_(0)].cast<int>() >= 1) {
     auto* managed = export_array<DLManagedTensorVersioned>(shared);
     managed->version = {1, 0};

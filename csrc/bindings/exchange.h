@@ -16,11 +16,12 @@ enum class Sharing { kCopyIfNeeded, kRequired };
 PyTensor from_numpy(py::array array, Sharing sharing);
 PyTensor from_dlpack(const py::object& source, Sharing sharing);
 
-// Shares memory; of bfloat16, a float32 copy.
 // The same tensor on a device: itself where it is there.
 PyTensor moved_to(const PyTensor& tensor, Device device);
 
+// Shares memory; of bfloat16, a float32 copy; of a GPU's memory, a copy.
 py::array to_numpy(const PyTensor& tensor);
+py::tuple dlpack_device(const PyTensor& tensor);
 py::capsule to_dlpack(const PyTensor& tensor, const py::object& stream,
                       const py::object& max_version, const py::object& dl_device,
                       const py::object& copy);

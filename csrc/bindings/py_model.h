@@ -17,7 +17,7 @@ struct PyBatch {
   std::vector<PyTensor> tensors;
 };
 
-// An int32 NumPy array or Tensor; None becomes empty.
+// An int32 NumPy array or Tensor, in the memory of the CPU; None becomes empty.
 PyTensor int32_tensor(const py::object& source, const char* name);
 
 // Runs `work` with the model's lock held and the GIL released. The lock is taken without the GIL,

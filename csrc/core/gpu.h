@@ -56,6 +56,8 @@ void fill_zeros(Queue* queue, void* data, int64_t bytes);
 
 // Until all is done. Throws DeviceError where work has failed.
 void wait(Queue* queue);
+// The same, and for what others in this process have asked of the device.
+void wait_for_device(int index);
 
 // What a queue was asked for, to be asked again in one call.
 class Graph {

@@ -259,6 +259,11 @@ void Graph::launch(Queue* queue) const {
         "cudaGraphLaunch");
 }
 
+void wait_for_device(int index) {
+  use(index);
+  check(cudaDeviceSynchronize(), "the work of the GPU");
+}
+
 Event::~Event() {
   if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
 }

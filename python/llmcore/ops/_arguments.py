@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from llmcore import _core
 from llmcore._core import Tensor
-from llmcore.errors import DTypeError, ShapeError, TokenIndexError
+from llmcore.errors import DeviceError, DTypeError, ShapeError, TokenIndexError
 
 ArrayLike = Any
 """A NumPy array, an `llmcore.Tensor`, any DLPack array, or nested lists of numbers."""
 
 
 class Floats:
-    """The floating-point arguments of one call, as float32 tensors.
+    """The floating-point arguments of one call, as float32 tensors on one device.
 
     All must share one dtype: float32, or bfloat16 where the operation takes it. bfloat16 is widened
     on the way in and `result` rounds on the way out, so sums are always taken in float32.
@@ -24,37 +27,76 @@ class Floats:
         allowed = ("float32", "bfloat16") if bfloat16 else ("float32",)
         self.op = op
         self.dtype = "float32"
-        self._tensors: dict[str, Tensor | None] = {}
-        first: str | None = None
-        for name, array in arrays.items():
-            if array is None:
-                self._tensors[name] = None
-                continue
-            tensor = as_tensor(op, name, array)
+        given = {n: as_tensor(op, n, array) for n, array in arrays.items() if array is not None}
+        first = next(iter(given), None)
+        for name, tensor in given.items():
             if tensor.dtype not in allowed:
                 raise DTypeError(f"{op}: {name} must be {' or '.join(allowed)}, got {tensor.dtype}")
-            if first is None:
-                first, self.dtype = name, tensor.dtype
+            if name == first:
+                self.dtype = tensor.dtype
             elif tensor.dtype != self.dtype:
                 raise DTypeError(
                     f"{op}: {name} must be {self.dtype} as {first} is, got {tensor.dtype}"
                 )
-            self._tensors[name] = tensor.to(dtype="float32")
+        self._placed = next((name for name in given if has_device(arrays[name])), first)
+        self.device = "cpu" if self._placed is None else given[self._placed].device
+        self._tensors = {
+            name: self.here(name, arrays[name], tensor).to(dtype="float32")
+            for name, tensor in given.items()
+        }
 
     def __getitem__(self, name: str) -> Tensor:
         """The argument `name`, which was given."""
-        tensor = self._tensors[name]
+        tensor = self.get(name)
         if tensor is None:
             raise DTypeError(f"{self.op}: {name} must be an array, got None")
         return tensor
 
     def get(self, name: str) -> Tensor | None:
         """The argument `name`, or None where it was not given."""
-        return self._tensors[name]
+        return self._tensors.get(name)
+
+    def here(self, name: str, array: ArrayLike, tensor: Tensor) -> Tensor:
+        """`tensor`, made of the argument `array`, where the others are.
+
+        Raises:
+            DeviceError: `array` is on another device. NumPy arrays and lists are on none.
+        """
+        if has_device(array) and tensor.device != self.device:
+            raise DeviceError(
+                f"{self.op}: {name} must be on {self.device} as {self._placed} is, got "
+                f"{tensor.device}"
+            )
+        return tensor.to(device=self.device)
+
+    def array(self, values: npt.NDArray[Any]) -> Tensor:
+        """NumPy's array where the arguments are."""
+        return _core.as_tensor(values).to(device=self.device)
+
+    def ids(self, name: str, array: ArrayLike) -> Tensor:
+        """The integer argument `name` beside them: `as_ids`, on the same device."""
+        return self.here(name, array, as_ids(self.op, name, array))
+
+    def empty(self, *shape: int) -> Tensor:
+        """A float32 tensor of any contents beside them; the core will write every element."""
+        return _core.empty(list(shape), device=self.device)
+
+    def empty_like(self, name: str) -> Tensor:
+        """The same with the shape of the argument `name`."""
+        return self.empty(*self[name].shape)
+
+    def zeros(self, *shape: int) -> Tensor:
+        """A float32 tensor of zeros beside them, for the core to add to."""
+        return _core.zeros(list(shape), device=self.device)
 
     def result(self, tensor: Tensor) -> Tensor:
         """A float32 result in the dtype of the arguments."""
         return tensor.to(dtype=self.dtype)
+
+
+def has_device(array: ArrayLike) -> bool:
+    """Whether `array` is somewhere in particular: a Tensor or DLPack array, not NumPy's."""
+    return hasattr(array, "__dlpack__") and not isinstance(array, np.ndarray | np.generic)
 
 
 def as_tensor(op: str, name: str, array: ArrayLike) -> Tensor:
@@ -97,13 +139,3 @@ def normalized_axis(op: str, tensor: Tensor, axis: int) -> int:
             f"{op}: axis must be in [{-rank}, {rank}) for x of {rank} axes, got {axis}"
         )
     return axis % rank
-
-
-def empty(*shape: int) -> Tensor:
-    """A float32 tensor of any contents, every element of which the core will write."""
-    return _core.empty(list(shape))
-
-
-def empty_like(tensor: Tensor) -> Tensor:
-    """The same with the shape of `tensor`."""
-    return _core.empty(tensor.shape)

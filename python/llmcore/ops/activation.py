@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.errors import ConfigError
-from llmcore.ops._arguments import ArrayLike, Floats, check_shape, empty_like
+from llmcore.ops._arguments import ArrayLike, Floats, check_shape
 
 
 def relu(x: ArrayLike) -> Tensor:
@@ -156,7 +156,7 @@ def swiglu(gate: ArrayLike, up: ArrayLike) -> Tensor:
     """
     args = Floats("swiglu", bfloat16=True, gate=gate, up=up)
     check_shape("swiglu", "up", args["up"], args["gate"].shape)
-    y = empty_like(args["gate"])
+    y = args.empty_like("gate")
     _core.gated_forward(activation="silu", gate=args["gate"], up=args["up"], y=y)
     return args.result(y)
 
@@ -185,7 +185,7 @@ def swiglu_backward(dy: ArrayLike, gate: ArrayLike, up: ArrayLike) -> tuple[Tens
     args = Floats(op, bfloat16=True, dy=dy, gate=gate, up=up)
     check_shape(op, "up", args["up"], args["gate"].shape)
     check_shape(op, "dy", args["dy"], args["gate"].shape)
-    dgate, dup = empty_like(args["gate"]), empty_like(args["gate"])
+    dgate, dup = args.empty_like("gate"), args.empty_like("gate")
     _core.gated_backward(
         activation="silu", dy=args["dy"], gate=args["gate"], up=args["up"], dgate=dgate, dup=dup
     )
@@ -201,7 +201,7 @@ def _gelu_kind(op: str, approximate: str) -> str:
 
 def _forward(op: str, activation: str, x: ArrayLike) -> Tensor:
     args = Floats(op, bfloat16=True, x=x)
-    y = empty_like(args["x"])
+    y = args.empty_like("x")
     _core.activation_forward(activation=activation, x=args["x"], y=y)
     return args.result(y)
 
@@ -209,6 +209,6 @@ def _forward(op: str, activation: str, x: ArrayLike) -> Tensor:
 def _backward(op: str, activation: str, dy: ArrayLike, x: ArrayLike) -> Tensor:
     args = Floats(op, bfloat16=True, dy=dy, x=x)
     check_shape(op, "dy", args["dy"], args["x"].shape)
-    dx = empty_like(args["x"])
+    dx = args.empty_like("x")
     _core.activation_backward(activation=activation, dy=args["dy"], x=args["x"], dx=dx)
     return args.result(dx)

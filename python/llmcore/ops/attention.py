@@ -11,12 +11,9 @@ from llmcore.errors import DTypeError, ShapeError
 from llmcore.ops._arguments import (
     ArrayLike,
     Floats,
-    as_ids,
     as_tensor,
     check_rank,
     check_shape,
-    empty,
-    empty_like,
 )
 
 
@@ -87,11 +84,11 @@ def attention(
     call, shape = _call(
         args, mask, causal, scale, softcap, kv_lengths, prefix_lengths, window, past_length
     )
-    out = empty(*shape[:3], args["v"].shape[3])
+    out = args.empty(*shape[:3], args["v"].shape[3])
     _core.attention_forward(call, out=out)
     if not return_weights:
         return args.result(out)
-    weights = empty(*shape)
+    weights = args.empty(*shape)
     _core.attention_weights(call, weights=weights)
     return args.result(out), args.result(weights)
 
@@ -150,10 +147,10 @@ def attention_backward(
         args, mask, causal, scale, softcap, kv_lengths, prefix_lengths, window, past_length
     )
     check_shape(args.op, "dout", args["dout"], [*shape[:3], args["v"].shape[3]])
-    out, softmax = empty_like(args["dout"]), empty(*shape[:3], 2)
+    out, softmax = args.empty_like("dout"), args.empty(*shape[:3], 2)
     _core.attention_forward(call, out=out, softmax=softmax)
-    dq, dk, dv = (empty_like(args[name]) for name in ("q", "k", "v"))
-    dbias = None if bias is None else _core.zeros(args["bias"].shape)
+    dq, dk, dv = (args.empty_like(name) for name in ("q", "k", "v"))
+    dbias = None if bias is None else args.zeros(*args["bias"].shape)
     _core.attention_backward(
         call, out=out, softmax=softmax, dout=args["dout"], dq=dq, dk=dk, dv=dv, dbias=dbias
     )
@@ -183,7 +180,7 @@ def _call(
             f"{op}: window must be (left, right), each -1 (unbounded) or above, got {window}"
         )
     if mask is not None:
-        mask = as_tensor(op, "mask", mask)
+        mask = args.here("mask", mask, as_tensor(op, "mask", mask))
         if mask.dtype != "bool":
             raise DTypeError(
                 f"{op}: mask must be bool, True where a query may attend, got {mask.dtype}"
@@ -208,12 +205,12 @@ def _call(
         window_right=window[1],
         bias=args.get("bias"),
         mask=mask,
-        kv_lengths=_lengths(op, "kv_lengths", kv_lengths),
-        prefix_lengths=_lengths(op, "prefix_lengths", prefix_lengths),
-        past=_lengths(op, "past_length", past_length),
+        kv_lengths=_lengths(args, "kv_lengths", kv_lengths),
+        prefix_lengths=_lengths(args, "prefix_lengths", prefix_lengths),
+        past=_lengths(args, "past_length", past_length),
     )
     return call, [*q.shape[:3], k.shape[2]]
 
 
-def _lengths(op: str, name: str, values: ArrayLike | None) -> Tensor | None:
-    return None if values is None else as_ids(op, name, values)
+def _lengths(args: Floats, name: str, values: ArrayLike | None) -> Tensor | None:
+    return None if values is None else args.ids(name, values)

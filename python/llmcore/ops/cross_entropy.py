@@ -11,7 +11,7 @@ import numpy.typing as npt
 from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.errors import ConfigError, DTypeError, ShapeError, TokenIndexError
-from llmcore.ops._arguments import ArrayLike, Floats, as_tensor, check_shape, empty, empty_like
+from llmcore.ops._arguments import ArrayLike, Floats, as_tensor, check_shape
 
 
 def cross_entropy(
@@ -51,7 +51,7 @@ def cross_entropy(
         0.6930999755859375
     """
     call = _Call("cross_entropy", logits, targets, weight, ignore_index, label_smoothing, reduction)
-    losses = empty(call.rows)
+    losses = call.args.empty(call.rows)
     _core.cross_entropy(**call.arguments, losses=losses)
     return _reduced(losses, call.shape, call.counted, reduction)
 
@@ -92,10 +92,11 @@ def cross_entropy_backward(
     """
     op = "cross_entropy_backward"
     call = _Call(op, logits, targets, weight, ignore_index, label_smoothing, reduction)
-    scale = _row_scale(op, dloss, call.shape, call.counted, reduction)
-    dlogits = empty_like(call.arguments["logits"])
-    _core.cross_entropy(**call.arguments, losses=empty(call.rows), row_scale=scale, dlogits=dlogits)
-    return dlogits.reshape([*call.shape, dlogits.shape[-1]])
+    scale = _row_scale(call.args, dloss, call.shape, call.counted, reduction)
+    dlogits = call.args.empty(call.rows, call.classes)
+    losses = call.args.empty(call.rows)
+    _core.cross_entropy(**call.arguments, losses=losses, row_scale=scale, dlogits=dlogits)
+    return dlogits.reshape([*call.shape, call.classes])
 
 
 def linear_cross_entropy(
@@ -135,12 +136,12 @@ def linear_cross_entropy(
     """
     op = "linear_cross_entropy"
     args, shape, ids = _linear_arguments(op, hidden, weight, bias, targets, ignore_index)
-    losses = empty(ids.size)
+    losses = args.empty(ids.size)
     _core.linear_cross_entropy(
         hidden=args["hidden"].reshape([ids.size, args["hidden"].shape[-1]]),
         weight=args["weight"],
         bias=args.get("bias"),
-        targets=_core.as_tensor(ids),
+        targets=args.array(ids),
         label_smoothing=_checked_smoothing(op, label_smoothing),
         losses=losses,
     )
@@ -187,18 +188,18 @@ def linear_cross_entropy_backward(
     """
     op = "linear_cross_entropy_backward"
     args, shape, ids = _linear_arguments(op, hidden, weight, bias, targets, ignore_index)
-    scale = _row_scale(op, dloss, shape, float((ids >= 0).sum()), "mean")
+    scale = _row_scale(args, dloss, shape, float((ids >= 0).sum()), "mean")
     width = args["hidden"].shape[-1]
-    dhidden = empty_like(args["hidden"])
-    dweight = _core.zeros(args["weight"].shape)
-    dbias = None if bias is None else _core.zeros([dweight.shape[0]])
+    dhidden = args.empty_like("hidden")
+    dweight = args.zeros(*args["weight"].shape)
+    dbias = None if bias is None else args.zeros(dweight.shape[0])
     _core.linear_cross_entropy(
         hidden=args["hidden"].reshape([ids.size, width]),
         weight=args["weight"],
         bias=args.get("bias"),
-        targets=_core.as_tensor(ids),
+        targets=args.array(ids),
         label_smoothing=_checked_smoothing(op, label_smoothing),
-        losses=empty(ids.size),
+        losses=args.empty(ids.size),
         row_scale=scale,
         dhidden=dhidden.reshape([ids.size, width]),
         dweight=dweight,
@@ -222,17 +223,17 @@ class _Call:
     ) -> None:
         if reduction not in ("mean", "sum", "none"):
             raise ConfigError(f"{op}: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-        args = Floats(op, bfloat16=False, logits=logits, weight=weight)
-        self.shape, classes = _split(op, "logits", "V", args["logits"])
-        check_shape(op, "weight", args.get("weight"), [classes])
+        self.args = args = Floats(op, bfloat16=False, logits=logits, weight=weight)
+        self.shape, self.classes = _split(op, "logits", "V", args["logits"])
+        check_shape(op, "weight", args.get("weight"), [self.classes])
         self.rows = math.prod(self.shape)
-        ids = _target_rows(op, targets, self.shape, classes, ignore_index)
+        ids = _target_rows(args, targets, self.shape, self.classes, ignore_index)
         class_weight = args.get("weight")
         weights = (ids >= 0) if class_weight is None else class_weight.numpy()[ids] * (ids >= 0)
         self.counted = float(weights.sum(dtype=np.float64))
         self.arguments: dict[str, Any] = {
-            "logits": args["logits"].reshape([self.rows, classes]),
-            "targets": _core.as_tensor(ids),
+            "logits": args["logits"].reshape([self.rows, self.classes]),
+            "targets": args.array(ids),
             "label_smoothing": _checked_smoothing(op, label_smoothing),
             "class_weight": class_weight,
         }
@@ -252,7 +253,7 @@ def _linear_arguments(
     classes = args["weight"].shape[0] if args["weight"].shape else 0
     check_shape(op, "weight", args["weight"], [classes, width])
     check_shape(op, "bias", args.get("bias"), [classes])
-    return args, shape, _target_rows(op, targets, shape, classes, ignore_index)
+    return args, shape, _target_rows(args, targets, shape, classes, ignore_index)
 
 
 def _split(op: str, name: str, symbol: str, x: Tensor) -> tuple[list[int], int]:
@@ -263,10 +264,11 @@ def _split(op: str, name: str, symbol: str, x: Tensor) -> tuple[list[int], int]:
 
 
 def _target_rows(
-    op: str, targets: ArrayLike, shape: list[int], classes: int, ignore_index: int
+    args: Floats, targets: ArrayLike, shape: list[int], classes: int, ignore_index: int
 ) -> npt.NDArray[np.int32]:
     """The targets in one row, -1 for those to ignore, as the kernels want them."""
-    tensor = as_tensor(op, "targets", targets)
+    op, tensor = args.op, as_tensor(args.op, "targets", targets)
+    args.here("targets", targets, tensor)
     if tensor.dtype not in ("int32", "int64", "int8"):
         raise DTypeError(f"{op}: targets must be int32 or int64, got {tensor.dtype}")
     check_shape(op, "targets", tensor, shape)
@@ -298,14 +300,14 @@ def _reduced(losses: Tensor, shape: list[int], counted: float, reduction: str) -
 
 
 def _row_scale(
-    op: str, dloss: ArrayLike, shape: list[int], counted: float, reduction: str
+    args: Floats, dloss: ArrayLike, shape: list[int], counted: float, reduction: str
 ) -> Tensor:
     """What each row's gradient is multiplied by: the derivative of the result by its loss."""
-    gradient = Floats(op, bfloat16=False, dloss=dloss)["dloss"]
-    check_shape(op, "dloss", gradient, shape if reduction == "none" else [])
+    gradient = Floats(args.op, bfloat16=False, dloss=dloss)["dloss"]
+    check_shape(args.op, "dloss", gradient, shape if reduction == "none" else [])
     if reduction == "none":
-        return gradient.reshape([math.prod(shape)])
+        return args.here("dloss", dloss, gradient).reshape([math.prod(shape)])
     value = gradient.numpy()
     if reduction == "mean":
         value = value / np.float32(counted) if counted > 0 else np.zeros_like(value)
-    return _core.as_tensor(np.full(math.prod(shape), value, np.float32))
+    return args.array(np.full(math.prod(shape), value, np.float32))

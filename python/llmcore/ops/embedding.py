@@ -6,7 +6,7 @@ import math
 
 from llmcore import _core
 from llmcore._core import Tensor
-from llmcore.ops._arguments import ArrayLike, Floats, as_ids, check_rank, check_shape, empty
+from llmcore.ops._arguments import ArrayLike, Floats, check_rank, check_shape
 
 
 def embedding(ids: ArrayLike, weight: ArrayLike) -> Tensor:
@@ -33,10 +33,10 @@ def embedding(ids: ArrayLike, weight: ArrayLike) -> Tensor:
     """
     op = "embedding"
     args = Floats(op, bfloat16=True, weight=weight)
-    table, rows = args["weight"], as_ids(op, "ids", ids)
+    table, rows = args["weight"], args.ids("ids", ids)
     check_rank(op, "weight", table, "[V, C]")
     width = table.shape[1]
-    y = empty(*rows.shape, width)
+    y = args.empty(*rows.shape, width)
     _core.embedding_forward(ids=rows, table=table, out=y.reshape([math.prod(rows.shape), width]))
     return args.result(y)
 
@@ -67,11 +67,11 @@ def embedding_backward(dy: ArrayLike, ids: ArrayLike, weight: ArrayLike) -> Tens
     """
     op = "embedding_backward"
     args = Floats(op, bfloat16=True, dy=dy, weight=weight)
-    rows = as_ids(op, "ids", ids)
+    rows = args.ids("ids", ids)
     check_rank(op, "weight", args["weight"], "[V, C]")
     table_rows, width = args["weight"].shape
     check_shape(op, "dy", args["dy"], [*rows.shape, width])
-    dweight = _core.zeros([table_rows, width])
+    dweight = args.zeros(table_rows, width)
     _core.embedding_backward(
         dout=args["dy"].reshape([math.prod(rows.shape), width]), ids=rows, dtable=dweight
     )

@@ -9,7 +9,7 @@ import numpy as np
 from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.errors import ConfigError, ShapeError
-from llmcore.ops._arguments import ArrayLike, Floats, check_shape, empty, empty_like
+from llmcore.ops._arguments import ArrayLike, Floats, check_shape
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 
@@ -44,7 +44,7 @@ def matmul(
                [1., 1., 1.]], dtype=float32)
     """
     args = Floats("matmul", bfloat16=True, a=a, b=b)
-    product = _Product("matmul", args["a"], args["b"], transpose_a, transpose_b)
+    product = _Product(args, transpose_a, transpose_b)
     return args.result(product.forward())
 
 
@@ -79,7 +79,7 @@ def matmul_backward(
         array([[3., 4.]], dtype=float32)
     """
     args = Floats("matmul_backward", bfloat16=True, dy=dy, a=a, b=b)
-    product = _Product("matmul_backward", args["a"], args["b"], transpose_a, transpose_b)
+    product = _Product(args, transpose_a, transpose_b)
     da, db = product.backward(args["dy"])
     return args.result(da), args.result(db)
 
@@ -115,7 +115,7 @@ def linear(
     rows = _check_linear("linear", args, activation)
     x_, weight_ = args["x"], args["weight"]
     features_out, features_in = weight_.shape
-    y = empty(*x_.shape[:-1], features_out)
+    y = args.empty(*x_.shape[:-1], features_out)
     _core.matmul(
         a=x_.reshape([rows, features_in]),
         b=weight_,
@@ -168,18 +168,18 @@ def linear_backward(
     matrix = args["x"].reshape([rows, features_in])
     gradient = args["dy"].reshape([rows, features_out])
     if activation is not None:  # through the activation first; its input is computed again
-        before = empty(rows, features_out)
+        before = args.empty(rows, features_out)
         _core.matmul(a=matrix, b=weight_, c=before, transpose_b=True, bias=args.get("bias"))
-        through = empty(rows, features_out)
+        through = args.empty(rows, features_out)
         _core.activation_backward(activation=activation, dy=gradient, x=before, dx=through)
         gradient = through
 
-    dx, dweight = empty_like(args["x"]), empty(features_out, features_in)
+    dx, dweight = args.empty_like("x"), args.empty(features_out, features_in)
     _core.matmul(a=gradient, b=weight_, c=dx.reshape([rows, features_in]))
     _core.matmul(a=gradient, b=matrix, c=dweight, transpose_a=True)
     dbias = None
     if has_bias:
-        dbias = _core.zeros([features_out])
+        dbias = args.zeros(features_out)
         _core.column_sum(x=gradient, out=dbias)
     return args.result(dx), args.result(dweight), None if dbias is None else args.result(dbias)
 
@@ -201,8 +201,9 @@ def _check_linear(op: str, args: Floats, activation: str | None) -> int:
 class _Product:
     """A checked `op(a) @ op(b)`: operands as `[batch, rows, cols]`, a batch of 1 where shared."""
 
-    def __init__(self, op: str, a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool) -> None:
-        self.op, self.shape_a, self.shape_b = op, a.shape, b.shape
+    def __init__(self, args: Floats, transpose_a: bool, transpose_b: bool) -> None:
+        self.args, op, a, b = args, args.op, args["a"], args["b"]
+        self.shape_a, self.shape_b = a.shape, b.shape
         if not a.shape or not b.shape:
             raise ShapeError(f"{op}: a and b must have at least one axis, use * with a scalar")
         # Vectors are a row on the left, a column on the right.
@@ -236,17 +237,17 @@ class _Product:
         )
 
     def forward(self) -> Tensor:
-        c = empty(self.batch, self.m, self.n)
+        c = self.args.empty(self.batch, self.m, self.n)
         _core.batched_matmul(
             a=self.a, b=self.b, c=c, transpose_a=self.transpose_a, transpose_b=self.transpose_b
         )
         return c.reshape(self.shape)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor]:
-        check_shape(self.op, "dy", dy, self.shape)
+        check_shape(self.args.op, "dy", dy, self.shape)
         dc = dy.reshape([self.batch, self.m, self.n])
-        da = empty(self.batch, *self.a.shape[1:])
-        db = empty(self.batch, *self.b.shape[1:])
+        da = self.args.empty(self.batch, *self.a.shape[1:])
+        db = self.args.empty(self.batch, *self.b.shape[1:])
         if self.transpose_a:  # da^T = dy op(b)^T
             _core.batched_matmul(
                 a=self.b, b=dc, c=da, transpose_a=self.transpose_b, transpose_b=True
@@ -266,7 +267,7 @@ class _Product:
         if math.prod(lead) in (1, self.batch):
             return matrices.reshape([math.prod(lead), *matrix])
         copied = np.ascontiguousarray(np.broadcast_to(matrices.numpy(), (*self.lead, *matrix)))
-        return _core.as_tensor(copied).reshape([self.batch, *matrix])
+        return self.args.array(copied).reshape([self.batch, *matrix])
 
     def _summed_to(self, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Sum over the leading axes along which an operand of `shape` was broadcast."""
@@ -276,4 +277,4 @@ class _Product:
         full = gradient.numpy().reshape(*self.lead, *gradient.shape[1:])
         axes = tuple(i for i, size in enumerate(lead) if size == 1 and self.lead[i] != 1)
         summed = full.sum(axes, keepdims=True, dtype=np.float32)
-        return _core.as_tensor(summed).reshape(shape)
+        return self.args.array(summed).reshape(shape)

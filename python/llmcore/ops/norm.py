@@ -10,8 +10,6 @@ from llmcore.ops._arguments import (
     ArrayLike,
     Floats,
     check_shape,
-    empty,
-    empty_like,
     normalized_axis,
 )
 
@@ -159,7 +157,7 @@ def _norm(
     eps: float,
 ) -> Tensor:
     args = Floats(op, bfloat16=True, x=x, weight=weight, bias=bias)
-    y = empty_like(args["x"])
+    y = args.empty_like("x")
     rows, width, shape = _split(op, args["x"], axis)
     check_shape(op, "weight", args.get("weight"), shape)
     check_shape(op, "bias", args.get("bias"), shape)
@@ -190,11 +188,11 @@ def _norm_backward(
     check_shape(op, "weight", args.get("weight"), shape)
     matrix = args["x"].reshape([rows, width])
     flat_weight = _flat(args.get("weight"), width)
-    mean, rstd, y = empty(rows), empty(rows), empty_like(matrix)
+    mean, rstd, y = args.empty(rows), args.empty(rows), args.empty(rows, width)
     _core.norm_forward(rms=rms, eps=eps, x=matrix, y=y, mean=mean, rstd=rstd)
-    dx = empty_like(args["x"])
-    dweight = None if weight is None else _core.zeros([width])
-    dbias = _core.zeros([width]) if has_bias else None
+    dx = args.empty_like("x")
+    dweight = None if weight is None else args.zeros(width)
+    dbias = args.zeros(width) if has_bias else None
     _core.norm_backward(
         rms=rms,
         dy=args["dy"].reshape([rows, width]),

@@ -59,12 +59,19 @@ def adamw_step(
     """
     op = "adamw_step"
     in_place = {"param": param, "m": m, "v": v}
-    arrays: dict[str, Any] = {n: _in_place(op, n, array) for n, array in in_place.items()}
-    arrays["grad"] = Floats(op, bfloat16=False, grad=grad)["grad"]
+    shared = {name: _in_place(op, name, array) for name, array in in_place.items()}
+    args = Floats(op, bfloat16=False, **shared, grad=grad)
     for name in ("grad", "m", "v"):
-        check_shape(op, name, arrays[name], arrays["param"].shape)
+        check_shape(op, name, args[name], args["param"].shape)
     _core.adamw(
-        **arrays, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step
+        **shared,
+        grad=args["grad"],
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        step=step,
     )
 
 

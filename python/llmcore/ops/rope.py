@@ -7,7 +7,7 @@ import numpy as np
 from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.errors import ShapeError
-from llmcore.ops._arguments import ArrayLike, Floats, as_ids, check_rank, check_shape, empty_like
+from llmcore.ops._arguments import ArrayLike, Floats, check_rank, check_shape
 
 
 def rope(
@@ -112,15 +112,15 @@ def _rotate(
     if position_ids is None:
         check_shape(op, "cos", args["cos"], [batch, length, rotary // 2])
         rows = batch * length
-        positions = _core.as_tensor(np.arange(rows, dtype=np.int32).reshape(batch, length))
+        positions = args.array(np.arange(rows, dtype=np.int32).reshape(batch, length))
     else:
         check_rank(op, "cos", args["cos"], "[max_positions, R/2]")
         rows = args["cos"].shape[0]
         check_shape(op, "cos", args["cos"], [rows, rotary // 2])
-        positions = as_ids(op, "position_ids", position_ids)
+        positions = args.ids("position_ids", position_ids)
         check_shape(op, "position_ids", positions, [batch, length])
     check_shape(op, "sin", args["sin"], args["cos"].shape)
-    y = empty_like(args[name])
+    y = args.empty_like(name)
     _core.rope(
         x=args[name],
         cos=args["cos"].reshape([rows, rotary // 2]),

@@ -6,7 +6,7 @@ import numpy as np
 
 from llmcore import _core
 from llmcore._core import Tensor
-from llmcore.ops._arguments import ArrayLike, Floats, check_shape, empty_like, normalized_axis
+from llmcore.ops._arguments import ArrayLike, Floats, check_shape, normalized_axis
 
 
 def softmax(x: ArrayLike, *, axis: int = -1) -> Tensor:
@@ -98,31 +98,31 @@ def log_softmax_backward(dy: ArrayLike, y: ArrayLike, *, axis: int = -1) -> Tens
 def _forward(op: str, log: bool, x: ArrayLike, axis: int) -> Tensor:
     args = Floats(op, bfloat16=False, x=x)
     axis = normalized_axis(op, args["x"], axis)
-    rows = _axis_last(args["x"], axis)
-    y = empty_like(rows)
+    rows = _axis_last(args, "x", axis)
+    y = args.empty(*rows.shape)
     _core.softmax_forward(log=log, x=rows, y=y)
-    return _axis_back(y, axis)
+    return _axis_back(args, y, axis)
 
 
 def _backward(op: str, log: bool, dy: ArrayLike, y: ArrayLike, axis: int) -> Tensor:
     args = Floats(op, bfloat16=False, dy=dy, y=y)
     check_shape(op, "dy", args["dy"], args["y"].shape)
     axis = normalized_axis(op, args["y"], axis)
-    dx = empty_like(_axis_last(args["y"], axis))
-    _core.softmax_backward(
-        log=log, dy=_axis_last(args["dy"], axis), y=_axis_last(args["y"], axis), dx=dx
-    )
-    return _axis_back(dx, axis)
+    rows = _axis_last(args, "y", axis)
+    dx = args.empty(*rows.shape)
+    _core.softmax_backward(log=log, dy=_axis_last(args, "dy", axis), y=rows, dx=dx)
+    return _axis_back(args, dx, axis)
 
 
-def _axis_last(x: Tensor, axis: int) -> Tensor:
-    """`x` with `axis` moved to the end: the kernels go along the last one."""
+def _axis_last(args: Floats, name: str, axis: int) -> Tensor:
+    """An argument with `axis` moved to the end, by way of the CPU: kernels go along the last."""
+    x = args[name]
     if axis == len(x.shape) - 1:
         return x
-    return _core.as_tensor(np.ascontiguousarray(np.moveaxis(x.numpy(), axis, -1)))
+    return args.array(np.ascontiguousarray(np.moveaxis(x.numpy(), axis, -1)))
 
 
-def _axis_back(x: Tensor, axis: int) -> Tensor:
+def _axis_back(args: Floats, x: Tensor, axis: int) -> Tensor:
     if axis == len(x.shape) - 1:
         return x
-    return _core.as_tensor(np.ascontiguousarray(np.moveaxis(x.numpy(), -1, axis)))
+    return args.array(np.ascontiguousarray(np.moveaxis(x.numpy(), -1, axis)))
