@@ -3,7 +3,6 @@
 #include "ops/cross_entropy.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
-#include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/optimizer.h"
 #include "ops/packed.h"
@@ -11,10 +10,6 @@
 
 namespace llmcore::cuda {
 
-extern const MatmulKernels matmul_kernels;
-const MatmulKernels matmul_kernels = {};
-extern const MatmulBFloat16Kernels matmul_bfloat16_kernels;
-const MatmulBFloat16Kernels matmul_bfloat16_kernels = {};
 extern const PackedKernels packed_kernels;
 const PackedKernels packed_kernels = {};
 extern const AttentionKernels attention_kernels;
