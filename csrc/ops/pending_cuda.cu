@@ -5,13 +5,10 @@
 #include "ops/embedding.h"
 #include "ops/norm.h"
 #include "ops/optimizer.h"
-#include "ops/packed.h"
 #include "ops/rope.h"
 
 namespace llmcore::cuda {
 
-extern const PackedKernels packed_kernels;
-const PackedKernels packed_kernels = {};
 extern const AttentionKernels attention_kernels;
 const AttentionKernels attention_kernels = {};
 extern const NormKernels norm_kernels;
