@@ -4,7 +4,6 @@
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/matmul.h"
-#include "ops/norm.h"
 #include "ops/packed.h"
 
 namespace llmcore::cuda {
@@ -17,8 +16,6 @@ extern const PackedKernels packed_kernels;
 const PackedKernels packed_kernels = {};
 extern const AttentionKernels attention_kernels;
 const AttentionKernels attention_kernels = {};
-extern const NormKernels norm_kernels;
-const NormKernels norm_kernels = {};
 extern const EmbeddingKernels embedding_kernels;
 const EmbeddingKernels embedding_kernels = {};
 extern const CrossEntropyKernels cross_entropy_kernels;
