@@ -1,8 +1,6 @@
 // Tables of families that are still to be written for CUDA.
 #include "ops/activation.h"
 #include "ops/attention.h"
-#include "ops/cross_entropy.h"
-#include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
@@ -28,10 +26,6 @@ extern const EmbeddingKernels embedding_kernels;
 const EmbeddingKernels embedding_kernels = {};
 extern const RopeKernels rope_kernels;
 const RopeKernels rope_kernels = {};
-extern const CrossEntropyKernels cross_entropy_kernels;
-const CrossEntropyKernels cross_entropy_kernels = {};
-extern const ElementwiseKernels elementwise_kernels;
-const ElementwiseKernels elementwise_kernels = {};
 extern const OptimizerKernels optimizer_kernels;
 const OptimizerKernels optimizer_kernels = {};
 
