@@ -1,7 +1,6 @@
 // Tables of families that are still to be written for CUDA.
 #include "ops/activation.h"
 #include "ops/attention.h"
-#include "ops/embedding.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/optimizer.h"
@@ -22,8 +21,6 @@ extern const NormKernels norm_kernels;
 const NormKernels norm_kernels = {};
 extern const ActivationKernels activation_kernels;
 const ActivationKernels activation_kernels = {};
-extern const EmbeddingKernels embedding_kernels;
-const EmbeddingKernels embedding_kernels = {};
 extern const RopeKernels rope_kernels;
 const RopeKernels rope_kernels = {};
 extern const OptimizerKernels optimizer_kernels;
