@@ -45,10 +45,19 @@ def is_kernel(path):
     return path.name.endswith("_cpu.cpp") and path.name != "backend_cpu.cpp"
 
 
+def is_cuda(path):
+    """What nvcc alone compiles: the CUDA files of any folder, and csrc/cuda."""
+    return path.stem.endswith("_cuda") or path.parent == CSRC / "cuda"
+
+
+def is_cuda_kernel(path):
+    return path.match("csrc/ops/*_cuda.cu") and path.name != "backend_cuda.cu"
+
+
 # ---------------------------------------------------------------------------- who includes whom
 
 # Each folder sees itself and those to its left.
-LAYERS = ["core", "simd", "ops", "nn", "generate", "distributed", "bindings"]
+LAYERS = ["core", "simd", "cuda", "ops", "nn", "generate", "distributed", "bindings"]
 
 
 def includes(path):
@@ -63,7 +72,11 @@ def test_includes_point_down_the_layers():
             below = included.split("/")[0]
             if "/" not in included or not (CSRC / included).is_file():
                 wrong.append(f"{name(path)}: '{included}' is no path below csrc")
-            elif LAYERS.index(below) > LAYERS.index(layer):
+            elif below == "cuda" and not is_cuda(path):
+                wrong.append(f"{name(path)}: {included} is for the CUDA files alone")
+            elif layer == "cuda" and below == "simd":
+                wrong.append(f"{name(path)}: {included} is for the CPU alone")
+            elif LAYERS.index(below) > LAYERS.index(layer) and below != "cuda":
                 wrong.append(f"{name(path)}: {layer} must not include {included}")
     assert not wrong, "\n".join(wrong)
 
@@ -78,7 +91,7 @@ def test_vectors_are_for_the_kernels_alone():
     allowed = {name(path) for path in [*per_isa_headers(), *filter(is_kernel, sources("*.cpp"))]}
     wrong = [
         f"{name(path)} includes {included}"
-        for path in sources("*.h", "*.cpp")
+        for path in sources("*.h", "*.cpp", "*.cu")
         for included in includes(path)
         if included in per_isa and name(path) not in allowed
     ]
@@ -138,10 +151,33 @@ def test_cuda_stays_in_the_cuda_files():
     cuda = re.compile(r"^\s*#\s*(if|ifdef|ifndef|elif).*CUDA|#include <cu", re.MULTILINE)
     wrong = [
         name(path)
-        for path in sources("*.h", "*.cpp")
-        if "cuda" not in path.name and cuda.search(without_comments(path))
+        for path in sources("*.h", "*.cpp", "*.cu", "*.cuh")
+        if not is_cuda(path) and cuda.search(without_comments(path))
     ]
     assert not wrong, wrong
+
+
+# What CUDA files must not hold, and the one that may.
+CUDA_RULES = {
+    r"\basm\b": ("inline PTX, which the emulation cannot run", "cuda/ptx.h"),
+    r"<<<": ("a launch that does not check its errors", ""),
+    r"\batomic(Add|CAS|Exch|Max|Min|Or|And|Xor)\b": ("atomics, whose order is not the same", ""),
+    r"\b__(expf|logf|sinf|cosf|tanf|powf|fdividef)\b": ("a fast-math intrinsic", ""),
+    r"#include <(cub|thrust|cooperative_groups|cuda_bf16|cuda_fp16)\b": (
+        "what has no emulation",
+        "",
+    ),
+}
+
+
+def test_cuda_files_keep_to_what_can_be_emulated():
+    wrong = [
+        f"{name(path)}: {what}"
+        for path in filter(is_cuda, sources("*.h", "*.cu", "*.cuh"))
+        for pattern, (what, where) in CUDA_RULES.items()
+        if path != CSRC / where and re.search(pattern, without_comments(path))
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_environment_is_read_in_settings_alone():
@@ -168,11 +204,21 @@ def test_bindings_leave_loops_over_elements_to_the_core():
 
 
 def test_kernels_do_not_allocate():
-    allocation = re.compile(r"\b(malloc|calloc|aligned_alloc|new\s+\w|std::vector|mmap)\b")
+    allocation = re.compile(
+        r"\b(malloc|calloc|aligned_alloc|new\s+\w|std::vector|mmap|cudaMalloc\w*)\b"
+    )
+    kernels = [*filter(is_kernel, sources("*.cpp")), *filter(is_cuda_kernel, sources("*.cu"))]
+    wrong = [name(path) for path in kernels if allocation.search(without_comments(path))]
+    assert not wrong, wrong
+
+
+def test_cuda_kernels_do_not_wait():
+    """A step is one stream of launches: who waits in the middle of it leaves the GPU idle."""
+    waiting = re.compile(r"\bcuda(Device|Stream|Event)Synchronize\b|\bcudaMemcpy\b")
     wrong = [
         name(path)
-        for path in filter(is_kernel, sources("*.cpp"))
-        if allocation.search(without_comments(path))
+        for path in filter(is_cuda_kernel, sources("*.cu"))
+        if waiting.search(without_comments(path))
     ]
     assert not wrong, wrong
 
@@ -181,8 +227,8 @@ def test_kernel_families_are_vertical_slices():
     """A kernel has its contract and its checks beside it."""
     wrong = [
         name(path)
-        for path in filter(is_kernel, sources("*.cpp"))
-        if path.name != "table_cpu.cpp"
+        for path in [*filter(is_kernel, sources("*.cpp")), *filter(is_cuda_kernel, sources("*.cu"))]
+        if path.name not in ("table_cpu.cpp", "table_cuda.cu")
         and not any(
             path.name.startswith(header.stem) and header.with_suffix(".cpp").is_file()
             for header in path.parent.glob("*.h")
@@ -251,7 +297,7 @@ def test_no_blas_openmp_or_torch_is_linked():
 def test_only_the_module_is_exported():
     """Everything else is hidden, so that two libraries in one process never mix."""
     lines = output(tool("nm"), "-D", "--defined-only", "-C", _core.__file__).splitlines()
-    ours = [line[19:] for line in lines if "llmcore" in line]
+    ours = [line[19:] for line in lines if "llmcore" in line or line[19:].startswith("cu")]
     assert not ours, ours
 
 
@@ -300,6 +346,22 @@ def test_opening_a_model_imports_no_more_than_it_needs():
     assert "llmcore.checkpoint" in loaded
     unneeded = ("llmcore.ops", "llmcore.tokenizer", "llmcore.training", "llmcore.cli")
     assert [name for name in loaded if name.startswith(unneeded)] == []
+
+
+def test_libraries_of_other_packages_are_found_without_importing_them():
+    """Those of a package `nvidia` somewhere on the path, which need not lie beside llmcore."""
+    code = """
+import pathlib, sys, tempfile
+from llmcore.libraries import library_folders
+before = set(library_folders())
+with tempfile.TemporaryDirectory() as other:
+    for part in ("nvidia/cu13/lib", "nvidia/cudnn/include", "nvidia/nccl/lib"):
+        pathlib.Path(other, part).mkdir(parents=True)
+    sys.path.append(other)
+    found = [pathlib.Path(folder) for folder in library_folders() if folder not in before]
+    print(*[folder.relative_to(other) for folder in found], "nvidia" in sys.modules)
+"""
+    assert python(code).split() == ["nvidia/cu13/lib", "nvidia/nccl/lib", "False"]
 
 
 def test_import_is_quick():

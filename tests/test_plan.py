@@ -321,7 +321,17 @@ MACHINE = {
     "physical_cores": 4,
     "quota_cores": 0.0,
     "memory_bytes": 2**34,
-    "cuda": {"available": False, "reason": "this build has no CUDA"},
+    "cuda": {"build": "OFF", "available": False, "reason": "this build has no CUDA"},
+}
+# Of a build with CUDA on a machine where all is well.
+CUDA = {
+    "build": "ON",
+    "available": True,
+    "reason": "",
+    "driver_version": 13020,
+    "runtime_version": 13000,
+    "devices": [{"name": "NVIDIA H200", "memory_bytes": 2**37, "capability": (9, 0)}],
+    "libraries": {"libcublasLt.so.13": {"path": "/packages/libcublasLt.so.13", "reason": ""}},
 }
 
 
@@ -340,6 +350,40 @@ def test_doctor_sees_nothing_wrong_where_nothing_is():
 )
 def test_doctor_names_the_cure(change, pages, words):
     assert any(words in problem for problem in doctor.find_problems({**MACHINE, **change}, pages))
+
+
+@pytest.mark.parametrize(
+    ("change", "has_driver", "words"),
+    [
+        ({"build": "OFF"}, True, "LLMCORE_CUDA=ON"),
+        ({"build": "EMULATED"}, False, "for tests alone"),
+        ({"driver_version": 0}, False, "install the driver, 580 or later"),
+        ({"driver_version": 0}, True, "--gpus all"),
+        ({"driver_version": 12080}, True, "CUDA up to 12.8, this build needs 13.0"),
+        ({"devices": []}, True, "CUDA_VISIBLE_DEVICES"),
+        ({"devices": [{"name": "T4", "memory_bytes": 1, "capability": (7, 5)}]}, True, "T4, has"),
+        ({"libraries": {"libx.so": {"path": "", "reason": "get libx"}}}, True, "get libx"),
+    ],
+)
+def test_doctor_names_the_cure_of_cuda(change, has_driver, words):
+    (problem,) = doctor.cuda_problems({**CUDA, **change}, has_driver)
+    assert words in problem
+
+
+def test_doctor_blames_cuda_for_nothing_that_is_well_or_unknown():
+    assert doctor.cuda_problems(CUDA, has_driver=True) == []
+    assert doctor.cuda_problems(MACHINE["cuda"]) == []
+    assert doctor.cuda_problems({"build": "ON", "available": False, "reason": "?"}) == []
+
+
+def test_doctor_shows_gpus():
+    rows = dict(doctor.cuda_rows(CUDA))
+    assert rows["cuda"] == "available"
+    assert rows["driver"] == "runs CUDA 13.2 (this build needs 13.0)"
+    assert rows["cuda:0"] == "NVIDIA H200, 128.0 GiB, compute capability 9.0"
+    assert rows["libcublasLt.so.13"] == "/packages/libcublasLt.so.13"
+    rows = dict(doctor.cuda_rows({**CUDA, "available": False, "reason": "so", "driver_version": 0}))
+    assert (rows["cuda"], rows["driver"]) == ("not available: so", "none")
 
 
 def test_doctor_report_shows_every_fact():

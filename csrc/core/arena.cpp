@@ -126,6 +126,7 @@ void Arena::trim() {
   CHECK(keep_ == 0 && scratch_ == 0, ConfigError, "Arena::trim: the arena is in use");
   detail::count_memory(-peak_bytes(), device_.type);
   peak_keep_ = peak_scratch_ = 0;
+  ++trims_;
   if (range_) {
     range_->trim();
     return;

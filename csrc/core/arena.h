@@ -72,6 +72,8 @@ class Arena {
 
   // Gives touched memory back; the stacks must be empty, and on a GPU its queue have come to an end.
   void trim();
+  // How often that has been done: what was captured before must not run again.
+  int64_t trims() const { return trims_; }
 
  private:
   void take(int64_t& end, int64_t& peak, int64_t bytes);
@@ -87,6 +89,7 @@ class Arena {
   int64_t reserved_ = 0;
   int64_t keep_ = 0, scratch_ = 0;
   int64_t peak_keep_ = 0, peak_scratch_ = 0;
+  int64_t trims_ = 0;
 };
 
 // Releases, at the end of a C++ scope, the scratch taken since its start.

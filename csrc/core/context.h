@@ -26,6 +26,10 @@ struct Context {
   uint64_t dropout_seed = 0;
   uint32_t step = 0;
   uint32_t micro_batch = 0;
+  // On a GPU, where kernels find dropout_stream(step); null: it is in each mask's stream.
+  const uint64_t* step_stream = nullptr;
+
+  static uint64_t dropout_stream(uint32_t step) { return uint64_t{step} << 32; }
 
   // Activations in the arena.
   template <class... Sizes>
@@ -43,7 +47,9 @@ struct Context {
   // The dropout of site `site` (numbered by the model) in this step; none outside training.
   Dropout dropout(float p, uint32_t site) const {
     if (!training) return {};
-    return {p, dropout_seed, (uint64_t{step} << 32) | (uint64_t{micro_batch & 0xfff} << 20) | site};
+    const uint64_t place = (uint64_t{micro_batch & 0xfff} << 20) | site;
+    if (step_stream != nullptr) return {p, dropout_seed, place, step_stream};
+    return {p, dropout_seed, dropout_stream(step) | place};
   }
 };
 

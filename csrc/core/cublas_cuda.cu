@@ -15,7 +15,8 @@ Cublas opened() {
 #undef LLMCORE_FUNCTION
   table.path = library.path;
   if (!library.reason.empty())
-    table.reason = str(library.reason, "; pip install \"nvidia-cublas>=13,<14\" brings it");
+    table.reason = str(library.reason,
+                       "; pip install \"nvidia-cublas>=13,<14\" brings it, or use device='cpu'");
   return table;
 }
 

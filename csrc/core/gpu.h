@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "core/device.h"
@@ -57,6 +58,24 @@ void fill_zeros(Queue* queue, void* data, int64_t bytes);
 void wait(Queue* queue);
 // The same, and for what others in this process have asked of the device.
 void wait_for_device(int index);
+
+// What a queue was asked for, to be asked again in one call.
+class Graph {
+ public:
+  Graph() = default;
+  ~Graph();
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  explicit operator bool() const { return executable_ != nullptr; }
+
+  // Keeps what `work` asks of the queue it is given, which stands for `queue`; nothing is done yet.
+  void capture(Queue* queue, const std::function<void(Queue*)>& work);
+  void launch(Queue* queue) const;
+  void clear();
+
+ private:
+  void* executable_ = nullptr;
+};
 
 // A place in a queue that can be waited for.
 class Event {

@@ -218,6 +218,52 @@ void wait_for_device(int index) {
   check(cudaDeviceSynchronize(), "the work of the GPU");
 }
 
+Graph::~Graph() {
+  clear();
+}
+
+void Graph::clear() {
+  if (executable_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_));
+  executable_ = nullptr;
+}
+
+// On a stream of its own: what other threads ask of the device's queue meanwhile is not captured.
+void Graph::capture(Queue* queue, const std::function<void(Queue*)>& work) {
+  clear();
+  use(queue->device);
+  Queue recorder = *queue;
+  check(cudaStreamCreateWithFlags(&recorder.stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  const auto finish = [&] {
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    cudaStreamDestroy(recorder.stream);
+  };
+  try {
+    check(cudaStreamBeginCapture(recorder.stream, cudaStreamCaptureModeThreadLocal),
+          "cudaStreamBeginCapture");
+    try {
+      work(&recorder);
+    } catch (...) {
+      cudaStreamEndCapture(recorder.stream, &graph);
+      throw;
+    }
+    check(cudaStreamEndCapture(recorder.stream, &graph), "cudaStreamEndCapture");
+    check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
+  } catch (...) {
+    finish();
+    throw;
+  }
+  finish();
+  executable_ = executable;
+}
+
+void Graph::launch(Queue* queue) const {
+  use(queue->device);
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(executable_), queue->stream),
+        "cudaGraphLaunch");
+}
+
 Event::~Event() {
   if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
 }

@@ -47,6 +47,9 @@ struct Dropout {
   float p = 0.0f;
   uint64_t seed = 0;
   uint64_t stream = 0;  // distinct per step, micro-batch and site
+  // Where a GPU finds what is to be added to the stream, or null: a captured step takes its number
+  // from there.
+  const uint64_t* added = nullptr;
 };
 
 }  // namespace llmcore

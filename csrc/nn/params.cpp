@@ -238,6 +238,7 @@ void ParamStore::set_trainable(const std::string& name, bool trainable) {
   // What an earlier pass left there; memory that none has touched stays so.
   if (!trainable && info.trainable && has_gradients())
     fill_zeros(gradient(index));
+  version_ += info.trainable != trainable;
   info.trainable = trainable;
 }
 

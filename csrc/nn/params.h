@@ -51,6 +51,8 @@ class ParamStore {
 
   // Whether any of `count` parameters is.
   bool trainable(int index, int count = 1) const;
+  // Changes with what is trainable: what was captured before is no longer the same step.
+  int64_t version() const { return version_; }
   // Throws ConfigError for a name that is not in the table.
   void set_trainable(const std::string& name, bool trainable);
 
@@ -107,7 +109,7 @@ class ParamStore {
   std::vector<ParamInfo> table_;
   std::vector<char> stale_;
   Backing backing_ = Backing::kMemory;
-  int64_t size_ = 0;
+  int64_t size_ = 0, version_ = 0;
   Buffer weights_, gradients_;
   Buffer packed_;  // the packed matrices, one after the other
 };

@@ -32,47 +32,54 @@ int32_t RelativeBias::bucket(int64_t distance) const {
   return static_cast<int32_t>(first + std::min(exact + static_cast<int64_t>(share), side - 1));
 }
 
-void RelativeBias::forward(const Context& context, Sequences& sequences, Saved& saved) const {
-  Arena& arena = *context.arena;
+void RelativeBias::prepare(const Context& context, Sequences& sequences) const {
   const int64_t queries = sequences.queries, width = queries + sequences.keys() - 1;
   // Sequences differ in what they have behind them, if anything.
   const int64_t kinds = sequences.past ? sequences.batch : 1;
-  saved.buckets = arena.input(DType::kInt32, kinds * width);
-  const Tensor bias = arena.keep(DType::kFloat32, kinds, heads_, width);
+  sequences.buckets = context.arena->input(DType::kInt32, kinds, width);
   for (int64_t b = 0; b < kinds; ++b) {
     const int64_t past = sequences.past ? sequences.past.host<int32_t>()[b] : 0;
     for (int64_t w = 0; w < width; ++w)
-      saved.buckets.host<int32_t>()[b * width + w] = bucket(w - (queries - 1) - past);
+      sequences.buckets.host<int32_t>()[b * width + w] = bucket(w - (queries - 1) - past);
   }
-  context.upload();
+}
+
+void RelativeBias::forward(const Context& context, Sequences& sequences) const {
+  Arena& arena = *context.arena;
+  const int64_t kinds = sequences.buckets.dim(0), width = sequences.buckets.dim(1);
+  const Tensor bias = arena.keep(DType::kFloat32, kinds, heads_, width);
   ScratchScope scope(arena);
   const Tensor rows = arena.scratch(DType::kFloat32, kinds * width, heads_);
-  embedding_forward(context, {.ids = saved.buckets, .table = table_.weight(), .out = rows});
+  embedding_forward(context, {.ids = reshaped(sequences.buckets, kinds * width),
+                              .table = table_.weight(),
+                              .out = rows});
   for (int64_t b = 0; b < kinds; ++b)
     transpose(context, {.x = row_slice(rows, b * width, width),
                         .y = reshaped(row_slice(bias, b, 1), heads_, width)});
-  sequences.bias = {.data = bias.f32() + queries - 1,
+  sequences.bias = {.data = bias.f32() + sequences.queries - 1,
                     .stride = {kinds > 1 ? heads_ * width : 0, width, -1, 1}};
 }
 
 void RelativeBias::begin_backward(const Context& context, Sequences& sequences,
                                   Saved& saved) const {
   if (!table_.trainable()) return;
-  const int64_t width = saved.buckets.numel();
+  const int64_t width = sequences.buckets.numel();
   saved.gradient = context.arena->keep(DType::kFloat32, heads_, width);
   fill(context, {.value = 0.0f, .y = saved.gradient});
   sequences.dbias = {.data = saved.gradient.f32() + sequences.queries - 1,
                      .stride = {0, width, -1, 1}};
 }
 
-void RelativeBias::finish_backward(const Context& context, const Saved& saved) const {
+void RelativeBias::finish_backward(const Context& context, const Sequences& sequences,
+                                   const Saved& saved) const {
   if (!saved.gradient) return;
   ScratchScope scope(*context.arena);
-  const Tensor rows = context.arena->scratch(DType::kFloat32, saved.buckets.numel(), heads_);
+  const int64_t width = sequences.buckets.numel();
+  const Tensor rows = context.arena->scratch(DType::kFloat32, width, heads_);
   transpose(context, {.x = saved.gradient, .y = rows});
-  embedding_backward(
-      context,
-      {.ids = saved.buckets, .dout = rows, .dtable = table_.accumulating_gradient(context)});
+  embedding_backward(context, {.ids = reshaped(sequences.buckets, width),
+                               .dout = rows,
+                               .dtable = table_.accumulating_gradient(context)});
 }
 
 }  // namespace llmcore

@@ -11,20 +11,23 @@ namespace llmcore {
 class RelativeBias {
  public:
   struct Saved {
-    Tensor buckets;   // [W] int32, the bucket of each distance
     Tensor gradient;  // [H, W]
   };
 
   // `causal`: keys on the right are never seen, so that all buckets are for those on the left.
   RelativeBias(const ParamBuilder& builder, const Config& config, bool causal);
 
+  // Writes sequences.buckets, inputs that the caller uploads.
+  void prepare(const Context& context, Sequences& sequences) const;
+
   // Points sequences.bias at values for every query and key. They depend on the distance alone, of
   // which there are W = T + S - 1, so that nothing of size T x S is held.
-  void forward(const Context& context, Sequences& sequences, Saved& saved) const;
+  void forward(const Context& context, Sequences& sequences) const;
 
   // Between these two the layers add to the gradient, where sequences.dbias points.
   void begin_backward(const Context& context, Sequences& sequences, Saved& saved) const;
-  void finish_backward(const Context& context, const Saved& saved) const;
+  void finish_backward(const Context& context, const Sequences& sequences,
+                       const Saved& saved) const;
 
  private:
   // The bucket of a key `distance` places to the right of its query.

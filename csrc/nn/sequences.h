@@ -44,6 +44,7 @@ struct Sequences {
   Tensor lengths, prefix_lengths, past;
   Tensor positions;                // [B, T] int32
   Tensor cos, sin;                 // [P, R/2] rotary tables, or empty
+  Tensor buckets;                  // [1 or B, T + S - 1] int32, of distances, with relative positions
   ScoreView bias, dbias;           // relative positions, and their gradient; or no data
   const Cache* cache = nullptr;    // null: keys are the queries' own sequences
   const Memory* memory = nullptr;  // null: no cross-attention

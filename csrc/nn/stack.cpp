@@ -15,7 +15,8 @@ Tensor flat_positions(const Sequences& sequences) {
 }  // namespace
 
 Stack::Stack(ParamStore& params, const Config& config, const Options& options)
-    : embedding_(ParamBuilder(params, options.embedding_name), config, options.embedding) {
+    : causal_(options.causal),
+      embedding_(ParamBuilder(params, options.embedding_name), config, options.embedding) {
   const ParamBuilder builder(params, options.name);
   if (config.positions == PositionKind::kRelative)
     relative_bias_.emplace(builder.scope("relative_bias"), config, options.causal);
@@ -26,13 +27,17 @@ Stack::Stack(ParamStore& params, const Config& config, const Options& options)
   if (config.final_norm) final_norm_.emplace(builder.scope("norm"), config);
 }
 
+void Stack::prepare(const Context& context, Sequences& sequences) const {
+  if (relative_bias_) relative_bias_->prepare(context, sequences);
+}
+
 Tensor Stack::forward(const Context& context, const StackInput& input, Sequences& sequences,
                       bool recompute, Saved& saved) const {
   Tensor stream =
       context.keep(sequences.rows(), embedding_.tokens().weight().dim(1));
   embedding_.forward(context, input.ids, flat_positions(sequences), input.types, stream,
                      saved.embedding);
-  if (relative_bias_) relative_bias_->forward(context, sequences, saved.bias);
+  if (relative_bias_) relative_bias_->forward(context, sequences);
   saved.inputs.assign(blocks_.size(), {});
   saved.blocks.assign(blocks_.size(), {});
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
@@ -61,7 +66,7 @@ void Stack::backward(const Context& context, Sequences& sequences, bool recomput
                              saved.blocks[layer]);
     blocks_[layer].backward(context, sequences, saved.blocks[layer], gradient);
   }
-  if (relative_bias_) relative_bias_->finish_backward(context, saved.bias);
+  if (relative_bias_) relative_bias_->finish_backward(context, sequences, saved.bias);
   embedding_.backward(context, saved.embedding, gradient);
 }
 
@@ -69,7 +74,7 @@ Tensor Stack::infer(const Context& context, const StackInput& input, Sequences& 
   const Tensor stream =
       context.keep(sequences.rows(), embedding_.tokens().weight().dim(1));
   Saved unused;
-  if (relative_bias_) relative_bias_->forward(context, sequences, unused.bias);
+  if (relative_bias_) relative_bias_->forward(context, sequences);
   {
     KeepScope scope(*context.arena);
     embedding_.forward(context, input.ids, flat_positions(sequences), input.types, stream,

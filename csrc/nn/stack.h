@@ -38,6 +38,11 @@ class Stack {
 
   Stack(ParamStore& params, const Config& config, const Options& options);
 
+  bool causal() const { return causal_; }
+
+  // Writes what a pass wants to know of its rows beside what they are; inputs, not uploaded yet.
+  void prepare(const Context& context, Sequences& sequences) const;
+
   // Forward for training: everything backward needs is kept in the arena. Returns [N, C].
   Tensor forward(const Context& context, const StackInput& input, Sequences& sequences,
                  bool recompute, Saved& saved) const;
@@ -55,6 +60,7 @@ class Stack {
                 const Tensor& rows, const std::vector<LayerCache>& to) const;
 
  private:
+  bool causal_;
   Embedding embedding_;
   std::optional<RelativeBias> relative_bias_;
   std::vector<Block> blocks_;

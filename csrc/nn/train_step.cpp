@@ -18,17 +18,55 @@ double total_weight(const std::vector<Batch>& batches) {
   return total;
 }
 
-// Sum over micro-batches, each divided by the weight of all, so that any split gives one mean.
-void accumulate(Transformer& model, Context context, const std::vector<Batch>& batches,
+void run_passes(Transformer& model, Context context, const std::vector<Transformer::Pass>& passes,
                 StepState* state) {
-  const double weight = total_weight(batches);
   begin_step(context, state);
   model.params().begin_gradients();
-  for (const Batch& batch : batches) {
-    model.add_gradients(context, batch, weight, state);
+  for (const Transformer::Pass& pass : passes) {
+    model.add_gradients(context, pass, state);
     ++context.micro_batch;
   }
   model.params().finish_gradients(context);
+}
+
+// Each micro-batch is divided by the weight of all, so that any split gives one mean.
+std::vector<Transformer::Pass> prepare(Transformer& model, const Context& context,
+                                       const std::vector<Batch>& batches) {
+  const double weight = total_weight(batches);
+  std::vector<Transformer::Pass> passes;
+  for (const Batch& batch : batches)
+    passes.push_back(model.prepare_gradients(context, batch, weight));
+  return passes;
+}
+
+void accumulate(Transformer& model, const Context& context, const std::vector<Batch>& batches,
+                StepState* state) {
+  KeepScope scope(*context.arena);
+  run_passes(model, context, prepare(model, context, batches), state);
+}
+
+// Two steps of which this is the same ask a GPU for the same things.
+std::vector<int64_t> look_of(Transformer& model, const std::vector<Transformer::Pass>& passes,
+                             const Tensor& told) {
+  std::vector<int64_t> look{model.recompute, model.params().version(), model.arena().trims(),
+                            static_cast<int64_t>(model.arena().keep_mark().keep)};
+  const auto add = [&look](const Tensor& tensor) {
+    look.push_back(reinterpret_cast<int64_t>(tensor.data));
+    for (int axis = 0; axis < tensor.rank; ++axis) look.push_back(tensor.shape[axis]);
+  };
+  add(told);
+  for (const Transformer::Pass& pass : passes) {
+    const Batch& batch = pass.batch;
+    for (const Tensor& tensor :
+         {batch.enc_ids, batch.enc_lengths, batch.dec_ids, batch.dec_lengths, batch.prefix_lengths,
+          batch.types, batch.rows, batch.targets, batch.weights, pass.row_scale,
+          pass.encoder.positions, pass.encoder.buckets, pass.decoder.positions,
+          pass.decoder.buckets})
+      add(tensor);
+    look.push_back(__builtin_bit_cast(int32_t, batch.label_smoothing));
+    look.push_back(batch.labels);
+  }
+  return look;
 }
 
 // Parameters that lie side by side in the flat buffers.
@@ -102,24 +140,52 @@ void use_bfloat16(Context& context) {
 StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const StepSettings& settings) {
   CHECK(!trainable_runs(model_.params(), false).empty(), ConfigError,
         "train step: every parameter is frozen; unfreeze those to be trained");
+  check_adamw(settings.adamw, 1);
   Context context = model_.context();
   KeepScope scope(*context.arena);
   if (bfloat16_) use_bfloat16(context);
   context.training = true;
   context.dropout_seed = dropout_seed;
   context.step = static_cast<uint32_t>(calls++);
-  check_adamw(settings.adamw, 1);
   const Tensor told = context.arena->input(DType::kInt8, sizeof(StepSettings));
   *told.host<StepSettings>() = settings;
-  accumulate(model_, context, micro_batches, state());
-  add_gradient_squares(context, model_.params(), state());
-  decide_step(context, {.settings = told.as<StepSettings>(), .state = state()});
-  update(context);
+  told.host<StepSettings>()->dropout_stream = Context::dropout_stream(context.step);
+  if (context.queue != nullptr) context.step_stream = &told.as<StepSettings>()->dropout_stream;
+  const std::vector<Transformer::Pass> passes = prepare(model_, context, micro_batches);
+
+  if (context.queue == nullptr) {
+    run(context, passes, told);
+  } else {
+    std::vector<int64_t> look = look_of(model_, passes, told);
+    look.push_back(static_cast<int64_t>(dropout_seed));
+    if (look != look_) {  // the first of its kind, which also grows the arena
+      graph_.clear();
+      look_ = std::move(look);
+      run(context, passes, told);
+    } else {
+      if (!graph_)
+        graph_.capture(context.queue, [&](Queue* queue) {
+          Context recorded = context;
+          recorded.queue = queue;
+          run(recorded, passes, told);
+        });
+      graph_.launch(context.queue);
+    }
+  }
   const StepState found = read_state(context, state());
   return {.loss = found.loss_sum / found.weight,
           .grad_norm = std::sqrt(found.square_sum),
           .targets = found.weight,
           .skipped = found.skipped != 0};
+}
+
+// All that kernels do in a step.
+void TrainStep::run(const Context& context, const std::vector<Transformer::Pass>& passes,
+                    const Tensor& told) {
+  run_passes(model_, context, passes, state());
+  add_gradient_squares(context, model_.params(), state());
+  decide_step(context, {.settings = told.as<StepSettings>(), .state = state()});
+  update(context);
 }
 
 // One call for each run of parameters that share their weight decay. Moments of frozen parameters

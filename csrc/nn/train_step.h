@@ -36,6 +36,7 @@ class TrainStep {
   uint64_t dropout_seed = 0;
 
  private:
+  void run(const Context& context, const std::vector<Transformer::Pass>& passes, const Tensor& told);
   void update(const Context& context);
   Tensor moment(const Buffer& buffer) const;
   StepState* state() const { return static_cast<StepState*>(state_.data()); }
@@ -45,6 +46,11 @@ class TrainStep {
   int64_t size_;
   Buffer m_, v_;
   Buffer state_;  // StepState
+
+  // On a GPU a step that looks like the last one is captured, and from then on asked for in one
+  // call. What it looks like: addresses, sizes and all that decides which kernels run.
+  std::vector<int64_t> look_;
+  gpu::Graph graph_;
 };
 
 // Bytes that steps on such batches take beside weights, gradients and moments: what the arena of

@@ -79,11 +79,11 @@ void Transformer::take_weights(Transformer& other) {
   recompute = other.recompute;
 }
 
-Sequences Transformer::describe(const Context& context, const Tensor& ids, const Tensor& lengths,
-                                bool causal, const Tensor& past) {
+Sequences Transformer::describe(const Context& context, const Stack& stack, const Tensor& ids,
+                                const Tensor& lengths, const Tensor& past) {
   Sequences sequences{.batch = ids.dim(0),
                       .queries = ids.dim(1),
-                      .causal = causal,
+                      .causal = stack.causal(),
                       .lengths = lengths,
                       .past = past,
                       .cos = rope_.cos,
@@ -97,36 +97,42 @@ Sequences Transformer::describe(const Context& context, const Tensor& ids, const
           has_bounded_positions(config_) ? std::min(position, config_.max_positions - 1)
                                          : position);
     }
-  context.upload();
   return sequences;
 }
 
-Sequences Transformer::describe_encoder(const Context& context, const Batch& batch) {
-  return describe(context, batch.enc_ids, batch.enc_lengths, false);
-}
-
-Sequences Transformer::describe_decoder(const Context& context, const Batch& batch) {
-  Sequences sequences = describe(context, batch.dec_ids, batch.dec_lengths, true);
-  sequences.prefix_lengths = batch.prefix_lengths;
-  return sequences;
-}
-
-// The batch as kernels see it; its arrays are the caller's, in the memory of the CPU.
-Batch Transformer::placed(const Context& context, const Batch& batch) {
-  if (context.device.type == DeviceType::kCpu) return batch;
-  Batch placed = batch;
-  for (Tensor* tensor : {&placed.enc_ids, &placed.enc_lengths, &placed.dec_ids, &placed.dec_lengths,
-                         &placed.prefix_lengths, &placed.types, &placed.rows, &placed.targets,
-                         &placed.weights}) {
-    if (!*tensor) continue;
-    const Tensor from = *tensor, to = context.arena->input(from.dtype, from.numel());
-    std::memcpy(to.mirror, from.data, from.nbytes());
-    tensor->data = to.data;
-    tensor->device = to.device;
-    tensor->mirror = to.mirror;
+// The caller's arrays are in the memory of the CPU.
+Transformer::Pass Transformer::prepare(const Context& context, const Batch& batch,
+                                       double total_weight) {
+  Pass pass{.batch = batch};
+  if (context.device.type != DeviceType::kCpu) {
+    Batch& here = pass.batch;
+    for (Tensor* tensor : {&here.enc_ids, &here.enc_lengths, &here.dec_ids, &here.dec_lengths,
+                           &here.prefix_lengths, &here.types, &here.rows, &here.targets,
+                           &here.weights}) {
+      if (!*tensor) continue;
+      const Tensor to = context.arena->input(tensor->dtype, tensor->numel());
+      std::memcpy(to.host<char>(), tensor->data, static_cast<size_t>(tensor->nbytes()));
+      tensor->data = to.data;
+      tensor->device = to.device;
+      tensor->mirror = to.mirror;
+    }
+  }
+  if (encoder_) {
+    pass.encoder = describe(context, *encoder_, pass.batch.enc_ids, pass.batch.enc_lengths);
+    encoder_->prepare(context, pass.encoder);
+  }
+  if (decoder_ && pass.batch.dec_ids) {
+    pass.decoder = describe(context, *decoder_, pass.batch.dec_ids, pass.batch.dec_lengths);
+    pass.decoder.prefix_lengths = pass.batch.prefix_lengths;
+    decoder_->prepare(context, pass.decoder);
+  }
+  if (total_weight > 0.0) {
+    pass.row_scale = context.arena->input(DType::kFloat32, batch.weights.numel());
+    for (int64_t r = 0; r < batch.weights.numel(); ++r)
+      pass.row_scale.host<float>()[r] = static_cast<float>(batch.weights.f32()[r] / total_weight);
   }
   context.upload();
-  return placed;
+  return pass;
 }
 
 StackInput Transformer::encoder_input(const Batch& batch) const {
@@ -137,23 +143,23 @@ StackInput Transformer::decoder_input(const Batch& batch) const {
   return {.ids = flat(batch.dec_ids), .types = encoder_ ? Tensor{} : flat(batch.types)};
 }
 
-Tensor Transformer::infer_encoder(const Context& context, const Batch& batch,
+Tensor Transformer::infer_encoder(const Context& context, const Pass& pass,
                                   const AttentionProbes* probes) {
   if (!encoder_) return {};
-  Sequences sequences = describe_encoder(context, batch);
+  Sequences sequences = pass.encoder;
   if (probes != nullptr) sequences.self_probes = &probes->encoder;
-  return encoder_->infer(context, encoder_input(batch), sequences);
+  return encoder_->infer(context, encoder_input(pass.batch), sequences);
 }
 
-Tensor Transformer::infer(const Context& context, const Batch& batch,
+Tensor Transformer::infer(const Context& context, const Pass& pass,
                           const AttentionProbes* probes) {
-  const Tensor encoded = infer_encoder(context, batch, probes);
+  const Tensor encoded = infer_encoder(context, pass, probes);
   if (!decoder_) return encoded;
-  Sequences sequences = describe_decoder(context, batch);
+  Sequences sequences = pass.decoder;
   Memory memory;
   if (encoder_) {
-    memory.keys = batch.enc_ids.dim(1);
-    memory.lengths = batch.enc_lengths;
+    memory.keys = pass.batch.enc_ids.dim(1);
+    memory.lengths = pass.batch.enc_lengths;
     memory.hidden = encoded;
     sequences.memory = &memory;
   }
@@ -161,14 +167,13 @@ Tensor Transformer::infer(const Context& context, const Batch& batch,
     sequences.self_probes = &probes->decoder;
     sequences.cross_probes = &probes->cross;
   }
-  return decoder_->infer(context, decoder_input(batch), sequences);
+  return decoder_->infer(context, decoder_input(pass.batch), sequences);
 }
 
 Tensor Transformer::selected_rows(const Context& context, const Batch& batch,
                                   const Tensor& hidden) {
   if (!batch.rows) return hidden;
-  const Tensor selected =
-      context.keep(batch.rows.numel(), config_.hidden_size);
+  const Tensor selected = context.keep(batch.rows.numel(), config_.hidden_size);
   gather_rows(context, {.x = hidden, .index = batch.rows, .y = selected});
   return selected;
 }
@@ -177,7 +182,7 @@ void Transformer::logits(const Batch& batch, const Tensor& logits) {
   check_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  const Tensor hidden = infer(context, placed(context, batch));
+  const Tensor hidden = infer(context, prepare(context, batch));
   head_.logits(context, hidden, reshaped(logits, hidden.dim(0), config_.vocab_size));
 }
 
@@ -185,8 +190,8 @@ void Transformer::encode(const Batch& batch, const Tensor& hidden) {
   check_encoder_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  const Batch here = placed(context, batch);
-  copy(context, encoder_ ? infer_encoder(context, here) : infer(context, here), hidden);
+  const Pass pass = prepare(context, batch);
+  copy(context, encoder_ ? infer_encoder(context, pass) : infer(context, pass), hidden);
 }
 
 void Transformer::label_logits(const Batch& batch, const Tensor& logits) {
@@ -194,16 +199,16 @@ void Transformer::label_logits(const Batch& batch, const Tensor& logits) {
   check_labels(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  const Batch here = placed(context, batch);
-  classifier_.logits(context, selected_rows(context, here, infer(context, here)), logits);
+  const Pass pass = prepare(context, batch);
+  classifier_.logits(context, selected_rows(context, pass.batch, infer(context, pass)), logits);
 }
 
 void Transformer::pooled(const Batch& batch, const Tensor& pooled) {
   check_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  const Batch here = placed(context, batch);
-  copy(context, classifier_.pool(context, selected_rows(context, here, infer(context, here))),
+  const Pass pass = prepare(context, batch);
+  copy(context, classifier_.pool(context, selected_rows(context, pass.batch, infer(context, pass))),
        pooled);
 }
 
@@ -212,16 +217,15 @@ void Transformer::row_losses(const Batch& batch, const Tensor& losses) {
   check_targets(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  placed_row_losses(context, placed(context, batch), losses);
+  row_losses(context, prepare(context, batch), losses);
 }
 
-void Transformer::placed_row_losses(const Context& context, const Batch& batch,
-                                    const Tensor& losses) {
-  const Tensor selected = selected_rows(context, batch, infer(context, batch));
-  if (batch.labels)
-    classifier_.losses(context, selected, batch, losses);
+void Transformer::row_losses(const Context& context, const Pass& pass, const Tensor& losses) {
+  const Tensor selected = selected_rows(context, pass.batch, infer(context, pass));
+  if (pass.batch.labels)
+    classifier_.losses(context, selected, pass.batch, losses);
   else
-    head_.losses(context, selected, batch, losses);
+    head_.losses(context, selected, pass.batch, losses);
 }
 
 LossSum Transformer::loss(const Batch& batch) {
@@ -231,36 +235,33 @@ LossSum Transformer::loss(const Batch& batch) {
   KeepScope scope(arena_);
   auto* state = static_cast<StepState*>(arena_.keep_bytes(sizeof(StepState)));
   const Tensor losses = arena_.keep(DType::kFloat32, batch.targets.numel());
-  const Batch here = placed(context, batch);
+  const Pass pass = prepare(context, batch);
   begin_step(context, state);
-  placed_row_losses(context, here, losses);
-  weighted_sum(context, {.losses = losses, .weights = here.weights, .state = state});
+  row_losses(context, pass, losses);
+  weighted_sum(context, {.losses = losses, .weights = pass.batch.weights, .state = state});
   const StepState found = read_state(context, state);
   return {.sum = found.loss_sum, .weight = found.weight};
 }
 
-void Transformer::add_gradients(const Context& context, const Batch& given, double total_weight,
-                                StepState* state) {
-  check_batch(config_, given);
-  check_targets(config_, given);
+Transformer::Pass Transformer::prepare_gradients(const Context& context, const Batch& batch,
+                                                 double total_weight) {
+  check_batch(config_, batch);
+  check_targets(config_, batch);
+  return prepare(context, batch, total_weight);
+}
+
+void Transformer::add_gradients(const Context& context, const Pass& pass, StepState* state) {
+  const Batch& batch = pass.batch;
   Arena& arena = *context.arena;
   KeepScope scope(arena);
-  const Tensor row_scale = arena.input(DType::kFloat32, given.targets.numel());
-  for (int64_t r = 0; r < row_scale.numel(); ++r)
-    row_scale.host<float>()[r] = static_cast<float>(given.weights.f32()[r] / total_weight);
-  const Batch batch = placed(context, given);
-
-  Sequences encoder_sequences, decoder_sequences;
+  Sequences encoder_sequences = pass.encoder, decoder_sequences = pass.decoder;
   Stack::Saved encoder_saved, decoder_saved;
   Memory memory;
   Tensor hidden;
-  if (encoder_) {
-    encoder_sequences = describe_encoder(context, batch);
+  if (encoder_)
     hidden = encoder_->forward(context, encoder_input(batch), encoder_sequences, recompute,
                                encoder_saved);
-  }
   if (decoder_) {
-    decoder_sequences = describe_decoder(context, batch);
     if (encoder_) {
       memory.keys = batch.enc_ids.dim(1);
       memory.lengths = batch.enc_lengths;
@@ -278,9 +279,9 @@ void Transformer::add_gradients(const Context& context, const Batch& given, doub
   const Tensor selected = selected_rows(context, batch, hidden);
   const Tensor losses = arena.keep(DType::kFloat32, targets);
   if (batch.labels)
-    classifier_.losses_and_gradients(context, selected, batch, row_scale, losses);
+    classifier_.losses_and_gradients(context, selected, batch, pass.row_scale, losses);
   else
-    head_.losses_and_gradients(context, selected, batch, row_scale, losses);
+    head_.losses_and_gradients(context, selected, batch, pass.row_scale, losses);
   if (batch.rows) scatter_rows(context, {.x = selected, .index = batch.rows, .y = hidden});
 
   if (decoder_) decoder_->backward(context, decoder_sequences, recompute, decoder_saved, hidden);
@@ -294,7 +295,11 @@ void Transformer::encode_memory(const Tensor& ids, const Tensor& lengths, const 
                                 const std::vector<LayerCache>& to) {
   const Context context = this->context();
   KeepScope scope(arena_);
-  const Tensor hidden = infer_encoder(context, {.enc_ids = ids, .enc_lengths = lengths});
+  Pass pass{.batch = {.enc_ids = ids, .enc_lengths = lengths}};
+  pass.encoder = describe(context, *encoder_, ids, lengths);
+  encoder_->prepare(context, pass.encoder);
+  context.upload();
+  const Tensor hidden = infer_encoder(context, pass);
   decoder_->remember(context, hidden, lengths, rows, to);
 }
 
@@ -305,9 +310,11 @@ void Transformer::decode(const DecodeArgs& args) {
   const Tensor total = arena_.input(DType::kInt32, batch);
   for (int64_t b = 0; b < batch; ++b)
     total.host<int32_t>()[b] = args.past.host<int32_t>()[b] + args.lengths.host<int32_t>()[b];
-  Sequences sequences = describe(context, args.ids, total, true, args.past);
+  Sequences sequences = describe(context, *decoder_, args.ids, total, args.past);
   sequences.cache = args.cache;
   sequences.memory = args.memory;
+  decoder_->prepare(context, sequences);
+  context.upload();
   const Tensor hidden = decoder_->infer(context, {.ids = flat(args.ids)}, sequences);
   if (args.rows.numel() == 0) return;
   head_.logits(context, selected_rows(context, {.rows = args.rows}, hidden), args.logits);
@@ -321,11 +328,11 @@ void Transformer::attention_weights(const Batch& batch, const AttentionProbes& p
     check_batch(config_, batch);
   const Context context = this->context();
   KeepScope scope(arena_);
-  const Batch here = placed(context, batch);
+  const Pass pass = prepare(context, batch);
   if (encoder_alone)
-    infer_encoder(context, here, &probes);
+    infer_encoder(context, pass, &probes);
   else
-    infer(context, here, &probes);
+    infer(context, pass, &probes);
 }
 
 }  // namespace llmcore

@@ -72,11 +72,19 @@ class Transformer {
   void row_losses(const Batch& batch, const Tensor& losses);
   LossSum loss(const Batch& batch);
 
+  // A batch as kernels see it. What the CPU has to write for it is in the arena's inputs: on a GPU
+  // the rest of a pass can be captured, and done again with what is written there next.
+  struct Pass {
+    Batch batch;
+    Sequences encoder, decoder;
+    Tensor row_scale;  // [R] weights over the total weight; to train
+  };
+  Pass prepare_gradients(const Context& context, const Batch& batch, double total_weight);
+
   // Adds d(sum of weighted losses / total_weight) to the gradients, and the losses to `state`; the
   // caller starts and finishes them (ParamStore::begin_gradients). `context` says which dropout
   // masks, if any.
-  void add_gradients(const Context& context, const Batch& batch, double total_weight,
-                     StepState* state);
+  void add_gradients(const Context& context, const Pass& pass, StepState* state);
 
   // Keys and values of every decoder layer's cross-attention for sources ids [B, S], lengths [B]:
   // those of source b go to row rows[b] of `to` [L].
@@ -88,21 +96,19 @@ class Transformer {
   void attention_weights(const Batch& batch, const AttentionProbes& probes);
 
  private:
-  // Who the rows of a stack are; arrays live in the arena's keep end.
-  Sequences describe(const Context& context, const Tensor& ids, const Tensor& lengths, bool causal,
-                     const Tensor& past = {});
-  Sequences describe_encoder(const Context& context, const Batch& batch);
-  Sequences describe_decoder(const Context& context, const Batch& batch);
-  Batch placed(const Context& context, const Batch& batch);
-  void placed_row_losses(const Context& context, const Batch& batch, const Tensor& losses);
+  // Who the rows of a stack are; arrays are inputs, not uploaded yet.
+  Sequences describe(const Context& context, const Stack& stack, const Tensor& ids,
+                     const Tensor& lengths, const Tensor& past = {});
+  Pass prepare(const Context& context, const Batch& batch, double total_weight = 0.0);
+  void row_losses(const Context& context, const Pass& pass, const Tensor& losses);
   StackInput encoder_input(const Batch& batch) const;
   StackInput decoder_input(const Batch& batch) const;
 
   // Hidden states [N, C] without saving anything but the result: the encoder's; those that the head
   // reads.
-  Tensor infer_encoder(const Context& context, const Batch& batch,
+  Tensor infer_encoder(const Context& context, const Pass& pass,
                        const AttentionProbes* probes = nullptr);
-  Tensor infer(const Context& context, const Batch& batch, const AttentionProbes* probes = nullptr);
+  Tensor infer(const Context& context, const Pass& pass, const AttentionProbes* probes = nullptr);
   Tensor selected_rows(const Context& context, const Batch& batch, const Tensor& hidden);
 
   Config config_;

@@ -47,6 +47,7 @@ struct StepSettings {
   AdamWSettings adamw;
   double max_grad_norm;
   double max_loss, max_norm;  // no update where loss or norm is above these or is not finite
+  uint64_t dropout_stream = 0;  // of the step (core/context.h)
 };
 
 // What a training step finds out and decides, in the device's memory: nobody waits for it.

@@ -39,6 +39,7 @@ __all__: list[str] = [
     "copy",
     "crc32",
     "cross_entropy",
+    "cuda_build",
     "cuda_unavailable_reason",
     "device_info",
     "dropout",
@@ -64,6 +65,7 @@ __all__: list[str] = [
     "rope",
     "scale",
     "scatter_rows",
+    "set_library_folders",
     "set_num_threads",
     "softmax_backward",
     "softmax_forward",
@@ -733,6 +735,7 @@ def rope(
 ) -> None: ...
 def scale(*, factor: typing.SupportsFloat | typing.SupportsIndex, x: Tensor, y: Tensor) -> None: ...
 def scatter_rows(*, x: Tensor, index: Tensor, y: Tensor) -> None: ...
+def set_library_folders(folders: collections.abc.Sequence[str]) -> None: ...
 def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 def softmax_backward(*, log: bool, dy: Tensor, y: Tensor, dx: Tensor) -> None: ...
 def softmax_forward(*, log: bool, x: Tensor, y: Tensor) -> None: ...
@@ -747,3 +750,4 @@ def zeros(
 ) -> Tensor: ...
 
 __version__: str = "0.1.0"
+cuda_build: str = "OFF"

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <memory>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "emulation.h"
@@ -199,8 +200,11 @@ void run(const Launch& launch) {
 
 // ------------------------------------------------------------------------- what device code uses
 
-void fault(const std::string& what) {
-  complaint = "thread " + text(current->index) + " " + what;
+void fault(std::string what) {
+  {
+    const std::string told = std::move(what);  // nobody will unwind this stack
+    complaint = "thread " + text(current->index) + " " + told;
+  }
   stop();
   std::abort();  // nobody resumes it
 }
@@ -259,7 +263,7 @@ Meeting* meet(Together what, unsigned mask, const void* value, size_t bytes) {
     if (wanted != 0xffffffffu) std::memset(meeting->values, 0xff, sizeof meeting->values);
     meetings[warp].push_back(meeting);
   }
-  std::memcpy(meeting->values[here], value, bytes);
+  if (bytes > 0) std::memcpy(meeting->values[here], value, bytes);
   meeting->arrived |= 1u << here;
   current->state = Thread::kAtMeeting;
   if (meeting->arrived == wanted) {
@@ -271,8 +275,8 @@ Meeting* meet(Together what, unsigned mask, const void* value, size_t bytes) {
   return meeting;
 }
 
-const void* met_value(const Meeting* meeting, int lane) {
-  return meeting->values[lane];
+const unsigned char* met_values(const Meeting* meeting) {
+  return meeting->values[0];
 }
 
 void leave(Meeting* meeting) {

@@ -1,7 +1,7 @@
 // Stands in for the CUDA toolkit's header on a machine with no GPU: the same names, run by the CPU.
 //
 // Work is queued, and runs when something waits for it: what reads results too early, or forgets
-// that one stream depends on another, gets wrong values. See README.md beside this file.
+// that one stream depends on another, gets wrong values.
 #pragma once
 
 #include <cstddef>

@@ -196,6 +196,21 @@ inline float __fsqrt_rn(float x) {
 inline int __float2int_rn(float x) {
   return static_cast<int>(std::nearbyint(x));
 }
+// As the toolkit has them, beside the standard library's own.
+template <class T>
+requires std::is_integral_v<T> T min(T x, T y) {
+  return y < x ? y : x;
+}
+template <class T>
+requires std::is_integral_v<T> T max(T x, T y) {
+  return x < y ? y : x;
+}
+inline float min(float x, float y) {
+  return std::fmin(x, y);
+}
+inline float max(float x, float y) {
+  return std::fmax(x, y);
+}
 inline float rsqrtf(float x) {
   return 1.0f / std::sqrt(x);
 }

@@ -4,8 +4,10 @@
 
 #include <cstring>
 #include <map>
+#include <memory>
 
 #include "cuda.h"
+#include "device_memory.h"
 #include "memory.h"
 #include "streams.h"
 
@@ -14,7 +16,23 @@ namespace {
 
 constexpr size_t kGranularity = 2 << 20;
 
-std::map<CUmemGenericAllocationHandle, size_t> handles;  // file descriptors plus one, and sizes
+// Lives as long as its handle, or as it is mapped somewhere.
+struct Physical {
+  int file = -1;
+  size_t bytes = 0;
+
+  Physical(int file, size_t bytes) : file(file), bytes(bytes) {}
+  Physical(const Physical&) = delete;
+  ~Physical() {
+    close(file);
+    give_memory(bytes);
+  }
+};
+using Shared = std::shared_ptr<Physical>;
+
+std::map<CUmemGenericAllocationHandle, Shared>& handles =
+    *new std::map<CUmemGenericAllocationHandle, Shared>;
+std::map<CUdeviceptr, Shared>& mapped = *new std::map<CUdeviceptr, Shared>;
 
 bool good(size_t bytes) {
   return bytes > 0 && bytes % kGranularity == 0;
@@ -68,41 +86,35 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle* handle, size_t bytes,
   if (properties->location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
   if (!take_memory(bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
   const int file = memfd_create("emulated device memory", MFD_CLOEXEC);
+  const auto memory = std::make_shared<Physical>(file, bytes);
   void* data = MAP_FAILED;
   if (file >= 0 && ftruncate(file, static_cast<off_t>(bytes)) == 0)
     data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-  if (data == MAP_FAILED) {
-    give_memory(bytes);
-    if (file >= 0) close(file);
-    return CUDA_ERROR_OUT_OF_MEMORY;
-  }
+  if (data == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
   fill_new(data, bytes);
   munmap(data, bytes);
-  *handle = static_cast<CUmemGenericAllocationHandle>(file) + 1;
-  handles[*handle] = bytes;
+  static CUmemGenericAllocationHandle last = 0;
+  *handle = ++last;
+  handles[last] = memory;
   return CUDA_SUCCESS;
 }
 
 CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
   const Lock held = lock();
-  const auto found = handles.find(handle);
-  if (found == handles.end()) return CUDA_ERROR_INVALID_VALUE;
-  give_memory(found->second);
-  handles.erase(found);
-  close(static_cast<int>(handle) - 1);  // what is mapped stays
-  return CUDA_SUCCESS;
+  return handles.erase(handle) == 1 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset,
                   CUmemGenericAllocationHandle handle, unsigned long long flags) {
   const Lock held = lock();
   const auto found = handles.find(handle);
-  if (found == handles.end() || !good(bytes) || offset != 0 || bytes > found->second ||
+  if (found == handles.end() || !good(bytes) || offset != 0 || bytes != found->second->bytes ||
       address % kGranularity != 0 || flags != 0)
     return CUDA_ERROR_INVALID_VALUE;
-  if (mmap(pointer(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, static_cast<int>(handle) - 1,
-           0) == MAP_FAILED)
+  if (mmap(pointer(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, found->second->file, 0) ==
+      MAP_FAILED)
     return CUDA_ERROR_INVALID_VALUE;
+  mapped[address] = found->second;
   add_range(pointer(address), bytes, cudaMemoryTypeDevice);
   return CUDA_SUCCESS;
 }
@@ -114,6 +126,8 @@ CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
     const size_t part = remove_range(pointer(address + done), cudaMemoryTypeDevice);
     if (part == 0) return CUDA_ERROR_INVALID_VALUE;
     if (!map_nothing(address + done, part)) return CUDA_ERROR_INVALID_VALUE;
+    mapped.erase(address + done);
+    forget_range(pointer(address + done));
     done += part;
   }
   return CUDA_SUCCESS;
@@ -122,16 +136,15 @@ CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
 CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc* access,
                         size_t count) {
   const Lock held = lock();
-  bool mapped = true;
-  if (type_of(pointer(address), bytes, mapped) != cudaMemoryTypeDevice || !mapped || count != 1)
+  bool whole = true;
+  if (type_of(pointer(address), bytes, whole) != cudaMemoryTypeDevice || !whole || count != 1 ||
+      access->flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
     return CUDA_ERROR_INVALID_VALUE;
   if (access->location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
-  const int protection = access->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-                             ? PROT_READ | PROT_WRITE
-                         : access->flags == CU_MEM_ACCESS_FLAGS_PROT_READ ? PROT_READ
-                                                                          : PROT_NONE;
-  return mprotect(pointer(address), bytes, protection) == 0 ? CUDA_SUCCESS
-                                                            : CUDA_ERROR_INVALID_VALUE;
+  for (auto next = mapped.lower_bound(address);
+       next != mapped.end() && next->first < address + bytes; ++next)
+    open_to_device(pointer(next->first), next->second->bytes);
+  return CUDA_SUCCESS;
 }
 
 #define EMULATED_RESULTS(X)                              \

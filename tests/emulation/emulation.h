@@ -1,7 +1,7 @@
 // How the emulation is told what to do: by tests, and by device code through the toolkit's names.
 //
 // LLMCORE_EMULATED_ORDER=forward|backward|random:7 and LLMCORE_EMULATED_EAGER=1 set the same from
-// outside.
+// outside; LLMCORE_EMULATED_APART=0 lets the host touch the device's memory.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +14,12 @@
 #include "vector_types.h"
 
 namespace emulation {
+
+#if defined(__SANITIZE_ADDRESS__)
+inline constexpr bool kAddressSanitizer = true;
+#else
+inline constexpr bool kAddressSanitizer = false;
+#endif
 
 // ------------------------------------------------------------------------------------- settings
 
@@ -36,7 +42,7 @@ void throw_faults(bool thrown);
 // ------------------------------------------------------------------------- what device code uses
 
 // A fault of the thread that runs.
-[[noreturn]] void fault(const std::string& what);
+[[noreturn]] void fault(std::string what);
 
 // The block's dynamic shared memory, aligned to 128 bytes.
 void* dynamic_shared();
@@ -53,7 +59,7 @@ inline constexpr size_t kExchangedBytes = 64;
 int lane();                // of the thread that runs
 unsigned running_lanes();  // those of its warp that have not ended
 Meeting* meet(Together what, unsigned mask, const void* value, size_t bytes);
-const void* met_value(const Meeting* meeting, int lane);
+const unsigned char* met_values(const Meeting* meeting);  // kExchangedBytes for each lane
 void leave(Meeting* meeting);
 
 // What every lane brought to a meeting. Lanes that were not called have all bits set.
@@ -61,17 +67,20 @@ template <class T>
 class Exchanged {
  public:
   Exchanged(Together what, unsigned mask, const T& value)
-      : meeting_(meet(what, mask, &value, sizeof(T))) {
+      : meeting_(meet(what, mask, &value, sizeof(T))), values_(met_values(meeting_)) {
     static_assert(sizeof(T) <= kExchangedBytes);
   }
   ~Exchanged() { leave(meeting_); }
   Exchanged(const Exchanged&) = delete;
   Exchanged& operator=(const Exchanged&) = delete;
 
-  const T& operator[](int lane) const { return *static_cast<const T*>(met_value(meeting_, lane)); }
+  const T& operator[](int lane) const {
+    return *reinterpret_cast<const T*>(values_ + lane * kExchangedBytes);
+  }
 
  private:
   Meeting* meeting_;
+  const unsigned char* values_;
 };
 
 template <class T>

@@ -1,4 +1,4 @@
-// Memory of the device and pinned memory come from the heap; copies wait in their stream.
+// Allocations of both kinds, and copies, which wait in their stream.
 #include "memory.h"
 
 #include <cstdlib>
@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "device_memory.h"
 #include "streams.h"
 
 namespace emulation {
@@ -21,13 +22,19 @@ struct Range {
 std::map<const char*, Range>& ranges = *new std::map<const char*, Range>;
 size_t used = 0;
 
+void* pinned(size_t bytes) {
+  void* data = nullptr;
+  return posix_memalign(&data, 256, bytes) == 0 ? data : nullptr;
+}
+
 cudaError_t allocate(void** pointer, size_t bytes, cudaMemoryType type) {
   *pointer = nullptr;
   if (const cudaError_t error = refuse_capture(nullptr)) return error;
   if (bytes == 0) return cudaSuccess;
   const bool on_device = type == cudaMemoryTypeDevice;
   if (on_device && !take_memory(bytes)) return cudaErrorMemoryAllocation;
-  if (posix_memalign(pointer, 256, bytes) != 0) {
+  *pointer = on_device ? take_device_memory(bytes) : pinned(bytes);
+  if (*pointer == nullptr) {
     if (on_device) give_memory(bytes);
     return cudaErrorMemoryAllocation;
   }
@@ -43,8 +50,12 @@ cudaError_t release(void* pointer, cudaMemoryType type) {
   drain_all();
   const size_t bytes = remove_range(pointer, type);
   if (bytes == 0) return cudaErrorInvalidValue;
-  if (type == cudaMemoryTypeDevice) give_memory(bytes);
-  std::free(pointer);
+  if (type == cudaMemoryTypeDevice) {
+    give_memory(bytes);
+    give_device_memory(pointer);
+  } else {
+    std::free(pointer);
+  }
   return cudaSuccess;
 }
 
@@ -135,6 +146,7 @@ cudaMemoryType type_of(const void* data, size_t bytes, bool& good) {
 
 void fill_new([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if !defined(NDEBUG)
+  const Access open;
   std::memset(data, 0xff, bytes);
 #endif
 }

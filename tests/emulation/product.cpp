@@ -54,10 +54,13 @@ template <class T>
 std::vector<T> pack(const void* data, const Layout& layout, int64_t batch, bool rows_are_cols,
                     int64_t rows, int64_t k, int64_t width) {
   std::vector<T> packed(round_up(rows, width) * k);
-  for (int64_t row = 0; row < rows; ++row)
+  T* next = packed.data();
+  for (int64_t first = 0; first < rows; first += width)
     for (int64_t i = 0; i < k; ++i)
-      packed[(row / width * k + i) * width + row % width] = load<T>(
-          data, layout.type, rows_are_cols ? at(layout, batch, i, row) : at(layout, batch, row, i));
+      for (int64_t row = first; row < first + width; ++row, ++next)
+        if (row < rows)
+          *next = load<T>(data, layout.type,
+                          rows_are_cols ? at(layout, batch, i, row) : at(layout, batch, row, i));
   return packed;
 }
 

@@ -1,4 +1,4 @@
-// Orders, eagerness and faults; LLMCORE_EMULATED_ORDER and LLMCORE_EMULATED_EAGER.
+// Orders, eagerness and faults, and the environment variables that set them.
 #include "settings.h"
 
 #include <algorithm>
@@ -14,12 +14,17 @@ namespace {
 struct Settings {
   enum Order { kForward, kBackward, kRandom } order = kForward;
   std::mt19937_64 random;
-  bool eager = false, thrown = false;
+  bool eager = false, apart = true, thrown = false;
 
   Settings() {
     if (const char* order = std::getenv("LLMCORE_EMULATED_ORDER")) set_order(order);
-    if (const char* value = std::getenv("LLMCORE_EMULATED_EAGER"))
-      eager = std::string(value) == "1";
+    eager = flag("LLMCORE_EMULATED_EAGER", eager);
+    apart = flag("LLMCORE_EMULATED_APART", apart);
+  }
+
+  static bool flag(const char* name, bool otherwise) {
+    const char* value = std::getenv(name);
+    return value == nullptr ? otherwise : std::string(value) == "1";
   }
 
   void set_order(const std::string& name) {
@@ -58,6 +63,10 @@ void set_eager(bool eager) {
 
 bool is_eager() {
   return settings().eager;
+}
+
+bool is_apart() {
+  return settings().apart;
 }
 
 void throw_faults(bool thrown) {

@@ -6,6 +6,7 @@
 namespace emulation {
 
 bool is_eager();
+bool is_apart();  // the host from the device's memory
 
 // Prints the fault and ends the program, or throws it.
 [[noreturn]] void fail(const std::string& what);

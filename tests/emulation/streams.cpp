@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <optional>
 
+#include "device_memory.h"
 #include "settings.h"
 
 struct CUstream_st {
@@ -48,6 +50,8 @@ void step(Queue& queue) {
 }
 
 void advance(Queue& queue, uint64_t until) {
+  if (queue.done >= until) return;
+  const Access open;
   while (queue.done < until) step(queue);
 }
 
@@ -55,11 +59,13 @@ void advance(Queue& queue, uint64_t until) {
 template <class Enough>
 void run_any(Enough enough) {
   std::vector<Queue*> waiting;
+  std::optional<Access> open;
   while (!enough()) {
     waiting.clear();
     for (const auto& queue : state().queues)
       if (!queue->work.empty()) waiting.push_back(queue.get());
     if (waiting.empty()) return;
+    if (!open) open.emplace();
     step(*waiting[choose(static_cast<int>(waiting.size()))]);
   }
 }
@@ -67,7 +73,7 @@ void run_any(Enough enough) {
 void push(Queue& queue, Work work) {
   queue.work.push_back(std::move(work));
   ++queue.queued;
-  if (queue.work.size() > kMaxQueued) step(queue);
+  if (queue.work.size() > kMaxQueued) advance(queue, queue.done + 1);
 }
 
 void push_wait(Queue& queue, const std::shared_ptr<Queue>& other, uint64_t position) {
@@ -215,7 +221,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   const auto queue = queue_of(stream);
   if (const cudaError_t error = refuse_capture(queue.get())) return remember(error);
   if (queue->work.empty()) return cudaSuccess;
-  step(*queue);
+  advance(*queue, queue->done + 1);
   return cudaErrorNotReady;
 }
 
@@ -292,7 +298,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
     return remember(cudaErrorCapturedEvent);
   }
   if (event->queue == nullptr || event->queue->done >= event->position) return cudaSuccess;
-  step(*event->queue);
+  advance(*event->queue, event->queue->done + 1);
   return cudaErrorNotReady;
 }
 
