@@ -213,11 +213,6 @@ void wait(Queue* queue) {
   check(cudaStreamSynchronize(queue->stream), "the work of the GPU");
 }
 
-void wait_for_device(int index) {
-  use(index);
-  check(cudaDeviceSynchronize(), "the work of the GPU");
-}
-
 Graph::~Graph() {
   clear();
 }
@@ -262,6 +257,11 @@ void Graph::launch(Queue* queue) const {
   use(queue->device);
   check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(executable_), queue->stream),
         "cudaGraphLaunch");
+}
+
+void wait_for_device(int index) {
+  use(index);
+  check(cudaDeviceSynchronize(), "the work of the GPU");
 }
 
 Event::~Event() {

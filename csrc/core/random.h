@@ -39,7 +39,7 @@ LLMCORE_INLINE float uniform(uint32_t word) {
 
 // Dropout keeps element i of (seed, stream) iff word i%4 of block i/4 is at least this threshold.
 LLMCORE_INLINE uint32_t dropout_threshold(float p) {
-  return static_cast<uint32_t>(static_cast<double>(p) * 4294967296.0);
+  return static_cast<uint32_t>(p * 0x1p32f);  // the product is exact
 }
 
 // A dropout site: which mask this is. `p` 0 means no dropout.

@@ -1,5 +1,4 @@
 // Tables of families that are still to be written for CUDA.
-#include "ops/activation.h"
 #include "ops/attention.h"
 #include "ops/cross_entropy.h"
 #include "ops/elementwise.h"
@@ -22,8 +21,6 @@ extern const AttentionKernels attention_kernels;
 const AttentionKernels attention_kernels = {};
 extern const NormKernels norm_kernels;
 const NormKernels norm_kernels = {};
-extern const ActivationKernels activation_kernels;
-const ActivationKernels activation_kernels = {};
 extern const EmbeddingKernels embedding_kernels;
 const EmbeddingKernels embedding_kernels = {};
 extern const RopeKernels rope_kernels;
