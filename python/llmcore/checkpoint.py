@@ -215,16 +215,13 @@ def copy_parameters(
             for name, value in source
         }
     targets = [target[name] for name in arrays]
-    staged = [
-        tensor if tensor.device == "cpu" else _core.empty(tensor.shape, device="cpu")
-        for tensor in targets
-    ]
+    staged = [_core.in_place_tensor(tensor.numpy()) for tensor in targets]  # copies, on a GPU
     if unchecked is None:
         _core.widen(list(arrays.values()), staged)
     else:
         unchecked.check(_core.crc32(unchecked.content, 0, list(arrays.values()), staged))
     for here, tensor in zip(staged, targets, strict=True):
-        if here is not tensor:
+        if getattr(tensor, "device", "cpu") != "cpu":
             _core.copy(source=here, target=tensor)
 
 
