@@ -81,6 +81,5 @@ def memory_stats(device: str = "cpu") -> dict[str, int]:
         >>> 0 <= stats["current_bytes"] <= stats["peak_bytes"]
         True
     """
-    _core.zeros([0], device=device)  # raises for a device that cannot be used
-    stats: dict[str, int] = _core.memory_stats()
+    stats: dict[str, int] = _core.memory_stats(device)
     return stats
