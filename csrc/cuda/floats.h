@@ -61,21 +61,31 @@ __device__ __forceinline__ void store_pack(BFloat16* p, const float (&x)[8]) {
                                             pack_bfloat16(x[4], x[5]), pack_bfloat16(x[6], x[7]));
 }
 
-// The same for the first `count` of them, from anywhere; the rest is zero. `aligned`: packs() of
-// the row holds.
+// The same for the first `count` of one or several packs, from anywhere; the rest is zero.
+// `aligned`: packs() of the row holds.
 template <class T, int kCount>
 __device__ __forceinline__ void load_up_to(const T* p, int64_t count, bool aligned,
                                            float (&x)[kCount]) {
-  static_assert(kCount == kPack<T>);
-  if (aligned && count >= kCount) return load_pack(p, x);
+  using Pack = float[kPack<T>];
+  static_assert(kCount % kPack<T> == 0);
+  if (aligned && count >= kCount) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += kPack<T>) load_pack(p + i, reinterpret_cast<Pack&>(x[i]));
+    return;
+  }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) x[i] = i < count ? as_float(p[i]) : 0.0f;
 }
 template <class T, int kCount>
 __device__ __forceinline__ void store_up_to(T* p, const float (&x)[kCount], int64_t count,
                                             bool aligned) {
-  static_assert(kCount == kPack<T>);
-  if (aligned && count >= kCount) return store_pack(p, x);
+  using Pack = const float[kPack<T>];
+  static_assert(kCount % kPack<T> == 0);
+  if (aligned && count >= kCount) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += kPack<T>) store_pack(p + i, reinterpret_cast<Pack&>(x[i]));
+    return;
+  }
 #pragma unroll
   for (int i = 0; i < kCount; ++i)
     if (i < count) p[i] = from_float<T>(x[i]);
