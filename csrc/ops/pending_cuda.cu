@@ -1,5 +1,4 @@
 // Tables of families that are still to be written for CUDA.
-#include "ops/attention.h"
 #include "ops/cross_entropy.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
@@ -17,8 +16,6 @@ extern const MatmulBFloat16Kernels matmul_bfloat16_kernels;
 const MatmulBFloat16Kernels matmul_bfloat16_kernels = {};
 extern const PackedKernels packed_kernels;
 const PackedKernels packed_kernels = {};
-extern const AttentionKernels attention_kernels;
-const AttentionKernels attention_kernels = {};
 extern const NormKernels norm_kernels;
 const NormKernels norm_kernels = {};
 extern const EmbeddingKernels embedding_kernels;
