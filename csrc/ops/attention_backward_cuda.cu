@@ -68,9 +68,8 @@ struct Tiles {
                                              const KvGroup& group, int64_t first, bool round) {
     const int64_t count = keys_of(args, group.b) - first;
     const auto rows = [&](const HeadView& view) {
-      return [&view, &group, first](int j) {
-        return view.at<T>(group.b, first + j, group.kv_head);
-      };
+      return
+          [&view, &group, first](int j) { return view.at<T>(group.b, first + j, group.kv_head); };
     };
     enter_rows(rows(args.k), kSize, count, args.head_dim, 1.0f, round, k);
     enter_rows(rows(args.v), kSize, count, args.value_dim, 1.0f, round, v);
@@ -125,8 +124,8 @@ __global__ void row_deltas(const AttentionBackwardArgs args) {
 
 // Grid: kv heads of all sequences, tiles of keys.
 template <class T, int kColumns>
-__global__ __launch_bounds__(kBlockThreads) void backward_keys(const AttentionBackwardArgs args,
-                                                               bool round) {
+__global__ __launch_bounds__(kBlockThreads, 1) void backward_keys(const AttentionBackwardArgs args,
+                                                                  bool round) {
   using Shared = Tiles<kColumns>;
   constexpr int kM = Shared::kM, kSize = Shared::kSize;
   Shared tiles(args);
@@ -137,8 +136,7 @@ __global__ __launch_bounds__(kBlockThreads) void backward_keys(const AttentionBa
   tiles.template enter_keys<T>(args, group, first, round);
   float dk[kM][4 * kColumns] = {}, dv[kM][4 * kColumns] = {};
   for (int64_t first_row = 0; first_row < rows; first_row += kSize) {
-    const KeyRange seen = seen_by(args, group, first_row,
-                                  min(first_row + kSize, rows));
+    const KeyRange seen = seen_by(args, group, first_row, min(first_row + kSize, rows));
     if (seen.end <= first || seen.begin >= first + kSize) continue;
     __syncthreads();
     tiles.template enter_queries<T>(args, group, first_row, round);
@@ -168,9 +166,9 @@ __global__ __launch_bounds__(kBlockThreads) void backward_keys(const AttentionBa
 // Grid: kv heads from `first_group` on, blocks of rows. `scores`, if given, receives the gradients
 // of all scores of one sequence, [H, T, S].
 template <class T, int kColumns>
-__global__ __launch_bounds__(kBlockThreads) void backward_queries(const AttentionBackwardArgs args,
-                                                                  bool round, int64_t first_group,
-                                                                  float* scores) {
+__global__ __launch_bounds__(kBlockThreads,
+                             1) void backward_queries(const AttentionBackwardArgs args, bool round,
+                                                      int64_t first_group, float* scores) {
   using Shared = Tiles<kColumns>;
   constexpr int kM = Shared::kM, kSize = Shared::kSize;
   Shared tiles(args);
@@ -201,9 +199,9 @@ __global__ __launch_bounds__(kBlockThreads) void backward_queries(const Attentio
 #pragma unroll
   for (int m = 0; m < kM; ++m)
     if (mine[m].row < rows)
-      leave_row<T, kColumns>(dq[m], args.scale, args.head_dim,
-                             args.dq.template at<T>(group.b, group.query(mine[m].row),
-                                                    group.head(mine[m].row)));
+      leave_row<T, kColumns>(
+          dq[m], args.scale, args.head_dim,
+          args.dq.template at<T>(group.b, group.query(mine[m].row), group.head(mine[m].row)));
 }
 
 // How elements of a bias are shared: by what numbers of [H, T, S] an element is told from others.
@@ -249,8 +247,9 @@ __global__ void add_bias_gradient(const AttentionBackwardArgs args, const BiasSh
   sum = warp_sum(sum);
   const int64_t* stride = args.dbias.stride;
   if (lane == 0)
-    static_cast<float*>(args.dbias.data)[b * stride[0] + e_head * stride[1] + i0 * stride[2] +
-                                         j0 * stride[3]] += sum;
+    static_cast<float*>(
+        args.dbias.data)[b * stride[0] + e_head * stride[1] + i0 * stride[2] + j0 * stride[3]] +=
+        sum;
 }
 
 int64_t delta_floats(const AttentionArgs& args) {

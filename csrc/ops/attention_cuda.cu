@@ -61,7 +61,8 @@ __device__ __forceinline__ Rows rows_of_block(const AttentionArgs& args) {
   for (int m = 0; m < kMine; ++m) {
     rows.mine[m] = rows.first + static_cast<int64_t>(threadIdx.x) / kSide + m * kSide;
     rows.seen[m] = {0, 0};
-    if (rows.has(m)) rows.seen[m] = visible_keys(args, rows.group.b, rows.group.query(rows.mine[m]));
+    if (rows.has(m))
+      rows.seen[m] = visible_keys(args, rows.group.b, rows.group.query(rows.mine[m]));
   }
   return rows;
 }
@@ -136,11 +137,11 @@ __device__ __forceinline__ void leave_softmax(const AttentionForwardArgs& args, 
 
 // Grid: kv heads of all sequences, blocks of rows, splits.
 template <class T, int kColumns>
-__global__ __launch_bounds__(kBlockThreads) void forward_rows(const AttentionForwardArgs args,
-                                                              const Split split, bool round) {
+__global__ __launch_bounds__(kBlockThreads, 1) void forward_rows(const AttentionForwardArgs args,
+                                                                 const Split split, bool round) {
   const Rows rows = rows_of_block(args);
-  const int64_t begin = max(static_cast<int64_t>(blockIdx.z) * split.a_block,
-                            rows.together.begin / kTile);
+  const int64_t begin =
+      max(static_cast<int64_t>(blockIdx.z) * split.a_block, rows.together.begin / kTile);
   const int64_t end = min(static_cast<int64_t>(blockIdx.z + 1) * split.a_block,
                           (rows.together.end + kTile - 1) / kTile);
   if (split.partial() && begin >= end) return;
@@ -184,9 +185,9 @@ __global__ __launch_bounds__(kBlockThreads) void forward_rows(const AttentionFor
     for (int m = 0; m < kMine; ++m) {
       if (split.partial()) {
         if (!rows.has(m)) continue;
-        float* to = args.scratch.as<float>() +
-                    (row_index(args, rows.group, rows.mine[m]) * split.tiles + tile) *
-                        (args.value_dim + 2);
+        float* to =
+            args.scratch.as<float>() +
+            (row_index(args, rows.group, rows.mine[m]) * split.tiles + tile) * (args.value_dim + 2);
         leave_row<float, kColumns>(part[m], 1.0f, args.value_dim, to + 2);
         if (x == 0) {
           to[0] = highest[m];
@@ -236,8 +237,8 @@ __global__ void join_tiles(const AttentionForwardArgs args, const Split split) {
 
 // The scores first, then what the running softmax came to. Grid: kv heads, blocks of rows.
 template <class T>
-__global__ __launch_bounds__(kBlockThreads) void weights_of_rows(const AttentionWeightsArgs args,
-                                                                 bool round) {
+__global__ __launch_bounds__(kBlockThreads, 1) void weights_of_rows(const AttentionWeightsArgs args,
+                                                                    bool round) {
   const Rows rows = rows_of_block(args);
   float* q = dynamic_shared<float>();
   float* k = q + kRows * row_stride(args.head_dim);

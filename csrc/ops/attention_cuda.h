@@ -7,6 +7,7 @@
 
 #include "cuda/floats.h"
 #include "cuda/launch.h"
+#include "cuda/philox.h"
 #include "ops/attention.h"
 
 namespace llmcore::cuda {
@@ -98,8 +99,8 @@ __device__ __forceinline__ float number_of(DType dtype, float word, int i) {
   return word;
 }
 // What the numbers of token `key` are to be multiplied by.
-__device__ __forceinline__ float scale_of(const KvCacheView& cache, const KvTiles& tiles,
-                                          int64_t b, int64_t kv_head, int64_t key) {
+__device__ __forceinline__ float scale_of(const KvCacheView& cache, const KvTiles& tiles, int64_t b,
+                                          int64_t kv_head, int64_t key) {
   if (tiles.dtype != DType::kInt8) return 1.0f;
   return tiles.tile(cache.row(b, key), kv_head, key)[kTile * tiles.words() + key % kTile];
 }
@@ -194,7 +195,8 @@ __device__ __forceinline__ void leave_row(const float (&acc)[4 * kColumns], floa
   for (int n = 0; n < kColumns; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      if (first + 64 * n + i < width) to[first + 64 * n + i] = from_float<T>(acc[4 * n + i] * factor);
+      if (first + 64 * n + i < width)
+        to[first + 64 * n + i] = from_float<T>(acc[4 * n + i] * factor);
 }
 
 // Over the 16 threads that share a row y.
@@ -223,20 +225,17 @@ __device__ __forceinline__ float finish_score(const AttentionArgs& args, const K
     return group.b * view.stride[0] + group.head(row) * view.stride[1] +
            group.query(row) * view.stride[2] + key * view.stride[3];
   };
-  if (args.bias.data != nullptr) score += static_cast<const float*>(args.bias.data)[place(args.bias)];
+  if (args.bias.data != nullptr)
+    score += static_cast<const float*>(args.bias.data)[place(args.bias)];
   if (args.mask.data != nullptr && !static_cast<const bool*>(args.mask.data)[place(args.mask)])
     return -INFINITY;
   return score;
 }
 
-// What dropout multiplies a weight by: 0 or 1 / (1 - p).
-__device__ __forceinline__ float weight_factor(const AttentionArgs& args, int64_t row, int64_t key) {
-  const uint64_t element = static_cast<uint64_t>(row * args.keys + key);
-  const Philox4 words = philox(args.dropout.seed, args.dropout.stream, element / 4);
-  const uint32_t i = element % 4;
-  const uint32_t word = i < 2 ? (i == 0 ? words.lane[0] : words.lane[1])
-                              : (i == 2 ? words.lane[2] : words.lane[3]);
-  return word >= dropout_threshold(args.dropout.p) ? 1.0f / (1.0f - args.dropout.p) : 0.0f;
+// What dropout multiplies the weight of a row of [B, H, T] by.
+__device__ __forceinline__ float weight_factor(const AttentionArgs& args, int64_t row,
+                                               int64_t key) {
+  return dropout_factor(args.dropout, static_cast<uint64_t>(row * args.keys + key));
 }
 
 // The running softmax of a row: what a tile adds is what it says relative to its own highest score,
