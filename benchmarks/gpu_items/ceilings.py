@@ -43,8 +43,10 @@ def _copy(setting: Setting, tell: Tell) -> Result:
 
 def _product(setting: Setting, dtype: str, tell: Tell) -> Result:
     n = 64 if setting.tiny else 8192
-    a, b, c = random_tensor(n, n, dtype=dtype), random_tensor(n, n, dtype=dtype), blank(
-        n, n, dtype=dtype
+    a, b, c = (
+        random_tensor(n, n, dtype=dtype),
+        random_tensor(n, n, dtype=dtype),
+        blank(n, n, dtype=dtype),
     )
     contenders = {
         "llmcore": ours(lambda: _core.matmul(a=a, b=b, c=c, transpose_b=True)),
