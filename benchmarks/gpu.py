@@ -2,10 +2,10 @@
 
 python benchmarks/gpu.py --output FOLDER [--minutes 12] [--only ITEMS] [--skip ITEMS] [--size tiny]
 
-Each item of `gpu_items` writes FOLDER/<item>.json, which is there and whole after every part of it, so
-that a run that is cut still tells something. Parts run in a process that is not this one: whatever
-hangs, crashes or fails costs itself alone, and becomes data. `--size tiny` takes sizes that an emulated
-GPU can take (LLMCORE_CUDA=EMULATED), to try the items themselves.
+Each item of `gpu_items` writes FOLDER/<item>.json, which is there and whole after every part of it,
+so that a run that is cut still tells something. Parts run in a process that is not this one:
+whatever hangs, crashes or fails costs itself alone, and becomes data. `--size tiny` takes sizes that
+an emulated GPU can take (LLMCORE_CUDA=EMULATED), to try the items themselves.
 """
 
 from __future__ import annotations
@@ -80,10 +80,8 @@ def line(report: dict[str, Any]) -> str:
     failed = sum("error" in part for part in parts)
     missing = sum("absent" in part for part in parts)
     done = len(parts) - failed - missing
-    return (
-        f"{report['item']}: {report['outcome']} after {report['seconds']:.0f} s; {done} parts done, "
-        f"{failed} failed, {missing} left out"
-    )
+    outcome = f"{report['item']}: {report['outcome']} after {report['seconds']:.0f} s"
+    return f"{outcome}; {done} parts done, {failed} failed, {missing} left out"
 
 
 def table(reports: list[dict[str, Any]]) -> Table:

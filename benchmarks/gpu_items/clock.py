@@ -135,7 +135,7 @@ def bandwidth(folder: Path) -> float | None:
 
 
 def share(amount: float, seconds: float, peak: float | None) -> float | None:
-    """Return the share of a rate that `amount` in `seconds` is; None where the rate is not known."""
+    """Return the share of a rate that `amount` in `seconds` is; None where none is known."""
     return None if not peak else amount / seconds / peak
 
 

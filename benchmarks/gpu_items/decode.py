@@ -18,7 +18,7 @@ _BATCHES = (1, 8, 32)
 
 
 def parts(setting: Setting) -> list[Part]:
-    """Return the item's parts: every model in bfloat16 first, then PyTorch beside, then fewer bits."""
+    """Return the item's parts: every model in bfloat16, then PyTorch beside, then fewer bits."""
     if setting.tiny:
         ours = [Generation("gpt-nano", 4, 4, (1, 2), prefill=8, weights=w)
                 for w in ("bfloat16", "int8", "int4")]  # fmt: skip

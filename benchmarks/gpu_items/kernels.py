@@ -23,9 +23,6 @@ from gpu_items.clock import (
 )
 from llmcore import _core
 
-HALF = "bfloat16"
-_PARAMETERS = 124_439_808
-
 
 @dataclass(frozen=True)
 class Case:
@@ -57,7 +54,13 @@ class Sizes:
     vocab: int = 50257
     padded: int = 50304
     loss_rows: int = 4096
-    parameters: int = _PARAMETERS
+    parameters: int = 124_439_808
+    dtype: str = "bfloat16"  # of activations
+
+    @property
+    def item(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.dtype == "bfloat16" else 4
 
     @property
     def rows(self) -> int:
@@ -68,14 +71,14 @@ class Sizes:
         return self.heads * self.width
 
 
-_TINY = Sizes(2, 16, 2, 16, 65, 72, 8, 1000)
+TINY = Sizes(2, 16, 2, 16, 65, 72, 8, 1000)
 
 Make = Callable[[Sizes, Any], Case]
 
 
 def parts(setting: Setting) -> list[Part]:
     """Return the item's parts."""
-    return [Part(name, partial(_measure, setting, make), 60) for name, make in _CASES.items()]
+    return [Part(name, partial(_measure, setting, make), 60) for name, make in CASES.items()]
 
 
 def _measure(setting: Setting, make: Make, tell: Tell) -> Result:
@@ -83,7 +86,7 @@ def _measure(setting: Setting, make: Make, tell: Tell) -> Result:
         torch = torch_on_gpu()
     except Absent:
         torch = None
-    case = make(_TINY if setting.tiny else Sizes(), torch)
+    case = make(TINY if setting.tiny else Sizes(), torch)
     contenders = {"llmcore": ours(case.call)}
     absent = {}
     for name, call in case.peers.items():
@@ -102,24 +105,14 @@ def _measure(setting: Setting, make: Make, tell: Tell) -> Result:
         time["rate"] = amount / time["median_seconds"]
         time["share"] = share(amount, time["median_seconds"], peak)
         line.append(f"{name} {time['rate'] / 1e12:.2f} {unit} ({percent(time['share'])})")
-    return (
-        {
-            "shape": case.shape,
-            "bytes": case.bytes,
-            "operations": case.operations,
-            "times": times,
-            "absent": absent,
-            "line": ", ".join(line),
-        }
-        if absent
-        else {
-            "shape": case.shape,
-            "bytes": case.bytes,
-            "operations": case.operations,
-            "times": times,
-            "line": ", ".join(line),
-        }
-    )
+    return {
+        "shape": case.shape,
+        "bytes": case.bytes,
+        "operations": case.operations,
+        "times": times,
+        "not_run": absent,
+        "line": ", ".join(line),
+    }
 
 
 def _peers(torch: Any, **calls: Callable[[], Call]) -> dict[str, Call]:
@@ -130,8 +123,8 @@ def _peers(torch: Any, **calls: Callable[[], Call]) -> dict[str, Call]:
 def _norm(rms: bool, backward: bool, s: Sizes, torch: Any) -> Case:
     n, c = s.rows, s.hidden
     x, y, weight, bias = (
-        random_tensor(n, c, dtype=HALF),
-        blank(n, c, dtype=HALF),
+        random_tensor(n, c, dtype=s.dtype),
+        blank(n, c, dtype=s.dtype),
         random_tensor(c),
         random_tensor(c),
     )
@@ -143,7 +136,7 @@ def _norm(rms: bool, backward: bool, s: Sizes, torch: Any) -> Case:
             rms=rms, eps=1e-5, x=x, weight=weight, bias=shift, y=y, mean=mean, rstd=rstd
         )
 
-    shape = {"x": [n, c], "dtype": HALF}
+    shape = {"x": [n, c], "dtype": s.dtype}
     if not backward:
 
         def peer() -> Call:
@@ -153,9 +146,9 @@ def _norm(rms: bool, backward: bool, s: Sizes, torch: Any) -> Case:
                 return lambda: torch.nn.functional.rms_norm(tx, (c,), w, 1e-5)
             return lambda: torch.nn.functional.layer_norm(tx, (c,), w, b)
 
-        return Case(shape, 4 * n * c + 8 * n, forward, _peers(torch, torch=peer))
+        return Case(shape, 2 * s.item * n * c + 8 * n, forward, _peers(torch, torch=peer))
     forward()
-    dy, dx, dweight = random_tensor(n, c, dtype=HALF), blank(n, c, dtype=HALF), blank(c)
+    dy, dx, dweight = random_tensor(n, c, dtype=s.dtype), blank(n, c, dtype=s.dtype), blank(c)
     dbias = None if rms else blank(c)
 
     def gradient() -> None:
@@ -176,13 +169,13 @@ def _norm(rms: bool, backward: bool, s: Sizes, torch: Any) -> Case:
         grad = torch.randn_like(out)
         return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
-    return Case(shape, 6 * n * c + 8 * n, gradient, _peers(torch, torch=peer_gradient))
+    return Case(shape, 3 * s.item * n * c + 8 * n, gradient, _peers(torch, torch=peer_gradient))
 
 
 def _activation(backward: bool, s: Sizes, torch: Any) -> Case:
     n, f = s.rows // 2, 4 * s.hidden
-    x, dy, y = (random_tensor(n, f, dtype=HALF) for _ in range(3))
-    shape = {"x": [n, f], "dtype": HALF, "activation": "gelu_tanh"}
+    x, dy, y = (random_tensor(n, f, dtype=s.dtype) for _ in range(3))
+    shape = {"x": [n, f], "dtype": s.dtype, "activation": "gelu_tanh"}
 
     def peer() -> Call:
         tx = torch.randn(n, f, device="cuda", dtype=torch.bfloat16, requires_grad=backward)
@@ -194,11 +187,11 @@ def _activation(backward: bool, s: Sizes, torch: Any) -> Case:
 
     if not backward:
         return Case(
-            shape, 4 * n * f, lambda: _core.activation_forward(activation="gelu_tanh", x=x, y=y),
+            shape, 2 * s.item * n * f, lambda: _core.activation_forward(activation="gelu_tanh", x=x, y=y),
             _peers(torch, torch=peer),
         )  # fmt: skip
     return Case(
-        shape, 6 * n * f,
+        shape, 3 * s.item * n * f,
         lambda: _core.activation_backward(activation="gelu_tanh", dy=dy, x=x, dx=y),
         _peers(torch, torch=peer),
     )  # fmt: skip
@@ -206,10 +199,10 @@ def _activation(backward: bool, s: Sizes, torch: Any) -> Case:
 
 def _gated(s: Sizes, torch: Any) -> Case:
     n, f = s.rows // 2, 4 * s.hidden
-    gate, up, y = (random_tensor(n, f, dtype=HALF) for _ in range(3))
+    gate, up, y = (random_tensor(n, f, dtype=s.dtype) for _ in range(3))
     return Case(
-        {"gate": [n, f], "dtype": HALF, "activation": "silu"},
-        6 * n * f,
+        {"gate": [n, f], "dtype": s.dtype, "activation": "silu"},
+        3 * s.item * n * f,
         lambda: _core.gated_forward(activation="silu", gate=gate, up=up, y=y),
         {},
     )
@@ -217,15 +210,15 @@ def _gated(s: Sizes, torch: Any) -> Case:
 
 def _residual_dropout(s: Sizes, torch: Any) -> Case:
     n, c = s.rows, s.hidden
-    x, residual, y = (random_tensor(n, c, dtype=HALF) for _ in range(3))
+    x, residual, y = (random_tensor(n, c, dtype=s.dtype) for _ in range(3))
 
     def peer() -> Call:
         tx, tr = (torch.randn(n, c, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         return lambda: tr + torch.nn.functional.dropout(tx, 0.1)
 
     return Case(
-        {"x": [n, c], "dtype": HALF, "p": 0.1},
-        6 * n * c,
+        {"x": [n, c], "dtype": s.dtype, "p": 0.1},
+        3 * s.item * n * c,
         lambda: _core.dropout(p=0.1, seed=1, offset=0, x=x, residual=residual, y=y),
         _peers(torch, torch=peer),
     )
@@ -233,7 +226,7 @@ def _residual_dropout(s: Sizes, torch: Any) -> Case:
 
 def _cross_entropy(padded: bool, s: Sizes, torch: Any) -> Case:
     n, v = s.loss_rows, s.padded if padded else s.vocab
-    logits, dlogits = random_tensor(n, v, dtype=HALF), blank(n, v, dtype=HALF)
+    logits, dlogits = random_tensor(n, v, dtype=s.dtype), blank(n, v, dtype=s.dtype)
     targets, losses, scale = whole_numbers((n,), s.vocab), blank(n), random_tensor(n)
 
     def peer() -> Call:
@@ -245,8 +238,8 @@ def _cross_entropy(padded: bool, s: Sizes, torch: Any) -> Case:
         return lambda: torch.autograd.grad(fused(tl, tt), tl)
 
     return Case(
-        {"logits": [n, v], "dtype": HALF, "does": "losses and their gradient"},
-        4 * n * v,
+        {"logits": [n, v], "dtype": s.dtype, "does": "losses and their gradient"},
+        2 * s.item * n * v,
         lambda: _core.cross_entropy(
             logits=logits, targets=targets, label_smoothing=0.0, losses=losses, row_scale=scale,
             dlogits=dlogits,
@@ -257,12 +250,12 @@ def _cross_entropy(padded: bool, s: Sizes, torch: Any) -> Case:
 
 def _head(s: Sizes, torch: Any) -> Case:
     n, c, v = s.loss_rows * 2, s.hidden, s.vocab
-    hidden, weight = random_tensor(n, c, dtype=HALF), random_tensor(v, c, dtype=HALF, scale=0.02)
+    hidden, weight = random_tensor(n, c, dtype=s.dtype), random_tensor(v, c, scale=0.02)
     targets, losses, scale = whole_numbers((n,), v), blank(n), random_tensor(n)
-    dhidden, dweight = blank(n, c, dtype=HALF), blank(v, c)
+    dhidden, dweight = blank(n, c, dtype=s.dtype), blank(v, c)
     return Case(
-        {"hidden": [n, c], "weight": [v, c], "dtype": HALF, "does": "losses and all gradients"},
-        2 * (2 * n * c + v * c) + 8 * v * c,
+        {"hidden": [n, c], "weight": [v, c], "dtype": s.dtype, "does": "losses and all gradients"},
+        2 * s.item * n * c + 12 * v * c,
         lambda: _core.linear_cross_entropy(
             hidden=hidden, weight=weight, targets=targets, label_smoothing=0.0, losses=losses,
             row_scale=scale, dhidden=dhidden, dweight=dweight,
@@ -312,8 +305,8 @@ def _embedding(backward: bool, s: Sizes, torch: Any) -> Case:
     n, c, v = s.rows, s.hidden, s.vocab
     ids, places = whole_numbers((n,), v), whole_numbers((n,), s.length)
     table, positions = random_tensor(v, c), random_tensor(s.length, c)
-    out = random_tensor(n, c, dtype=HALF)
-    shape = {"ids": [n], "table": [v, c], "positions": [s.length, c], "dtype": HALF}
+    out = random_tensor(n, c, dtype=s.dtype)
+    shape = {"ids": [n], "table": [v, c], "positions": [s.length, c], "dtype": s.dtype}
 
     def peer() -> Call:
         from torch.nn.functional import embedding
@@ -328,7 +321,7 @@ def _embedding(backward: bool, s: Sizes, torch: Any) -> Case:
 
     if not backward:
         return Case(
-            shape, n * c * (4 + 4 + 2),
+            shape, n * c * (4 + 4 + s.item),
             lambda: _core.embedding_forward(
                 ids=ids, table=table, positions=positions, position_ids=places, out=out
             ),
@@ -336,7 +329,7 @@ def _embedding(backward: bool, s: Sizes, torch: Any) -> Case:
         )  # fmt: skip
     dtable, dpositions = blank(v, c), blank(s.length, c)
     return Case(
-        shape, n * c * 2 + 8 * (v + s.length) * c,
+        shape, n * c * s.item + 8 * (v + s.length) * c,
         lambda: _core.embedding_backward(
             dout=out, ids=ids, dtable=dtable, position_ids=places, dpositions=dpositions
         ),
@@ -346,12 +339,12 @@ def _embedding(backward: bool, s: Sizes, torch: Any) -> Case:
 
 def _rope(s: Sizes, torch: Any) -> Case:
     shape = (s.batch, s.length, s.heads, s.width)
-    x, y = random_tensor(*shape, dtype=HALF), blank(*shape, dtype=HALF)
+    x, y = random_tensor(*shape, dtype=s.dtype), blank(*shape, dtype=s.dtype)
     cos, sin = random_tensor(s.length, s.width // 2), random_tensor(s.length, s.width // 2)
     positions = whole_numbers((s.batch, s.length), s.length)
     return Case(
-        {"x": list(shape), "dtype": HALF},
-        4 * s.rows * s.hidden,
+        {"x": list(shape), "dtype": s.dtype},
+        2 * s.item * s.rows * s.hidden,
         lambda: _core.rope(
             x=x, cos=cos, sin=sin, positions=positions, interleaved=False, inverse=False, y=y
         ),
@@ -361,50 +354,50 @@ def _rope(s: Sizes, torch: Any) -> Case:
 
 def _cast(s: Sizes, torch: Any) -> Case:
     count = s.parameters
-    x, y = random_tensor(count), blank(count, dtype=HALF)
+    x, y = random_tensor(count), blank(count, dtype="bfloat16")
 
     def peer() -> Call:
         tx = torch.randn(count, device="cuda")
         ty = torch.empty(count, device="cuda", dtype=torch.bfloat16)
         return lambda: ty.copy_(tx)
 
-    return Case({"elements": count, "to": HALF}, 6 * count, lambda: _core.cast(x=x, y=y),
+    return Case({"elements": count, "to": "bfloat16"}, 6 * count, lambda: _core.cast(x=x, y=y),
                 _peers(torch, torch=peer))  # fmt: skip
 
 
 def _column_sum(s: Sizes, torch: Any) -> Case:
     n, c = s.rows, 3 * s.hidden
-    x, out = random_tensor(n, c, dtype=HALF), blank(c)
+    x, out = random_tensor(n, c, dtype=s.dtype), blank(c)
 
     def peer() -> Call:
         tx = torch.randn(n, c, device="cuda", dtype=torch.bfloat16)
         return lambda: tx.sum(0, dtype=torch.float32)
 
-    return Case({"x": [n, c], "dtype": HALF}, 2 * n * c, lambda: _core.column_sum(x=x, out=out),
+    return Case({"x": [n, c], "dtype": s.dtype}, s.item * n * c, lambda: _core.column_sum(x=x, out=out),
                 _peers(torch, torch=peer))  # fmt: skip
 
 
 def _softmax(s: Sizes, torch: Any) -> Case:
     n, c = s.rows, s.length
-    x, y = random_tensor(n, c, dtype=HALF), blank(n, c, dtype=HALF)
+    x, y = random_tensor(n, c, dtype=s.dtype), blank(n, c, dtype=s.dtype)
 
     def peer() -> Call:
         tx = torch.randn(n, c, device="cuda", dtype=torch.bfloat16)
         return lambda: torch.softmax(tx, -1)
 
-    return Case({"x": [n, c], "dtype": HALF}, 4 * n * c,
+    return Case({"x": [n, c], "dtype": s.dtype}, 2 * s.item * n * c,
                 lambda: _core.softmax_forward(log=False, x=x, y=y),
                 _peers(torch, torch=peer))  # fmt: skip
 
 
 def _attention(backward: bool, s: Sizes, torch: Any) -> Case:
     b, t, h, d = shape = (s.batch, s.length, s.heads, s.width)
-    q, k, v, dout = (random_tensor(*shape, dtype=HALF) for _ in range(4))
-    out, softmax = blank(*shape, dtype=HALF), blank(b, h, t, 2)
+    q, k, v, dout = (random_tensor(*shape, dtype=s.dtype) for _ in range(4))
+    out, softmax = blank(*shape, dtype=s.dtype), blank(b, h, t, 2)
     call = _core.AttentionCall(
         op="attention", q=q, k=k, v=v, scale=d**-0.5, causal=True, rows_first=True
     )
-    dq, dk, dv = (blank(*shape, dtype=HALF) for _ in range(3))
+    dq, dk, dv = (blank(*shape, dtype=s.dtype) for _ in range(3))
 
     def forward() -> None:
         _core.attention_forward(call, out=out, softmax=softmax)
@@ -441,8 +434,8 @@ def _attention(backward: bool, s: Sizes, torch: Any) -> Case:
     visible = 4.0 * d * b * h * t * (t + 1) / 2  # of the forward pass, the visible half alone
     elements = b * h * t * d
     return Case(
-        {"B, T, H, D": list(shape), "dtype": HALF, "causal": True},
-        2 * elements * (8 if backward else 4),
+        {"B, T, H, D": list(shape), "dtype": s.dtype, "causal": True},
+        s.item * elements * (8 if backward else 4),
         gradient if backward else forward,
         _peers(
             torch,
@@ -453,7 +446,7 @@ def _attention(backward: bool, s: Sizes, torch: Any) -> Case:
     )
 
 
-_CASES: dict[str, Make] = {
+CASES: dict[str, Make] = {
     "attention forward": partial(_attention, False),
     "attention backward": partial(_attention, True),
     "layer norm forward": partial(_norm, False, False),

@@ -61,7 +61,7 @@ def _layer(setting: Setting, layer: str, m: int, k: int, n: int, tell: Tell) -> 
         torch = None
     sold = sold_with(setting.folder)
     forms: Result = {}
-    for form, make in (("y", _forward), ("dx", _input_gradient), ("dw", _weight_gradient)):
+    for form, make in FORMS.items():
         epilogue, call, peer = make(layer, m, k, n)
         contenders = {"llmcore": ours(call)}
         if torch is not None:
@@ -148,3 +148,8 @@ def _weight_gradient(
 
 def _torch_random(torch: Any, *shape: int) -> Any:
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+#: The forms of a layer's product; each makes, of a layer's name and M, K and N, the names of its
+#: epilogues, llmcore's call, and what makes PyTorch's.
+FORMS = {"y": _forward, "dx": _input_gradient, "dw": _weight_gradient}

@@ -1,4 +1,4 @@
-"""compute-sanitizer over `every_kernel.py`: memory, races within a block, what was never written."""
+"""compute-sanitizer over `every_kernel.py`: memory, races in a block, what was never written."""
 
 from __future__ import annotations
 

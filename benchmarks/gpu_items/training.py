@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import llmcore
-from gpu_items import Part, Result, Setting, Tell
+from gpu_items import Part, Result, Setting, Tell, torch_on_gpu
 from gpu_items.clock import percent, sold_with
 from llmcore.bench.turns import Contestant, Outcome, take_turns
 from llmcore.bench.workloads import Training, find_config
@@ -97,9 +97,7 @@ def _fitting_together(setting: Setting, work: Work) -> list[int]:
     """Return the batch sizes for which both models may fit in memory at once, by a rough count."""
     if setting.tiny:
         return list(work.batches)
-    import torch
-
-    free, _ = torch.cuda.mem_get_info()
+    free, _ = torch_on_gpu().cuda.mem_get_info()
     config = find_config(work.model, work.vocab_size)
     layers = config.num_encoder_layers + config.num_decoder_layers
     # Activations in bfloat16 that backward needs, and PyTorch's logits in two precisions.
