@@ -14,6 +14,7 @@ import llmcore
 import on_device
 from command import SMALL, TEXT, child
 from llmcore import _core
+from llmcore.tensor import write
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -58,7 +59,7 @@ def _nan_filled_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     def nan_filled(*args: object, **kwargs: object) -> llmcore.Tensor:
         tensor = empty(*args, **kwargs)
         if tensor.dtype == "float32":
-            on_device.write(tensor, np.full(tensor.shape, np.nan, np.float32))
+            write(tensor, np.nan)
         return tensor
 
     monkeypatch.setattr(_core, "empty", nan_filled)

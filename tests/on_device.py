@@ -14,15 +14,9 @@ from llmcore import _core, ops
 from llmcore.training import assemble
 
 
-def write(tensor: llmcore.Tensor, values: np.ndarray) -> None:
-    """Set all elements of a tensor, on whatever device, to an array or number."""
-    filled = np.empty(tensor.shape, tensor.dtype)
-    filled[...] = values
-    _core.copy(source=_core.in_place_tensor(filled), target=tensor)
-
-
 def make_default(device: str) -> None:
     """For the rest of this process and those it starts: arrays, models and runs are on `device`."""
+    os.environ["LLMCORE_DEVICE"] = device
     as_tensor = _core.as_tensor
     _core.as_tensor = lambda source: _moved(as_tensor(source), source, device)
     for name in ("zeros", "empty"):
@@ -34,7 +28,6 @@ def make_default(device: str) -> None:
         function.__kwdefaults__ = {**function.__kwdefaults__, "device": device}
     for name in ("adamw_step", "clip_grad_norm"):
         setattr(ops, name, _in_place(getattr(ops, name), device))
-    os.environ["LLMCORE_DEVICE"] = device
 
 
 def _moved(tensor: llmcore.Tensor, source: Any, device: str) -> llmcore.Tensor:
@@ -52,10 +45,14 @@ def _in_place(operation: Callable[..., Any], device: str) -> Callable[..., Any]:
         def there(value: Any) -> Any:
             if isinstance(value, list | tuple):
                 return type(value)(map(there, value))
-            if isinstance(value, np.ndarray) and value.dtype == np.float32 and value.flags.c_contiguous and value.flags.writeable:
-                changed.append((value, _core.in_place_tensor(value).to(device=device)))
-                return changed[-1][1]
-            return value
+            if not isinstance(value, np.ndarray):
+                return value
+            try:
+                tensor = _core.in_place_tensor(value)
+            except ValueError:  # which the operation is to find
+                return value
+            changed.append((value, tensor.to(device=device)))
+            return changed[-1][1]
 
         result = operation(*map(there, args), **kwargs)
         for array, tensor in changed:

@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 PYTHON = ROOT / "python"
 
-pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="no sources beside the tests")
+pytestmark = [
+    pytest.mark.cpu("sources and symbols"),
+    pytest.mark.skipif(not CSRC.is_dir(), reason="no sources beside the tests"),
+]
 
 
 def sources(*patterns, under=CSRC):

@@ -22,6 +22,8 @@ from llmcore.bench.workloads import Generation, Training
 from llmcore.config import ModelConfig
 from llmcore.errors import ConfigError, DTypeError, ShapeError
 
+pytestmark = pytest.mark.cpu("its speed")
+
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 
 from command import child, fails, run
 from llmcore import GenerationConfig, LoraConfig, ModelConfig, Tokenizer, Transformer
+from llmcore.tensor import write
 from llmcore.uses.explain import explain, token_texts
 from llmcore.uses.translate import translations
 
@@ -38,7 +39,7 @@ def models(tmp_path_factory):
         model = Transformer(config, seed=3)
         generator = np.random.default_rng(1)
         for tensor in model.parameters().values():
-            tensor.numpy()[...] += generator.normal(0, 0.3, tensor.shape)
+            write(tensor, tensor.numpy() + generator.normal(0, 0.3, tensor.shape))
         model.tokenizer = tokenizer
         model.save_pretrained(folder / name)
     return folder
@@ -270,7 +271,7 @@ def test_convert_merges_adapters(capsys, models, tmp_path):
     model.add_lora(LoraConfig(rank=2))
     for name, tensor in model.parameters().items():
         if name.endswith("lora_b"):
-            tensor.numpy()[...] = 0.1
+            write(tensor, 0.1)
     model.save_pretrained(tmp_path / "with")
     model.save_adapter(tmp_path / "adapter", base_model=str(models / "decoder"))
     model.save_adapter(tmp_path / "nameless")

@@ -12,6 +12,7 @@ import pytest
 from llmcore import CheckpointError, ConfigError, ModelConfig, TrainStep, Transformer
 from llmcore.config import LORA_TARGETS, LoraConfig
 from llmcore.objectives import CausalLM
+from llmcore.tensor import write
 from tolerance import EPS, FLOOR_ULPS
 
 peft = pytest.importorskip("peft")
@@ -204,7 +205,7 @@ def test_saved_by_us_loads_in_peft(family, targets, rng, tmp_path):
     ours.add_lora(LoraConfig(rank=3, alpha=6.5, dropout=0.1, targets=targets))
     for name, parameter in ours.trainable_parameters().items():
         if name.endswith("lora_b"):
-            parameter.numpy()[...] = 0.1 * rng.standard_normal(parameter.shape)
+            write(parameter, 0.1 * rng.standard_normal(parameter.shape))
     ours.save_adapter(tmp_path / "ours", base_model="base")
 
     double = make().double()
@@ -235,7 +236,7 @@ def test_every_architecture_both_ways(name, rng, tmp_path):
     ours = pair.ours
     ours.add_lora(LoraConfig(rank=3, alpha=6.5, targets=LORA_TARGETS))
     for parameter in ours.trainable_parameters().values():
-        parameter.numpy()[...] += 0.1 * rng.standard_normal(parameter.shape)
+        write(parameter, parameter.numpy() + 0.1 * rng.standard_normal(parameter.shape))
     ours.save_adapter(tmp_path / "ours")
     double, single = (
         peft.PeftModel.from_pretrained(m, tmp_path / "ours").eval()
@@ -258,7 +259,7 @@ def test_an_edited_file_means_what_it_says(tmp_path, rng):
     model = Transformer(base.config)
     model.add_lora(LoraConfig(rank=2, alpha=4.0, targets=["q", "v", "out"]))
     for parameter in model.trainable_parameters().values():
-        parameter.numpy()[...] = 0.1 * rng.standard_normal(parameter.shape)
+        write(parameter, 0.1 * rng.standard_normal(parameter.shape))
     model.save_adapter(tmp_path)
     file = tmp_path / "adapter_config.json"
     values = json.loads(file.read_text())
@@ -277,7 +278,7 @@ def test_an_edited_file_means_what_it_says(tmp_path, rng):
     lora = LoraConfig(rank=2, alpha=8.0, targets=["q", "v", "out"])
     doubled = Transformer(dataclasses.replace(model.config, lora=lora))
     for name, parameter in doubled.parameters().items():
-        parameter.numpy()[...] = model.parameters()[name].numpy()
+        write(parameter, model.parameters()[name].numpy())
     assert np.allclose(base(ids), doubled(ids), rtol=0, atol=1e-5)
     assert not np.allclose(base(ids), model(ids), rtol=0, atol=1e-3)
 
@@ -290,7 +291,7 @@ def test_what_else_was_trained_goes_with_the_adapter(tmp_path, rng):
     ours.add_lora(LoraConfig(rank=2))
     ours.unfreeze("decoder.norm.*")
     for parameter in ours.trainable_parameters().values():
-        parameter.numpy()[...] += 0.1 * rng.standard_normal(parameter.shape)
+        write(parameter, parameter.numpy() + 0.1 * rng.standard_normal(parameter.shape))
     ours.save_adapter(tmp_path / "ours")
     again = Transformer.from_pretrained(tmp_path / "base")
     again.load_adapter(tmp_path / "ours")

@@ -25,6 +25,8 @@ from llmcore.training.train_config import (
     resume_changes,
 )
 
+pytestmark = pytest.mark.cpu("its memory")
+
 GPT2 = ModelConfig.preset("gpt2")
 
 

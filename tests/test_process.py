@@ -14,6 +14,8 @@ import pytest
 
 from llmcore import CausalLM, GenerationConfig, ModelConfig, TrainStep, Transformer, memory_stats
 
+pytestmark = pytest.mark.cpu("its processes and memory")
+
 CONFIG = ModelConfig.preset("gpt-nano", num_decoder_layers=2, hidden_size=32, num_heads=2)
 BATCHES = [
     CausalLM()(np.random.default_rng(seed).integers(0, 65, (3, 33), np.int32)) for seed in range(4)

@@ -19,7 +19,7 @@ def options(**values):
 
 
 def process(logits, ids, prompt_length, **values):
-    row = _core.as_tensor(logits.copy())
+    row = _core.in_place_tensor(logits.copy())
     _core.process_logits(
         options=options(**values), ids=ids, prompt_length=prompt_length, logits=row
     )

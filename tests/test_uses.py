@@ -20,6 +20,7 @@ from llmcore import (
     TrainStep,
 )
 from llmcore.objectives import CausalLM, Classification
+from llmcore.tensor import write
 from llmcore.tokenizer import Tokenizer
 from reference.attention import attention_weights
 from test_model import make
@@ -186,7 +187,7 @@ def test_full_prefix_equals_an_encoder_with_the_same_weights(rng):
     decoder = make("gpt2")
     encoder = make("gpt2", num_decoder_layers=0, num_encoder_layers=2)
     for name, tensor in encoder.parameters().items():
-        tensor.numpy()[...] = decoder.parameters()[name.replace("encoder.", "decoder.")].numpy()
+        write(tensor, decoder.parameters()[name.replace("encoder.", "decoder.")].numpy())
     ids, lengths = rng.integers(0, 37, (2, 9)), np.array([9, 6])
     want = encoder(ids, lengths).numpy()
     got = decoder(ids, lengths, prefix_lengths=lengths).numpy()

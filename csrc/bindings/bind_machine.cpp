@@ -13,16 +13,35 @@
 namespace llmcore::bindings {
 namespace {
 
+using namespace py::literals;
+
+py::dict cuda_facts() {
+  const std::string reason = cuda_unavailable_reason(), build = LLMCORE_CUDA_BUILD;
+  py::dict facts;
+  facts["build"] = build;
+  facts["available"] = reason.empty();
+  facts["reason"] = reason;
+  if (build == "OFF") return facts;
+  const CudaInfo info = cuda_info();
+  py::list devices;
+  for (const CudaDevice& device : info.devices)
+    devices.append(
+        py::dict("name"_a = device.name, "memory_bytes"_a = device.memory_bytes,
+                 "capability"_a = py::make_tuple(device.capability[0], device.capability[1]),
+                 "multiprocessors"_a = device.multiprocessors));
+  facts["driver_version"] = info.driver_version;
+  facts["runtime_version"] = info.runtime_version;
+  facts["devices"] = devices;
+  facts["libraries"] = py::dict(
+      "cublasLt"_a = py::dict("path"_a = info.library_path, "reason"_a = info.library_reason));
+  return facts;
+}
+
 py::dict device_info() {
   const CoreCounts cores = core_counts();
   const KernelNames available = available_cpu_kernels();
   py::list names;
   for (int i = 0; i < available.count; ++i) names.append(available.names[i]);
-  const std::string reason = cuda_unavailable_reason();
-  py::dict cuda;
-  cuda["build"] = LLMCORE_CUDA_BUILD;
-  cuda["available"] = reason.empty();
-  cuda["reason"] = reason;
   py::dict info;
   info["cpu_model"] = cpu_model();
   info["isa_available"] = names;
@@ -34,7 +53,7 @@ py::dict device_info() {
   info["physical_cores"] = cores.physical;
   info["quota_cores"] = cores.quota;
   info["memory_bytes"] = memory_bytes();
-  info["cuda"] = cuda;
+  info["cuda"] = cuda_facts();
   py::dict variables;
   variables["LLMCORE_CPU_ISA"] = settings().cpu_isa;
   variables["LLMCORE_NUM_THREADS"] = settings().num_threads;

@@ -6,6 +6,8 @@
 
 #include <string>
 
+#include "core/error.h"
+
 // What is called of it: each name follows cublasLt.
 // clang-format off
 #define LLMCORE_CUBLAS_FUNCTIONS(F)                                                    \
@@ -28,5 +30,11 @@ struct Cublas {
 
 // Opens the library at the first call, from any thread.
 const Cublas& cublas();
+
+// Throws DeviceError, saying what failed, unless `status` is success.
+inline void check(cublasStatus_t status, const char* what) {
+  CHECK(status == CUBLAS_STATUS_SUCCESS, DeviceError, what,
+        " failed: ", cublas().GetStatusString(status));
+}
 
 }  // namespace llmcore::cuda

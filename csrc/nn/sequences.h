@@ -42,21 +42,22 @@ struct Sequences {
   // [B] int32 all: keys that are real, those in the cache included (empty: all T; given with a
   // cache), of these a prefix that all see, and tokens that stand before query 0 (empty: 0).
   Tensor lengths, prefix_lengths, past;
-  Tensor positions;                // [B, T] int32
-  Tensor cos, sin;                 // [P, R/2] rotary tables, or empty
-  Tensor buckets;                  // [1 or B, T + S - 1] int32, of distances, with relative positions
-  ScoreView bias, dbias;           // relative positions, and their gradient; or no data
-  const Cache* cache = nullptr;    // null: keys are the queries' own sequences
+  Tensor positions;              // [B, T] int32
+  Tensor cos, sin;               // [P, R/2] rotary tables, or empty
+  Tensor buckets;                // [1 or B, T + S - 1] int32, of distances, with relative positions
+  ScoreView bias, dbias;         // relative positions, and their gradient; or no data
+  const Cache* cache = nullptr;  // null: keys are the queries' own sequences
   const Memory* memory = nullptr;  // null: no cross-attention
   // Looked at by self-attention, or by cross-attention; empty: nobody asks.
   const std::vector<AttentionProbe>* self_probes = nullptr;
   const std::vector<AttentionProbe>* cross_probes = nullptr;
 
   int64_t rows() const { return batch * queries; }
-  // Keys of self-attention, S.
+  // Keys of self-attention, S: of a cache as many as the longest sequence has, or more.
+  int64_t key_room = 0;
   int64_t keys() const {
     if (cache == nullptr) return queries;
-    int64_t most = 0;
+    int64_t most = key_room;
     for (int64_t b = 0; b < batch; ++b) {
       const int64_t length = lengths.host<int32_t>()[b];
       most = length > most ? length : most;

@@ -45,16 +45,12 @@ void accumulate(Transformer& model, const Context& context, const std::vector<Ba
   run_passes(model, context, prepare(model, context, batches), state);
 }
 
-// Two steps of which this is the same ask a GPU for the same things.
-std::vector<int64_t> look_of(Transformer& model, const std::vector<Transformer::Pass>& passes,
-                             const Tensor& told) {
-  std::vector<int64_t> look{model.recompute, model.params().version(), model.arena().trims(),
-                            static_cast<int64_t>(model.arena().keep_mark().keep)};
-  const auto add = [&look](const Tensor& tensor) {
-    look.push_back(reinterpret_cast<int64_t>(tensor.data));
-    for (int axis = 0; axis < tensor.rank; ++axis) look.push_back(tensor.shape[axis]);
-  };
-  add(told);
+Look look_of(Transformer& model, const std::vector<Transformer::Pass>& passes) {
+  Look look;
+  look.add(model.recompute);
+  look.add(model.params().version());
+  look.add(model.arena().trims());
+  look.add(model.arena().keep_mark().keep);
   for (const Transformer::Pass& pass : passes) {
     const Batch& batch = pass.batch;
     for (const Tensor& tensor :
@@ -62,9 +58,9 @@ std::vector<int64_t> look_of(Transformer& model, const std::vector<Transformer::
           batch.types, batch.rows, batch.targets, batch.weights, pass.row_scale,
           pass.encoder.positions, pass.encoder.buckets, pass.decoder.positions,
           pass.decoder.buckets})
-      add(tensor);
-    look.push_back(__builtin_bit_cast(int32_t, batch.label_smoothing));
-    look.push_back(batch.labels);
+      look.add(tensor);
+    look.add(__builtin_bit_cast(int32_t, batch.label_smoothing));
+    look.add(batch.labels);
   }
   return look;
 }
@@ -153,25 +149,10 @@ StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const StepSe
   if (context.queue != nullptr) context.step_stream = &told.as<StepSettings>()->dropout_stream;
   const std::vector<Transformer::Pass> passes = prepare(model_, context, micro_batches);
 
-  if (context.queue == nullptr) {
-    run(context, passes, told);
-  } else {
-    std::vector<int64_t> look = look_of(model_, passes, told);
-    look.push_back(static_cast<int64_t>(dropout_seed));
-    if (look != look_) {  // the first of its kind, which also grows the arena
-      graph_.clear();
-      look_ = std::move(look);
-      run(context, passes, told);
-    } else {
-      if (!graph_)
-        graph_.capture(context.queue, [&](Queue* queue) {
-          Context recorded = context;
-          recorded.queue = queue;
-          run(recorded, passes, told);
-        });
-      graph_.launch(context.queue);
-    }
-  }
+  Look look = look_of(model_, passes);
+  look.add(told);
+  look.add(static_cast<int64_t>(dropout_seed));
+  captured_.run(context, look, [&](const Context& where) { run(where, passes, told); });
   const StepState found = read_state(context, state());
   return {.loss = found.loss_sum / found.weight,
           .grad_norm = std::sqrt(found.square_sum),

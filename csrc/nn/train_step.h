@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "core/captured.h"
 #include "nn/transformer.h"
 
 namespace llmcore {
@@ -36,7 +37,8 @@ class TrainStep {
   uint64_t dropout_seed = 0;
 
  private:
-  void run(const Context& context, const std::vector<Transformer::Pass>& passes, const Tensor& told);
+  void run(const Context& context, const std::vector<Transformer::Pass>& passes,
+           const Tensor& told);
   void update(const Context& context);
   Tensor moment(const Buffer& buffer) const;
   StepState* state() const { return static_cast<StepState*>(state_.data()); }
@@ -46,11 +48,7 @@ class TrainStep {
   int64_t size_;
   Buffer m_, v_;
   Buffer state_;  // StepState
-
-  // On a GPU a step that looks like the last one is captured, and from then on asked for in one
-  // call. What it looks like: addresses, sizes and all that decides which kernels run.
-  std::vector<int64_t> look_;
-  gpu::Graph graph_;
+  Captured captured_{4};
 };
 
 // Bytes that steps on such batches take beside weights, gradients and moments: what the arena of

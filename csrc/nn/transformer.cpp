@@ -26,6 +26,15 @@ void copy(const Context& context, const Tensor& from, const Tensor& to) {
                       .y_stride = from.cols()});
 }
 
+// Keys that a decoding pass is made for. On a GPU more than there are, so that the passes of many
+// tokens look the same; on the CPU as many.
+int64_t key_room(const Cache& cache, const Sequences& sequences) {
+  const int64_t keys = sequences.keys();
+  if (cache.rows.device.type == DeviceType::kCpu) return keys;
+  constexpr int64_t kStep = 4 * kTileTokens;
+  return std::min((keys + kStep - 1) / kStep * kStep, cache.rows.dim(1));
+}
+
 Param token_table(ParamStore& params, const Config& config) {
   const Param table =
       ParamBuilder(params, "embed")
@@ -106,9 +115,9 @@ Transformer::Pass Transformer::prepare(const Context& context, const Batch& batc
   Pass pass{.batch = batch};
   if (context.device.type != DeviceType::kCpu) {
     Batch& here = pass.batch;
-    for (Tensor* tensor : {&here.enc_ids, &here.enc_lengths, &here.dec_ids, &here.dec_lengths,
-                           &here.prefix_lengths, &here.types, &here.rows, &here.targets,
-                           &here.weights}) {
+    for (Tensor* tensor :
+         {&here.enc_ids, &here.enc_lengths, &here.dec_ids, &here.dec_lengths, &here.prefix_lengths,
+          &here.types, &here.rows, &here.targets, &here.weights}) {
       if (!*tensor) continue;
       const Tensor to = context.arena->input(tensor->dtype, tensor->numel());
       std::memcpy(to.host<char>(), tensor->data, static_cast<size_t>(tensor->nbytes()));
@@ -151,8 +160,7 @@ Tensor Transformer::infer_encoder(const Context& context, const Pass& pass,
   return encoder_->infer(context, encoder_input(pass.batch), sequences);
 }
 
-Tensor Transformer::infer(const Context& context, const Pass& pass,
-                          const AttentionProbes* probes) {
+Tensor Transformer::infer(const Context& context, const Pass& pass, const AttentionProbes* probes) {
   const Tensor encoded = infer_encoder(context, pass, probes);
   if (!decoder_) return encoded;
   Sequences sequences = pass.decoder;
@@ -313,11 +321,29 @@ void Transformer::decode(const DecodeArgs& args) {
   Sequences sequences = describe(context, *decoder_, args.ids, total, args.past);
   sequences.cache = args.cache;
   sequences.memory = args.memory;
+  sequences.key_room = key_room(*args.cache, sequences);
   decoder_->prepare(context, sequences);
   context.upload();
-  const Tensor hidden = decoder_->infer(context, {.ids = flat(args.ids)}, sequences);
-  if (args.rows.numel() == 0) return;
-  head_.logits(context, selected_rows(context, {.rows = args.rows}, hidden), args.logits);
+
+  Look look;
+  look.add(arena_.trims());
+  look.add(arena_.keep_mark().keep);
+  look.add(sequences.keys());
+  for (const Tensor& tensor : {args.ids, args.lengths, args.past, args.rows, args.logits, total,
+                               args.cache->rows, sequences.positions, sequences.buckets})
+    look.add(tensor);
+  look.add(reinterpret_cast<int64_t>(args.cache->layers[0].k.data));
+  if (args.memory != nullptr) {
+    look.add(args.memory->keys);
+    look.add(args.memory->lengths);
+    look.add(args.memory->rows);
+    look.add(reinterpret_cast<int64_t>(args.memory->layers[0].k.data));
+  }
+  decoding_.run(context, look, [&](const Context& where) {
+    const Tensor hidden = decoder_->infer(where, {.ids = flat(args.ids)}, sequences);
+    if (args.rows.numel() == 0) return;
+    head_.logits(where, selected_rows(where, {.rows = args.rows}, hidden), args.logits);
+  });
 }
 
 void Transformer::attention_weights(const Batch& batch, const AttentionProbes& probes) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/captured.h"
 #include "core/queue.h"
 #include "nn/batch.h"
 #include "nn/head.h"
@@ -122,6 +123,7 @@ class Transformer {
   Head head_;
   Classifier classifier_;
   Arena arena_;
+  Captured decoding_{32};
   std::mutex mutex_;
 };
 

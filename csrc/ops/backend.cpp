@@ -27,10 +27,8 @@ Context thread_context(Device device) {
   const Kernels& kernels = kernels_for(device);
   for (const auto& place : places)
     if (place->device.type == device.type && place->device.index == device.index)
-      return {.device = device,
-              .kernels = &kernels,
-              .arena = &place->arena,
-              .queue = queue_of(device)};
+      return {
+          .device = device, .kernels = &kernels, .arena = &place->arena, .queue = queue_of(device)};
   places.push_back(std::make_unique<Place>(device));
   return thread_context(device);
 }

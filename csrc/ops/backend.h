@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "core/context.h"
 #include "ops/kernels.h"
@@ -25,5 +26,19 @@ std::string device_name(Device device);
 // Linked from backend_cuda.cpp, or from backend_no_cuda.cpp in a build without it.
 const Kernels* cuda_kernels();
 std::string cuda_unavailable_reason();  // empty: CUDA can be used
+
+// What there is of CUDA, usable or not; versions as 13000 for 13.0, 0 for none.
+struct CudaDevice {
+  std::string name;
+  int64_t memory_bytes;
+  int capability[2];
+  int multiprocessors;
+};
+struct CudaInfo {
+  int driver_version = 0, runtime_version = 0;
+  std::vector<CudaDevice> devices;
+  std::string library_path, library_reason;  // of cuBLASLt: one of the two is empty
+};
+CudaInfo cuda_info();
 
 }  // namespace llmcore

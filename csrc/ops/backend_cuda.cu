@@ -49,29 +49,51 @@ const Kernels& table() {
   return kernels;
 }
 
-std::string find_reason() {
-  int driver = 0, count = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
-    return "there is no NVIDIA driver; install one of version 580 or later, or use device='cpu'";
-  if (driver < kLeastDriver)
-    return str("the NVIDIA driver knows CUDA ", driver / 1000, ".", driver % 1000 / 10,
-               ", this build needs 13.0; install driver 580 or later, or use device='cpu'");
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess || count == 0)
-    return str("no NVIDIA GPU can be used (", cudaGetErrorString(status),
-               "); see whether CUDA_VISIBLE_DEVICES hides it, or use device='cpu'");
+CudaInfo find_info() {
+  CudaInfo info;
+  int count = 0;
+  cudaDriverGetVersion(&info.driver_version);
+  cudaRuntimeGetVersion(&info.runtime_version);
+  if (info.driver_version >= kLeastDriver && cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
   for (int index = 0; index < count; ++index) {
     cudaDeviceProp properties{};
-    cuda::check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
-    if (properties.major * 10 + properties.minor < kLeastCapability)
-      return str("GPU ", index, ", ", properties.name, ", has compute capability ",
-                 properties.major, ".", properties.minor,
-                 ", 8.0 is needed; hide it by CUDA_VISIBLE_DEVICES, or use device='cpu'");
+    if (cudaGetDeviceProperties(&properties, index) != cudaSuccess) continue;
+    info.devices.push_back({.name = properties.name,
+                            .memory_bytes = static_cast<int64_t>(properties.totalGlobalMem),
+                            .capability = {properties.major, properties.minor},
+                            .multiprocessors = properties.multiProcessorCount});
   }
-  return cuda::cublas().reason;
+  cudaGetLastError();
+  info.library_path = cuda::cublas().path;
+  info.library_reason = cuda::cublas().reason;
+  return info;
+}
+
+std::string find_reason() {
+  const CudaInfo info = cuda_info();
+  if (info.driver_version == 0)
+    return "there is no NVIDIA driver; install one of version 580 or later, or use device='cpu'";
+  if (info.driver_version < kLeastDriver)
+    return str("the NVIDIA driver knows CUDA ", info.driver_version / 1000, ".",
+               info.driver_version % 1000 / 10,
+               ", this build needs 13.0; install driver 580 or later, or use device='cpu'");
+  if (info.devices.empty())
+    return "no NVIDIA GPU can be used; see whether CUDA_VISIBLE_DEVICES hides it, or use "
+           "device='cpu'";
+  for (const CudaDevice& device : info.devices)
+    if (device.capability[0] * 10 + device.capability[1] < kLeastCapability)
+      return str(device.name, " has compute capability ", device.capability[0], ".",
+                 device.capability[1],
+                 ", 8.0 is needed; hide it by CUDA_VISIBLE_DEVICES, or use device='cpu'");
+  return info.library_reason;
 }
 
 }  // namespace
+
+CudaInfo cuda_info() {
+  static const CudaInfo info = find_info();
+  return info;
+}
 
 const Kernels* cuda_kernels() {
   return cuda_unavailable_reason().empty() ? &table() : nullptr;

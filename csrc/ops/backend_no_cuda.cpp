@@ -11,4 +11,8 @@ std::string cuda_unavailable_reason() {
   return "this build of llmcore has no CUDA back end; use device='cpu'";
 }
 
+CudaInfo cuda_info() {
+  return {};
+}
+
 }  // namespace llmcore

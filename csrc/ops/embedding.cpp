@@ -75,7 +75,12 @@ void embedding_backward(const Context& context, const EmbeddingBackwardArgs& arg
                  rows, width, args.first_position);
   if (args.dtypes && args.type_ids)
     check_lookup(context, op, "type_ids", args.type_ids, "dtypes", args.dtypes, rows, width);
-  if (rows * width > 0) context.kernels->embedding->backward(context, args);
+  if (rows * width == 0) return;
+  ScratchScope scope(*context.arena);
+  EmbeddingBackwardArgs call = args;
+  const EmbeddingKernels& kernels = *context.kernels->embedding;
+  call.scratch = context.arena->scratch(DType::kInt8, kernels.backward_scratch(args));
+  kernels.backward(context, call);
 }
 
 }  // namespace llmcore

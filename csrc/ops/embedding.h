@@ -10,16 +10,16 @@ namespace llmcore {
 
 // Ids may have any shape of N elements: an error then names the place in that shape.
 struct EmbeddingArgs {
-  Tensor ids;           // [N] int32, each in [0, V)
-  Tensor table;         // [V, C], float32 or packed
-  float scale = 1.0f;   // of the token row alone
-  Tensor positions;     // [P, C], or empty
-  Tensor position_ids;  // [N] int32; with positions
+  Tensor ids;                  // [N] int32, each in [0, V)
+  Tensor table;                // [V, C], float32 or packed
+  float scale = 1.0f;          // of the token row alone
+  Tensor positions;            // [P, C], or empty
+  Tensor position_ids;         // [N] int32; with positions
   int64_t first_position = 0;  // row position_ids[n] + first_position of positions, in [0, P)
-  Tensor types;         // [S, C], or empty
-  Tensor type_ids;      // [N] int32, each in [0, S); empty: all 0
-  Dropout dropout;      // of the sum, element n * C + c
-  Tensor out;           // [N, C]
+  Tensor types;                // [S, C], or empty
+  Tensor type_ids;             // [N] int32, each in [0, S); empty: all 0
+  Dropout dropout;             // of the sum, element n * C + c
+  Tensor out;                  // [N, C]
 };
 
 struct EmbeddingBackwardArgs {
@@ -27,15 +27,17 @@ struct EmbeddingBackwardArgs {
   float scale = 1.0f;
   Tensor position_ids;  // [N] int32; with dpositions
   int64_t first_position = 0;
-  Tensor type_ids;      // [N] int32; empty: all 0
+  Tensor type_ids;  // [N] int32; empty: all 0
   Dropout dropout;
   Tensor dout;        // [N, C]
   Tensor dtable;      // [V, C] accumulates, rows in ascending n; or empty
   Tensor dpositions;  // [P, C] accumulates, or empty
   Tensor dtypes;      // [S, C] accumulates, or empty
+  Tensor scratch;     // provided by the checking layer
 };
 
 struct EmbeddingKernels {
+  int64_t (*backward_scratch)(const EmbeddingBackwardArgs&);  // bytes
   void (*forward)(const Context&, const EmbeddingArgs&);
   void (*backward)(const Context&, const EmbeddingBackwardArgs&);
 };

@@ -57,6 +57,10 @@ struct Gradient {
   int64_t row(int64_t n) const { return first + (ids == nullptr ? 0 : ids[n]); }
 };
 
+int64_t backward_scratch(const EmbeddingBackwardArgs&) {
+  return 0;
+}
+
 void backward(const Context&, const EmbeddingBackwardArgs& args) {
   const int64_t rows = args.dout.rows(), width = args.dout.cols();
   const Gradient tables[] = {
@@ -89,6 +93,7 @@ void backward(const Context&, const EmbeddingBackwardArgs& args) {
 }  // namespace
 
 extern const EmbeddingKernels embedding_kernels;
-const EmbeddingKernels embedding_kernels = {.forward = forward, .backward = backward};
+const EmbeddingKernels embedding_kernels = {
+    .backward_scratch = backward_scratch, .forward = forward, .backward = backward};
 
 }  // namespace llmcore::LLMCORE_ISA

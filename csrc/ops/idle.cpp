@@ -24,7 +24,7 @@ IdleKernels::IdleKernels(const Kernels& real)
                 kNothing, kNothing},
       norm{kNothing, kNothing},
       activation{kNothing, kNothing, kNothing, kNothing},
-      embedding{kNothing, kNothing},
+      embedding{real.embedding->backward_scratch, kNothing, kNothing},
       rope{kNothing},
       cross_entropy{kNothing},
       elementwise{kNothing, kNothing, kNothing, kNothing, kNothing, kNothing,

@@ -1,16 +1,20 @@
 // Checks of the norms' arguments.
 #include "ops/norm.h"
 
+#include <algorithm>
+
 #include "ops/checks.h"
 #include "ops/kernels.h"
 
 namespace llmcore {
 namespace {
-constexpr int64_t kMaxPartials = 64;
-}
+// A GPU needs thousands of rows under way, and its blocks together have sums of a few MiB.
+constexpr int64_t kMaxPartials = 64, kMaxSumsOnGpu = int64_t{1} << 20;
+}  // namespace
 
-int64_t norm_partials(int64_t rows) {
-  return rows < kMaxPartials ? rows : kMaxPartials;
+int64_t norm_partials(const Context& context, int64_t rows, int64_t width) {
+  const bool cpu = context.device.type == DeviceType::kCpu;
+  return std::min(rows, cpu ? kMaxPartials : std::max(kMaxPartials, kMaxSumsOnGpu / width));
 }
 
 void norm_forward(const Context& context, const NormForwardArgs& args) {
@@ -40,7 +44,8 @@ void norm_backward(const Context& context, const NormBackwardArgs& args) {
   if (rows * width == 0) return;
   ScratchScope scope(*context.arena);
   NormBackwardArgs call = args;
-  call.partial = context.arena->scratch(DType::kFloat32, norm_partials(rows), 2, width);
+  call.partial =
+      context.arena->scratch(DType::kFloat32, norm_partials(context, rows, width), 2, width);
   context.kernels->norm->backward(context, call);
 }
 

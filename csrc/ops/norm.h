@@ -33,11 +33,11 @@ struct NormBackwardArgs {
   Tensor dx;                // [N, C]; may be dy
   Tensor dweight;           // [C] accumulates, or empty
   Tensor dbias;             // [C] accumulates, or empty
-  Tensor partial;           // [norm_partials(N), 2, C] scratch; the checking layer provides it
+  Tensor partial;           // [norm_partials(), 2, C] scratch; the checking layer provides it
 };
 
 // Rows are summed for dweight and dbias in this many blocks, then the blocks in order.
-int64_t norm_partials(int64_t rows);
+int64_t norm_partials(const Context& context, int64_t rows, int64_t width);
 
 struct NormKernels {
   void (*forward)(const Context&, const NormForwardArgs&);

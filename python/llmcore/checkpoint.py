@@ -214,11 +214,15 @@ def copy_parameters(
             name: np.asarray(value, np.float32) if isinstance(value, Quantized) else value
             for name, value in source
         }
-    targets = [_core.in_place_tensor(target[name].numpy()) for name in arrays]
+    targets = [target[name] for name in arrays]
+    staged = [_core.in_place_tensor(tensor.numpy()) for tensor in targets]  # copies, on a GPU
     if unchecked is None:
-        _core.widen(list(arrays.values()), targets)
+        _core.widen(list(arrays.values()), staged)
     else:
-        unchecked.check(_core.crc32(unchecked.content, 0, list(arrays.values()), targets))
+        unchecked.check(_core.crc32(unchecked.content, 0, list(arrays.values()), staged))
+    for here, tensor in zip(staged, targets, strict=True):
+        if getattr(tensor, "device", "cpu") != "cpu":
+            _core.copy(source=here, target=tensor)
 
 
 @contextlib.contextmanager

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from llmcore import _core
-from llmcore._core import Tensor
-from llmcore.errors import ConfigError
+from llmcore.errors import ConfigError, DeviceError
 from llmcore.generation_config import GenerationConfig
-from llmcore.uses.texts import encode_texts
+from llmcore.uses.texts import Int32Array, encode_texts
 
 if TYPE_CHECKING:
     from llmcore.model import Transformer
@@ -139,14 +138,24 @@ class Writing:
 class Job:
     """Prompts made ready for the core: what the decoder begins with, and what it is about."""
 
-    prompts: list[Tensor]
-    sources: list[Tensor]
+    prompts: list[Int32Array]
+    sources: list[Int32Array]
     options: _core.GenerationOptions
     stop_ids: Sequence[int]
 
 
 def check_draft(model: Transformer, draft: Transformer) -> None:
-    """Raise `ConfigError` unless `draft` can guess what `model` writes."""
+    """Raise unless `draft` can guess what `model` writes.
+
+    Raises:
+        ConfigError: they are not two decoders of one vocabulary.
+        DeviceError: they are on different devices.
+    """
+    if draft.device != model.device:
+        raise DeviceError(
+            f"generate: the draft model must be on {model.device} as the model is, got "
+            f"{draft.device}"
+        )
     for role, one in (("draft model", draft), ("model", model)):
         if one.config.kind != "decoder":
             raise ConfigError(
@@ -178,7 +187,7 @@ def prepare(model: Transformer, prompts: Any, config: GenerationConfig) -> Job:
         raise ConfigError("generate: stop_strings need a model with a tokenizer")
     if config.stop_strings and architecture.right_to_left:
         raise ConfigError("generate: stop_strings need a model that writes from left to right")
-    rows = [_core.as_tensor(row) for row in encode_texts(model, prompts, "generate", "prompts")]
+    rows = encode_texts(model, prompts, "generate", "prompts")
     stop_ids = _stop_ids(model, config)
     options = config.core_options(architecture, stop_ids)
     if architecture.kind == "encoder-decoder":
@@ -188,12 +197,12 @@ def prepare(model: Transformer, prompts: Any, config: GenerationConfig) -> Job:
                 "generate: the model's config has no decoder_start_id, the token its decoder "
                 "starts from; set it with config.replace(decoder_start_id=…)"
             )
-        first = _core.as_tensor(np.array([start], np.int32))
+        first = np.array([start], np.int32)
         return Job([first] * len(rows), rows, options, stop_ids)
     if architecture.right_to_left:
-        rows = [_core.as_tensor(row.numpy()[::-1].copy()) for row in rows]
+        rows = [row[::-1].copy() for row in rows]
     if config.overflow == "slide" and architecture.positions not in ("none", "relative"):
-        rows = [_core.as_tensor(row.numpy()[-architecture.max_positions :]) for row in rows]
+        rows = [row[-architecture.max_positions :] for row in rows]
     return Job(rows, [], options, stop_ids)
 
 

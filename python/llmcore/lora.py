@@ -14,6 +14,7 @@ from llmcore import _core
 from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import ConfigError, DTypeError, did_you_mean
 from llmcore.parameters import is_trained, parameter_shapes
+from llmcore.tensor import write
 from llmcore.validation import check_seed
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def adapted(names: Iterable[str]) -> list[str]:
 
 
 def arrays(model: Transformer) -> dict[str, Array]:
-    """Every parameter as the array that shares its memory."""
+    """Every parameter as an array, which on the CPU shares its memory."""
     return {name: tensor.numpy() for name, tensor in model.parameters().items()}
 
 
@@ -103,7 +104,7 @@ def _rebuild(
     core.recompute = model.recompute
     for name, tensor in core.parameters().items():
         if name in parameters:
-            tensor.numpy()[...] = parameters[name]
+            write(tensor, parameters[name])
     model._core, model.config = core, config
     if config.lora is not None:
         try:
@@ -139,12 +140,12 @@ def load_adapter(model: Transformer, path: str | os.PathLike[str]) -> None:
             f"load_adapter: the model has other adapters, {model.config.lora}, than {path}, "
             f"{adapter.lora}; merge_lora merges them into the weights"
         )
-    for name, array in arrays(model).items():
+    for name, tensor in model.parameters().items():
         if name in adapter.parameters:
-            array[...] = adapter.parameters[name]
+            write(tensor, adapter.parameters[name])
             model._core.set_trainable(name, True)
         elif is_adapter(name):  # a layer the file leaves alone
-            array[...] = 0.0
+            write(tensor, 0.0)
 
 
 def trainable_parameters(model: Transformer) -> dict[str, Any]:

@@ -72,17 +72,23 @@ class Transformer(Uses):
                 "a preset is ModelConfig.preset(name)"
             )
         check_computation(device, dtype)
+        first = device if dtype == "float32" else "cpu"  # where matrices are packed
         if seed is not None:
             check_seed(seed, "Transformer: seed")
         _check_memory(config, "float32" if seed is not None else dtype)
         self.config = config
-        self.device = device
         self.tokenizer: Tokenizer | None = None
-        self._core = _core.Transformer(config.to_dict(), device, seed)
+        self._core = _core.Transformer(config.to_dict(), first, seed)
         if config.lora is not None:
             lora.freeze_base(self)
         if dtype != "float32":
             self._core.pack(dtype, zeros=seed is None)
+            self._core = quantized.core_on(device, self._core, config)
+
+    @property
+    def device(self) -> str:
+        """Where the weights are and all is computed: "cpu" or "cuda:<index>"."""
+        return str(self._core.device)
 
     @property
     def dtype(self) -> str:
@@ -131,13 +137,14 @@ class Transformer(Uses):
         check_computation(device, dtype or "float32")
         saved = checkpoint.load(_local_directory(path_or_repo), verify="later")
         model = cls.__new__(cls)
-        model._build(saved.config, device, dtype or saved.format, None)
+        model._build(saved.config, "cpu", dtype or saved.format, None)
         if model.dtype == "float32":
             checkpoint.copy_parameters(saved.parameters, model.parameters(), saved.unchecked)
         else:
             if saved.unchecked is not None:
                 saved.unchecked.check()
             quantized.fill(model._core, saved.parameters)
+        model._core = quantized.core_on(device, model._core, model.config)
         model.tokenizer = checkpoint.load_tokenizer(saved)
         return model
 
@@ -191,10 +198,10 @@ class Transformer(Uses):
         if format not in ("int8", "int4"):
             raise ConfigError(f"quantize: format must be 'int8' or 'int4', got {format!r}")
         self._require_float32("quantize")
-        core = _core.Transformer(self.config.to_dict(), self.device, None)
+        core = _core.Transformer(self.config.to_dict(), "cpu", None)
         core.pack(format, zeros=True)
         quantized.fill(core, ((name, t.numpy()) for name, t in self.parameters().items()))
-        self._core = core
+        self._core = quantized.core_on(self.device, core, self.config)
         return self
 
     def _require_float32(self, caller: str) -> None:
@@ -207,6 +214,7 @@ class Transformer(Uses):
     def parameters(self) -> dict[str, Tensor]:
         """Name to weight, float32, in the order of the flat buffer; they share its memory.
 
+        On a GPU their `numpy()` is a copy.
         Matrices of another `dtype` than float32 are left out.
         """
         views: dict[str, Tensor] = self._core.parameters()
@@ -253,7 +261,7 @@ class Transformer(Uses):
         inputs = Inputs.of(
             self.config, ids, lengths, decoder_ids, decoder_lengths, prefix_lengths, types
         )
-        out = _core.empty([*inputs.stack_shape, self.config.vocab_size])
+        out = _core.empty([*inputs.stack_shape, self.config.vocab_size], device=self.device)
         self._core.logits(inputs, out)
         return out
 
@@ -272,7 +280,7 @@ class Transformer(Uses):
             ShapeError, TokenIndexError: as for a call.
         """
         inputs = Inputs.of(self.config, ids, lengths, types=types, encoder_only=True)
-        out = _core.empty([*inputs.stack_shape, self.config.hidden_size])
+        out = _core.empty([*inputs.stack_shape, self.config.hidden_size], device=self.device)
         self._core.encode(inputs, out)
         return out
 
@@ -302,7 +310,7 @@ class Transformer(Uses):
     def row_losses(self, batch: Batch) -> NDArray[np.float32]:
         """The loss of each target by itself, [R] float32, before weights."""
         check_batch(batch, "row_losses")
-        out = _core.empty([batch.targets.size])
+        out = _core.empty([batch.targets.size], device=self.device)
         self._core.row_losses(batch, out)
         losses: NDArray[np.float32] = out.numpy()
         return losses

@@ -106,15 +106,26 @@ class Packed:
         return codes, scales
 
 
+def core_on(device: str, core: Any, config: ModelConfig) -> Any:
+    """Give a core of the same weights on `device`: itself where it is there."""
+    there = _core.empty([0], device=device).device
+    if core.device == there:
+        return core
+    other = _core.Transformer(config.to_dict(), there, None)
+    other.take_weights(core)
+    return other
+
+
 def parameters_of(core: Any, config: ModelConfig) -> dict[str, Any]:
-    """Every parameter of a model, as views of its memory or as `Packed` matrices."""
+    """Every parameter of a model, as views of the CPU's memory or as `Packed` matrices."""
+    core = core_on("cpu", core, config)
     views = {name: tensor.numpy() for name, tensor in core.parameters().items()}
     shapes = parameter_shapes(config)
     return views | {name: Packed(core, name, shapes[name]) for name in core.packed_names()}
 
 
 def fill(core: Any, parameters: Iterable[tuple[str, Any]]) -> None:
-    """Set the parameters of a model whose matrices are packed, one after the other.
+    """Set the parameters of a model on the CPU whose matrices are packed, one after the other.
 
     Args:
         core: The model.
@@ -145,7 +156,7 @@ def _float32(array: Array) -> _core.Tensor:
     """The array itself where it can be shared, else widened and upright."""
     if array.dtype == np.float32 and array.flags.c_contiguous:
         return _core.as_tensor(array)
-    target = _core.empty(list(array.shape))
+    target = _core.empty(list(array.shape), device="cpu")
     _core.widen([array], [target])
     return target
 

@@ -33,11 +33,10 @@ def tensor(obj: Any, dtype: str | None = None, device: str = "cpu") -> Tensor:
     source = obj if isinstance(obj, Tensor) else _core.as_tensor(_readable(obj))
     _core.empty([0], device=device)  # an unusable device is told before any work is done
     if dtype is None or dtype == source.dtype:
-        result = _core.empty(source.shape, dtype=source.dtype)
+        result = _core.empty(source.shape, dtype=source.dtype, device=device)
         _core.copy(source=source, target=result)
-    else:
-        result = source.to(dtype=dtype)
-    return result.to(device=device)
+        return result
+    return source.to(device="cpu").to(dtype=dtype).to(device=device)
 
 
 def zeros(shape: Sequence[int] | int, dtype: str = "float32", device: str = "cpu") -> Tensor:
@@ -66,6 +65,16 @@ def zeros(shape: Sequence[int] | int, dtype: str = "float32", device: str = "cpu
     except TypeError as error:
         raise ShapeError(f"zeros: shape must be whole numbers, got {shape!r}") from error
     return _core.zeros(sizes, dtype=dtype, device=device)
+
+
+def write(target: Tensor, values: Any) -> None:
+    """Set every element of a tensor on any device to a number or to those of a NumPy array."""
+    import numpy as np
+
+    staged = target if target.device == "cpu" else _core.zeros(target.shape, target.dtype, "cpu")
+    np.copyto(staged.numpy(), values)
+    if staged is not target:
+        _core.copy(source=staged, target=target)
 
 
 def _readable(obj: Any) -> Any:

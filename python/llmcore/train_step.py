@@ -14,6 +14,7 @@ from llmcore import _core
 from llmcore.errors import ConfigError, DTypeError, ShapeError
 from llmcore.model import Transformer, check_batch
 from llmcore.objectives import Batch
+from llmcore.tensor import write
 from llmcore.validation import check_seed
 
 TRAINING_DTYPES = ("float32", "bfloat16")
@@ -145,8 +146,9 @@ class TrainStep:
         """All that a later step depends on beside the weights.
 
         Returns:
-            `m` and `v`, flat float32 views of the moments in the order of `parameters()`; `step`
-            (updates so far), `calls` (steps so far, skipped ones included) and `dropout_seed`.
+            `m` and `v`, the moments as flat float32 arrays in the order of `parameters()`, views on
+            the CPU and copies on a GPU; `step` (updates so far), `calls` (steps so far, skipped
+            ones included) and `dropout_seed`.
         """
         return {
             "m": self._core.m.numpy(),
@@ -168,7 +170,8 @@ class TrainStep:
         if missing:
             raise ConfigError(f"TrainStep.load_state_dict: there is no {', '.join(missing)}")
         for name in ("m", "v"):
-            target = getattr(self._core, name).numpy()
+            tensor = getattr(self._core, name)
+            target = tensor.numpy()
             moment = np.asarray(state[name])
             if moment.shape != target.shape:
                 raise ShapeError(
@@ -179,6 +182,8 @@ class TrainStep:
                 # Zeros on zeros are not written: what is frozen takes no memory.
                 if moment[part].any() or target[part].any():
                     target[part] = moment[part]
+            if tensor.device != "cpu":
+                write(tensor, target)
         self._core.updates = int(state["step"])
         self._core.calls = int(state["calls"])
         self._core.dropout_seed = int(state["dropout_seed"])

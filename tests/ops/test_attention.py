@@ -87,6 +87,7 @@ def test_bias_broadcast_over_keys_has_no_effect(rng):
 # ---- bits ----
 
 
+@pytest.mark.cpu("bits that only it promises")
 @pytest.mark.parametrize(
     ("width", "value_width", "heads", "kv_heads"),
     [(64, 64, 2, 2), (7, 7, 3, 1), (1, 5, 2, 1), (80, 128, 7, 1), (33, 17, 4, 2)],
@@ -114,6 +115,7 @@ def test_cached_equals_uncached(rng, width, value_width, heads, kv_heads, window
         assert np.array_equal(part.numpy(), whole[:, :, past:end]), past
 
 
+@pytest.mark.cpu("bits that only it promises")
 def test_cached_equals_uncached_in_a_long_ragged_batch(rng):
     lengths = np.array([700, 1, 333])
     q, k, v, _ = tensors(rng, (3, 4, 2, 1, 701, 64, 64))

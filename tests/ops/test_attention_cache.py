@@ -96,6 +96,7 @@ def test_options_in_random_combinations(rng, dtype, case):
     assert_right(out, q, k, v, dtype, **known)
 
 
+@pytest.mark.cpu("bits that only it promises")
 @pytest.mark.parametrize("width", [64, 33])
 def test_float32_has_the_bits_it_has_without_a_cache(rng, width):
     q, k, v = tensors(rng, (3, 4, 2, 20, 150, width, width))

@@ -135,6 +135,7 @@ def test_linear_cross_entropy(rng, shape, classes, smoothing):
     )  # fmt: skip
 
 
+@pytest.mark.cpu("its memory")
 def test_logits_are_never_held_whole(rng):
     hidden, weight, _, targets = linear_case(rng, (2048, 4), 16_500)
     results = []

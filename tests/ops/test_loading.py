@@ -10,6 +10,8 @@ import pytest
 from llmcore import _core
 from llmcore.errors import DTypeError, ShapeError
 
+pytestmark = pytest.mark.cpu("files are read there")
+
 
 def stored(rng, dtype, *shape):
     """An array as a file holds it, with what it means; halves take any bits, NaN among them."""

@@ -11,6 +11,8 @@ import pytest
 import llmcore
 from llmcore import _core
 
+pytestmark = pytest.mark.cpu("memory that is shared with NumPy")
+
 NUMPY_DTYPES = ["float32", "float16", "int32", "int64", "int8", "bool"]
 SHAPES = [(), (1,), (7,), (3, 5), (0,), (2, 0, 3), (1, 2, 3, 4, 2)]
 

@@ -17,13 +17,16 @@ ArrayLike = Any
 
 
 class Floats:
-    """The floating-point arguments of one call, as float32 tensors on one device.
+    """The floating-point arguments of one call, as tensors on one device.
 
     All must share one dtype: float32, or bfloat16 where the operation takes it. bfloat16 is widened
-    on the way in and `result` rounds on the way out, so sums are always taken in float32.
+    on the way in and `result` rounds on the way out, so sums are always taken in float32. A GPU's
+    kernels do both themselves for the arguments in `narrow`, and for what they write to `output`.
     """
 
-    def __init__(self, op: str, *, bfloat16: bool, **arrays: ArrayLike | None) -> None:
+    def __init__(
+        self, op: str, *, bfloat16: bool, narrow: Sequence[str] = (), **arrays: ArrayLike | None
+    ) -> None:
         allowed = ("float32", "bfloat16") if bfloat16 else ("float32",)
         self.op = op
         self.dtype = "float32"
@@ -40,8 +43,12 @@ class Floats:
                 )
         self._placed = next((name for name in given if has_device(arrays[name])), first)
         self.device = "cpu" if self._placed is None else given[self._placed].device
+        kept = () if self.device == "cpu" else narrow
+        self._output = self.dtype if kept else "float32"
         self._tensors = {
-            name: self.here(name, arrays[name], tensor).to(dtype="float32")
+            name: self.here(name, arrays[name], tensor).to(
+                dtype=self.dtype if name in kept else "float32"
+            )
             for name, tensor in given.items()
         }
 
@@ -81,16 +88,20 @@ class Floats:
         """A float32 tensor of any contents beside them; the core will write every element."""
         return _core.empty(list(shape), device=self.device)
 
-    def empty_like(self, name: str) -> Tensor:
+    def output(self, *shape: int) -> Tensor:
+        """The same for a result of the kind of the arguments in `narrow`."""
+        return _core.empty(list(shape), dtype=self._output, device=self.device)
+
+    def output_like(self, name: str) -> Tensor:
         """The same with the shape of the argument `name`."""
-        return self.empty(*self[name].shape)
+        return self.output(*self[name].shape)
 
     def zeros(self, *shape: int) -> Tensor:
         """A float32 tensor of zeros beside them, for the core to add to."""
         return _core.zeros(list(shape), device=self.device)
 
     def result(self, tensor: Tensor) -> Tensor:
-        """A float32 result in the dtype of the arguments."""
+        """A result in the dtype of the arguments."""
         return tensor.to(dtype=self.dtype)
 
 

@@ -154,9 +154,9 @@ def swiglu(gate: ArrayLike, up: ArrayLike) -> Tensor:
         >>> swiglu([-1.0, 2.0], [1.0, 10.0]).numpy().round(4)
         array([-0.2689, 17.6159], dtype=float32)
     """
-    args = Floats("swiglu", bfloat16=True, gate=gate, up=up)
+    args = Floats("swiglu", bfloat16=True, narrow=("gate", "up"), gate=gate, up=up)
     check_shape("swiglu", "up", args["up"], args["gate"].shape)
-    y = args.empty_like("gate")
+    y = args.output_like("gate")
     _core.gated_forward(activation="silu", gate=args["gate"], up=args["up"], y=y)
     return args.result(y)
 
@@ -182,10 +182,10 @@ def swiglu_backward(dy: ArrayLike, gate: ArrayLike, up: ArrayLike) -> tuple[Tens
         (array([10.908], dtype=float32), array([1.762], dtype=float32))
     """
     op = "swiglu_backward"
-    args = Floats(op, bfloat16=True, dy=dy, gate=gate, up=up)
+    args = Floats(op, bfloat16=True, narrow=("dy", "gate", "up"), dy=dy, gate=gate, up=up)
     check_shape(op, "up", args["up"], args["gate"].shape)
     check_shape(op, "dy", args["dy"], args["gate"].shape)
-    dgate, dup = args.empty_like("gate"), args.empty_like("gate")
+    dgate, dup = args.output_like("gate"), args.output_like("gate")
     _core.gated_backward(
         activation="silu", dy=args["dy"], gate=args["gate"], up=args["up"], dgate=dgate, dup=dup
     )
@@ -200,15 +200,15 @@ def _gelu_kind(op: str, approximate: str) -> str:
 
 
 def _forward(op: str, activation: str, x: ArrayLike) -> Tensor:
-    args = Floats(op, bfloat16=True, x=x)
-    y = args.empty_like("x")
+    args = Floats(op, bfloat16=True, narrow=("x",), x=x)
+    y = args.output_like("x")
     _core.activation_forward(activation=activation, x=args["x"], y=y)
     return args.result(y)
 
 
 def _backward(op: str, activation: str, dy: ArrayLike, x: ArrayLike) -> Tensor:
-    args = Floats(op, bfloat16=True, dy=dy, x=x)
+    args = Floats(op, bfloat16=True, narrow=("dy", "x"), dy=dy, x=x)
     check_shape(op, "dy", args["dy"], args["x"].shape)
-    dx = args.empty_like("x")
+    dx = args.output_like("x")
     _core.activation_backward(activation=activation, dy=args["dy"], x=args["x"], dx=dx)
     return args.result(dx)

@@ -80,11 +80,11 @@ def attention(
         >>> attention(q, q, v, causal=True).numpy().ravel()
         array([1. , 1.5, 3. ], dtype=float32)
     """
-    args = Floats("attention", bfloat16=True, q=q, k=k, v=v, bias=bias)
+    args = Floats("attention", bfloat16=True, narrow=("q", "k", "v"), q=q, k=k, v=v, bias=bias)
     call, shape = _call(
         args, mask, causal, scale, softcap, kv_lengths, prefix_lengths, window, past_length
     )
-    out = args.empty(*shape[:3], args["v"].shape[3])
+    out = args.output(*shape[:3], args["v"].shape[3])
     _core.attention_forward(call, out=out)
     if not return_weights:
         return args.result(out)
@@ -142,14 +142,17 @@ def attention_backward(
         >>> dv.numpy().ravel()
         array([1.5, 0.5], dtype=float32)
     """
-    args = Floats("attention_backward", bfloat16=True, dout=dout, q=q, k=k, v=v, bias=bias)
+    narrow = ("dout", "q", "k", "v")
+    args = Floats(
+        "attention_backward", bfloat16=True, narrow=narrow, dout=dout, q=q, k=k, v=v, bias=bias
+    )
     call, shape = _call(
         args, mask, causal, scale, softcap, kv_lengths, prefix_lengths, window, past_length
     )
     check_shape(args.op, "dout", args["dout"], [*shape[:3], args["v"].shape[3]])
-    out, softmax = args.empty_like("dout"), args.empty(*shape[:3], 2)
+    out, softmax = args.output_like("dout"), args.empty(*shape[:3], 2)
     _core.attention_forward(call, out=out, softmax=softmax)
-    dq, dk, dv = (args.empty_like(name) for name in ("q", "k", "v"))
+    dq, dk, dv = (args.output_like(name) for name in ("q", "k", "v"))
     dbias = None if bias is None else args.zeros(*args["bias"].shape)
     _core.attention_backward(
         call, out=out, softmax=softmax, dout=args["dout"], dq=dq, dk=dk, dv=dv, dbias=dbias

@@ -190,7 +190,7 @@ def linear_cross_entropy_backward(
     args, shape, ids = _linear_arguments(op, hidden, weight, bias, targets, ignore_index)
     scale = _row_scale(args, dloss, shape, float((ids >= 0).sum()), "mean")
     width = args["hidden"].shape[-1]
-    dhidden = args.empty_like("hidden")
+    dhidden = args.output_like("hidden")
     dweight = args.zeros(*args["weight"].shape)
     dbias = None if bias is None else args.zeros(dweight.shape[0])
     _core.linear_cross_entropy(

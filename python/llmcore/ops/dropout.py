@@ -70,6 +70,6 @@ def _apply(op: str, name: str, x: ArrayLike, p: float, seed: int, offset: int) -
     for what, value in (("seed", seed), ("offset", offset)):
         if not 0 <= operator.index(value) < 2**64:
             raise ConfigError(f"{op}: {what} must be in [0, 2**64), got {value}")
-    y = args.empty_like(name)
+    y = args.output_like(name)
     _core.dropout(p=p, seed=seed, offset=offset, x=args[name], y=y)
     return y

@@ -32,11 +32,11 @@ def embedding(ids: ArrayLike, weight: ArrayLike) -> Tensor:
                [1., 2.]], dtype=float32)
     """
     op = "embedding"
-    args = Floats(op, bfloat16=True, weight=weight)
+    args = Floats(op, bfloat16=True, narrow=("y",), weight=weight)
     table, rows = args["weight"], args.ids("ids", ids)
     check_rank(op, "weight", table, "[V, C]")
     width = table.shape[1]
-    y = args.empty(*rows.shape, width)
+    y = args.output(*rows.shape, width)
     _core.embedding_forward(ids=rows, table=table, out=y.reshape([math.prod(rows.shape), width]))
     return args.result(y)
 
@@ -66,7 +66,7 @@ def embedding_backward(dy: ArrayLike, ids: ArrayLike, weight: ArrayLike) -> Tens
                [ 0.,  0.]], dtype=float32)
     """
     op = "embedding_backward"
-    args = Floats(op, bfloat16=True, dy=dy, weight=weight)
+    args = Floats(op, bfloat16=True, narrow=("dy",), dy=dy, weight=weight)
     rows = args.ids("ids", ids)
     check_rank(op, "weight", args["weight"], "[V, C]")
     table_rows, width = args["weight"].shape

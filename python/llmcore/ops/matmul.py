@@ -174,7 +174,7 @@ def linear_backward(
         _core.activation_backward(activation=activation, dy=gradient, x=before, dx=through)
         gradient = through
 
-    dx, dweight = args.empty_like("x"), args.empty(features_out, features_in)
+    dx, dweight = args.output_like("x"), args.empty(features_out, features_in)
     _core.matmul(a=gradient, b=weight_, c=dx.reshape([rows, features_in]))
     _core.matmul(a=gradient, b=matrix, c=dweight, transpose_a=True)
     dbias = None

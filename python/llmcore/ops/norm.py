@@ -156,8 +156,8 @@ def _norm(
     axis: int,
     eps: float,
 ) -> Tensor:
-    args = Floats(op, bfloat16=True, x=x, weight=weight, bias=bias)
-    y = args.empty_like("x")
+    args = Floats(op, bfloat16=True, narrow=("x",), x=x, weight=weight, bias=bias)
+    y = args.output_like("x")
     rows, width, shape = _split(op, args["x"], axis)
     check_shape(op, "weight", args.get("weight"), shape)
     check_shape(op, "bias", args.get("bias"), shape)
@@ -182,15 +182,15 @@ def _norm_backward(
     axis: int,
     eps: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    args = Floats(op, bfloat16=True, dy=dy, x=x, weight=weight)
+    args = Floats(op, bfloat16=True, narrow=("dy", "x"), dy=dy, x=x, weight=weight)
     rows, width, shape = _split(op, args["x"], axis)
     check_shape(op, "dy", args["dy"], args["x"].shape)
     check_shape(op, "weight", args.get("weight"), shape)
     matrix = args["x"].reshape([rows, width])
     flat_weight = _flat(args.get("weight"), width)
-    mean, rstd, y = args.empty(rows), args.empty(rows), args.empty(rows, width)
+    mean, rstd, y = args.empty(rows), args.empty(rows), args.output(rows, width)
     _core.norm_forward(rms=rms, eps=eps, x=matrix, y=y, mean=mean, rstd=rstd)
-    dx = args.empty_like("x")
+    dx = args.output_like("x")
     dweight = None if weight is None else args.zeros(width)
     dbias = args.zeros(width) if has_bias else None
     _core.norm_backward(

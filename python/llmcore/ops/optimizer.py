@@ -59,7 +59,7 @@ def adamw_step(
     """
     op = "adamw_step"
     in_place = {"param": param, "m": m, "v": v}
-    shared = {name: _in_place(op, name, array) for name, array in in_place.items()}
+    shared: dict[str, Any] = {n: _in_place(op, n, array) for n, array in in_place.items()}
     args = Floats(op, bfloat16=False, **shared, grad=grad)
     for name in ("grad", "m", "v"):
         check_shape(op, name, args[name], args["param"].shape)

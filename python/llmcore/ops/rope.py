@@ -101,7 +101,7 @@ def _rotate(
     rotary_dim: int,
     inverse: bool,
 ) -> Tensor:
-    args = Floats(op, bfloat16=True, **{name: x, "cos": cos, "sin": sin})
+    args = Floats(op, bfloat16=True, narrow=(name,), **{name: x, "cos": cos, "sin": sin})
     check_rank(op, name, args[name], "[B, H, T, D]")
     batch, _, length, head_dim = args[name].shape
     rotary = rotary_dim or head_dim
@@ -120,7 +120,7 @@ def _rotate(
         positions = args.ids("position_ids", position_ids)
         check_shape(op, "position_ids", positions, [batch, length])
     check_shape(op, "sin", args["sin"], args["cos"].shape)
-    y = args.empty_like(name)
+    y = args.output_like(name)
     _core.rope(
         x=args[name],
         cos=args["cos"].reshape([rows, rotary // 2]),

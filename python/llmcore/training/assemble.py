@@ -65,7 +65,7 @@ def build_trainer(run: RunConfig, *, device: str = "cpu") -> Trainer:
     if not is_whole(overrides):
         fitted = fit_config(names, config, data.tokenizer, data.train, fresh=not is_directory(name))
         config = config.replace(**{**fitted, **overrides})
-    refuse_impossible(config, train)
+    refuse_impossible(config, train, device)
     model = Transformer(config, device=device, seed=train.seed)
     if start is not None and not train.resume:
         _copy_weights(start, model)

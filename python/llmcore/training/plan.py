@@ -135,7 +135,7 @@ def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | Non
 
 
 def used_bytes(model: Any) -> int:
-    """Most memory that weights, gradients, moments and activations of this process have taken.
+    """Most memory of a model's device that weights, gradients, moments and activations have taken.
 
     Args:
         model: the `Transformer` that was trained. Gradients and moments of what is frozen have
@@ -144,15 +144,18 @@ def used_bytes(model: Any) -> int:
     trained = model.trainable_parameters()
     shapes = {name: tensor.shape for name, tensor in model.parameters().items()}
     untouched = 3 * _size(shapes[name] for name in shapes.keys() - trained.keys())
-    return int(_core.memory_stats()["peak_bytes"]) - untouched
+    return int(_core.memory_stats(model.device)["peak_bytes"]) - untouched
 
 
-def refuse_impossible(model: ModelConfig, train: TrainConfig) -> None:
+def refuse_impossible(model: ModelConfig, train: TrainConfig, device: str = "cpu") -> None:
     """Raise if a run would need more memory than this process may have at all.
 
     Raises:
-        OutOfMemory: saying what needs how much, and what to do.
+        OutOfMemory: saying what needs how much, and what to do. What a GPU has shows when it is
+            asked for.
     """
+    if device != "cpu":
+        return
     cost = make_plan(model, train, peak_flops=1.0)
     limit = int(_core.device_info()["memory_bytes"])
     if cost.memory_bytes > limit:
@@ -163,7 +166,12 @@ def refuse_impossible(model: ModelConfig, train: TrainConfig) -> None:
 
 
 def find_shortages(
-    model: ModelConfig, train: TrainConfig, directory: str | Path, *, loaded: bool
+    model: ModelConfig,
+    train: TrainConfig,
+    directory: str | Path,
+    *,
+    loaded: bool,
+    device: str = "cpu",
 ) -> list[str]:
     """Warn, in a sentence each with its cure, where memory or disk will hardly do.
 
@@ -172,10 +180,11 @@ def find_shortages(
         train: the settings, with the longest sequence as `block_size`.
         directory: an existing directory where checkpoints will go.
         loaded: whether the weights are in memory already.
+        device: where the run is; of a GPU's memory nothing is foretold.
     """
     found = []
     cost = make_plan(model, train, peak_flops=1.0)
-    free = available_memory()
+    free = available_memory() if device == "cpu" else None
     if free is not None:
         limit = free + (cost.weight_bytes if loaded else 0)
         if cost.memory_bytes > limit:

@@ -124,7 +124,7 @@ class Trainer:
         self._origin = dict(origin or {})
         self._check_fit()
         self._adapt_model()
-        plan.refuse_impossible(model.config, self._planned(longest=True))
+        plan.refuse_impossible(model.config, self._planned(longest=True), self._device)
         self._schedule = self.config.make_schedule()
         self._frame = block_frame(self.objective, self.tokenizer)
         self._sampler = make_sampler(self.train_data, self.config, self.objective, self._frame)
@@ -524,9 +524,15 @@ class Trainer:
         say(f"results    {self.out_dir}")
         if self._resumed and self.state.step:
             say(f"resuming   at step {self.state.step} of {config.steps}")
-        for shortage in plan.find_shortages(model, longest, self.out_dir, loaded=True):
+        for shortage in plan.find_shortages(
+            model, longest, self.out_dir, loaded=True, device=self._device
+        ):
             say(f"warning    {shortage}")
         return cost
+
+    @property
+    def _device(self) -> str:
+        return getattr(self.model, "device", "cpu")
 
     def _tell_memory(self, planned: plan.Plan) -> None:
         """Say what was planned beside what was used, where the model can tell."""

@@ -42,14 +42,10 @@ def attention_maps(
             f"got ({first}, {stop})"
         )
     shape = (len(wanted_layers), len(wanted_heads), batch, stop - first, keys.shape[1])
-    out = _core.empty(shape)
-    weights: Float32Array = out.numpy()
-    probes = [
-        (layer, head, first, stop - first, _core.as_tensor(weights[i, j]))
-        for i, layer in enumerate(wanted_layers)
-        for j, head in enumerate(wanted_heads)
-    ]
-    model._core.attention_weights(inputs, kind, probes)
+    probes = [(layer, head, first) for layer in wanted_layers for head in wanted_heads]
+    out = _core.empty([len(probes), *shape[2:]], device=model.device)
+    model._core.attention_weights(inputs, kind, probes, out)
+    weights: Float32Array = out.numpy().reshape(shape)
     return np.ascontiguousarray(np.moveaxis(weights, 2, 0))
 
 

@@ -48,7 +48,7 @@ def classify(model: Transformer, texts: Any, types: Any | None) -> list[Classifi
     names = model.config.label_names or [f"LABEL_{index}" for index in range(count)]
     results = []
     for inputs in _batches(model, texts, "classify", types):
-        out = _core.empty([inputs.batch_size, count])
+        out = _core.empty([inputs.batch_size, count], device=model.device)
         model._core.label_logits(inputs, out)
         logits = out.numpy().astype(np.float64)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -77,11 +77,11 @@ def embed(model: Transformer, texts: Any, pooling: Pooling, normalize: bool) -> 
 def _pooled(model: Transformer, inputs: Inputs, pooling: Pooling) -> Float32Array:
     width = model.config.hidden_size
     if pooling == "pooler":
-        out = _core.empty([inputs.batch_size, width])
+        out = _core.empty([inputs.batch_size, width], device=model.device)
         model._core.pooled(inputs, out)
         pooled: Float32Array = out.numpy()
         return pooled
-    out = _core.empty([*inputs.stack_shape, width])
+    out = _core.empty([*inputs.stack_shape, width], device=model.device)
     model._core.encode(inputs, out)
     hidden, lengths = out.numpy(), inputs.stack_lengths
     if pooling == "mean":

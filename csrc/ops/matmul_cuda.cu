@@ -1,0 +1,426 @@
+// Matrix products on CUDA: by cuBLASLt, with what follows a product done by the library where it
+// can, else by a pass over C; of few rows by a kernel that reads the weights once; sums of columns.
+#include "core/error.h"
+#include "core/gpu.h"
+#include "cuda/launch.h"
+#include "cuda/reduce.h"
+#include "ops/epilogue_cuda.h"
+#include "ops/products_cuda.h"
+
+namespace llmcore::cuda {
+namespace {
+
+int64_t round_up(int64_t x) {
+  constexpr int64_t kAlign = 256;
+  return blocks_of(x, kAlign) * kAlign;
+}
+
+// ---- Rounding of operands
+
+constexpr int kCastCount = kPack<BFloat16>;
+
+__global__ void cast(const float* from, BFloat16* to, int64_t count, bool aligned) {
+  const int64_t i = thread_index() * kCastCount;
+  if (i >= count) return;
+  float x[kCastCount], half[kCastCount / 2];
+#pragma unroll
+  for (int part = 0; part < kCastCount; part += kCastCount / 2) {
+    load_up_to(from + i + part, count - i - part, aligned, half);
+#pragma unroll
+    for (int j = 0; j < kCastCount / 2; ++j) x[part + j] = half[j];
+  }
+  store_up_to(to + i, x, count - i, true);
+}
+
+// `from`, or it rounded to bfloat16 in `to`, which is moved behind it.
+const void* narrowed(const Context& context, const Tensor& from, bool wanted, char*& to) {
+  if (!wanted || from.dtype == DType::kBFloat16) return from.data;
+  auto* const rounded = reinterpret_cast<BFloat16*>(to);
+  const int64_t count = from.numel();
+  to += round_up(count * dtype_size(DType::kBFloat16));
+  if (count > 0)
+    launch_each(context, cast, blocks_of(count, kCastCount), from.f32(), rounded, count,
+                packs<float>(from.data, kPack<float>));
+  return rounded;
+}
+int64_t narrowed_bytes(const Tensor& from, bool wanted) {
+  return wanted && from.dtype == DType::kFloat32 ? round_up(from.numel() * 2) : 0;
+}
+
+// ---- What follows a product
+
+template <class Sum, class T, int kCount>
+__global__ void finish_sums(const Sum* sums, Epilogue to, int64_t count) {
+  const int64_t i = thread_index() * kCount;
+  if (i >= count) return;
+  float x[kCount];
+  load_elements(sums + i, x);
+  finish<T>(to, i, i % to.n, x);
+}
+
+void finish_all(const Context& context, const void* sums, DType type, const Epilogue& to,
+                const Tensor& c) {
+  with_type(c.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto start = [&]<class Sum>(const Sum* from) {
+      if (to.packs<T>() && packs<Sum>(from, kPack<Sum>))
+        launch_each(context, finish_sums<Sum, T, kPack<T>>, c.numel() / kPack<T>, from, to,
+                    c.numel());
+      else
+        launch_each(context, finish_sums<Sum, T, 1>, c.numel(), from, to, c.numel());
+    };
+    if (type == c.dtype)
+      start(static_cast<const T*>(sums));
+    else
+      start(static_cast<const float*>(sums));
+  });
+}
+
+// What the library does while it multiplies: its GELU is the one by tanh, of bfloat16 precision.
+struct Fusion {
+  bool bias;
+  Activation activation;
+  bool pre_activation, gate;
+  cublasLtEpilogue_t epilogue;
+};
+constexpr Fusion kFusions[] = {
+    {true, Activation::kNone, false, false, CUBLASLT_EPILOGUE_BIAS},
+    {false, Activation::kRelu, false, false, CUBLASLT_EPILOGUE_RELU},
+    {true, Activation::kRelu, false, false, CUBLASLT_EPILOGUE_RELU_BIAS},
+    {false, Activation::kGeluTanh, false, false, CUBLASLT_EPILOGUE_GELU},
+    {true, Activation::kGeluTanh, false, false, CUBLASLT_EPILOGUE_GELU_BIAS},
+    {false, Activation::kGeluTanh, true, false, CUBLASLT_EPILOGUE_GELU_AUX},
+    {true, Activation::kGeluTanh, true, false, CUBLASLT_EPILOGUE_GELU_AUX_BIAS},
+    {false, Activation::kNone, false, true, CUBLASLT_EPILOGUE_DGELU},
+};
+
+// Default where it cannot do all, but for the residual and the gate's output.
+cublasLtEpilogue_t fused_epilogue(const Epilogue& rest, DType dtype) {
+  constexpr int64_t kAuxWidth = 8;  // what the library wants rows of such a matrix to be a multiple of
+  const bool gate = rest.gate_input != nullptr;
+  if (rest.residual != nullptr || rest.dropout.p > 0.0f) return CUBLASLT_EPILOGUE_DEFAULT;
+  if (gate && rest.gate_activation != Activation::kGeluTanh) return CUBLASLT_EPILOGUE_DEFAULT;
+  for (const Fusion& fusion : kFusions) {
+    if (fusion.bias != (rest.bias != nullptr) || fusion.activation != rest.activation ||
+        fusion.pre_activation != (rest.pre_activation != nullptr) || fusion.gate != gate)
+      continue;
+    const bool gelu = gate || fusion.activation == Activation::kGeluTanh;
+    if (gelu && dtype != DType::kBFloat16) break;
+    if ((gate || fusion.pre_activation) && rest.n % kAuxWidth != 0) break;
+    return fusion.epilogue;
+  }
+  return CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+// ---- Products by the library
+
+// How a product of the library is taken, and its scratch.
+struct Way {
+  int64_t m, n, k, batch;
+  bool narrow;   // operands are bfloat16
+  DType result;  // of the library
+  bool adds;     // the library adds the residual
+  bool apart;    // sums are scratch: C is of another type, or still to be read
+  int64_t bytes;
+
+  Way(const MatmulArgs& args, bool bfloat16) {
+    m = args.c.dim(-2);
+    n = args.c.dim(-1);
+    k = args.transpose_a ? args.a.dim(-2) : args.a.dim(-1);
+    batch = args.c.rank == 3 ? args.c.dim(0) : 1;
+    narrow = bfloat16 || args.a.dtype == DType::kBFloat16 || args.b.dtype == DType::kBFloat16;
+    result = narrow ? args.c.dtype : DType::kFloat32;
+    const Epilogue to(args);
+    adds = to.residual != nullptr && to.is_linear() && result == args.c.dtype && k > 0;
+    apart = result != args.c.dtype || (to.residual == to.c && !adds);
+    bytes = narrowed_bytes(args.a, narrow) + narrowed_bytes(args.b, narrow) +
+            narrowed_bytes(args.bias, result == DType::kBFloat16) +
+            (apart ? args.c.numel() * dtype_size(result) : 0);
+  }
+};
+
+void multiply_by_library(const Context& context, const MatmulArgs& args, const Way& way) {
+  char* scratch = args.scratch.as<char>();
+  Epilogue rest(args);
+  ProductData data{.a = narrowed(context, args.a, way.narrow, scratch),
+                   .b = narrowed(context, args.b, way.narrow, scratch)};
+  if (way.adds) data.added = rest.residual;
+  const bool fusible = !way.apart && way.k > 0;
+  ProductKind kind{.m = way.m,
+                   .n = way.n,
+                   .k = way.k,
+                   .transpose_a = args.transpose_a,
+                   .transpose_b = args.transpose_b,
+                   .operands = way.narrow ? DType::kBFloat16 : DType::kFloat32,
+                   .result = way.result,
+                   .adds = way.adds,
+                   .batch = way.batch,
+                   .one_a = way.batch > 1 && args.a.dim(0) == 1,
+                   .one_b = way.batch > 1 && args.b.dim(0) == 1};
+  if (way.adds) rest.residual = nullptr;
+  kind.epilogue = fusible ? fused_epilogue(rest, way.result) : CUBLASLT_EPILOGUE_DEFAULT;
+  if (kind.epilogue != CUBLASLT_EPILOGUE_DEFAULT) {
+    if (rest.bias != nullptr)
+      data.bias = narrowed(context, args.bias, way.result == DType::kBFloat16, scratch);
+    data.aux = rest.gate_input != nullptr ? args.gate_input.data : args.pre_activation.data;
+    data.c = args.c.data;
+    if (multiply(context, kind, data)) {
+      if (rest.gate_output != nullptr)
+        activation_forward(context, {.activation = rest.gate_activation,
+                                     .x = args.gate_input,
+                                     .y = args.gate_output});
+      return;
+    }
+    kind.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    data.bias = data.aux = nullptr;
+  }
+  data.c = way.apart ? scratch : args.c.data;
+  if (way.k == 0)
+    gpu::fill_zeros(context.queue, data.c, args.c.numel() * dtype_size(way.result));
+  else
+    CHECK(multiply(context, kind, data), DeviceError, "matmul: cuBLASLt has no product of ",
+          shape_string(args.a), " and ", shape_string(args.b));
+  if (way.apart || !rest.is_empty()) finish_all(context, data.c, way.result, rest, args.c);
+}
+
+// ---- Products of few rows: y = x W^T, each warp some outputs of all rows
+
+constexpr int kThreads = 128;
+constexpr int kStaged = 4096;  // elements of x in shared memory, of all rows
+
+// Outputs of a warp: the more rows, the more products for each number of x that is read.
+constexpr int few_rows_outputs(int rows) {
+  return rows <= 2 ? 1 : rows == 4 ? 2 : 4;
+}
+
+struct FewRowsArgs {
+  const void *x, *w;
+  int64_t rows, outputs, depth;
+  bool narrow_x, round_x;  // x is bfloat16, or is rounded to it
+  Epilogue to;
+};
+
+__device__ __forceinline__ float rounded(float x) {
+  return as_float(from_float<BFloat16>(x));
+}
+
+// A lane multiplies packs 32 apart, in ascending order; then the lanes are added up. This depends
+// on the depth alone.
+template <class W, class T, bool kRoundW, int kRows>
+__global__ void __launch_bounds__(kThreads) multiply_few_rows(FewRowsArgs args) {
+  constexpr int kOutputs = few_rows_outputs(kRows);
+  constexpr int kDepth = kStaged / kRows, kStep = kWarp * kPack<W>;
+  constexpr int kUnroll = kOutputs == 1 ? 4 : kOutputs == 2 ? 2 : 1;  // loads in flight
+  static_assert(kDepth % kStep == 0);
+  __shared__ __align__(16) float x[kRows][kDepth];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t warp = thread_index() / kWarp, first = warp * kOutputs;
+  const int64_t depth = args.depth;
+  const bool aligned = packs<W>(args.w, depth);
+  const W* w[kOutputs];
+#pragma unroll
+  for (int o = 0; o < kOutputs; ++o) {
+    const int64_t output = first + o < args.outputs ? first + o : args.outputs - 1;
+    w[o] = static_cast<const W*>(args.w) + output * depth;
+  }
+  float sums[kRows][kOutputs] = {};
+  for (int64_t begin = 0; begin < depth; begin += kDepth) {
+    if (begin > 0) __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * kDepth; i += kThreads) {
+      const int64_t row = i / kDepth, k = begin + i % kDepth, from = row * depth + k;
+      float value = 0.0f;
+      if (row < args.rows && k < depth)
+        value = args.narrow_x ? as_float(static_cast<const BFloat16*>(args.x)[from])
+                              : static_cast<const float*>(args.x)[from];
+      x[row][i % kDepth] = args.round_x ? rounded(value) : value;
+    }
+    __syncthreads();
+    const auto add = [&](int k, const float(&weights)[kOutputs][kPack<W>]) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float row[kPack<W>];
+#pragma unroll
+        for (int i = 0; i < kPack<W>; i += 4) {
+          float part[4];
+          load_pack(&x[r][k + i], part);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) row[i + j] = part[j];
+        }
+#pragma unroll
+        for (int o = 0; o < kOutputs; ++o)
+#pragma unroll
+          for (int i = 0; i < kPack<W>; ++i)
+            sums[r][o] = fmaf(kRoundW ? rounded(weights[o][i]) : weights[o][i], row[i], sums[r][o]);
+      }
+    };
+    float weights[kOutputs][kPack<W>];
+    if (aligned && begin + kDepth <= depth) {
+#pragma unroll kUnroll
+      for (int k = lane * kPack<W>; k < kDepth; k += kStep) {
+#pragma unroll
+        for (int o = 0; o < kOutputs; ++o) load_pack(w[o] + begin + k, weights[o]);
+        add(k, weights);
+      }
+    } else {
+      for (int k = lane * kPack<W>; begin + k < depth && k < kDepth; k += kStep) {
+#pragma unroll
+        for (int o = 0; o < kOutputs; ++o)
+          load_up_to(w[o] + begin + k, depth - begin - k, aligned, weights[o]);
+        add(k, weights);
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    float mine[1] = {};
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) {
+      const float sum = warp_sum(sums[r][o]);
+      if (lane == o) mine[0] = sum;
+    }
+    const int64_t output = first + lane;
+    if (lane < kOutputs && output < args.outputs && r < args.rows)
+      finish<T>(args.to, r * args.outputs + output, output, mine);
+  }
+}
+
+// Whether a product is one of so few rows that reading the weights is all that counts. More rows of
+// narrow weights are for tensor cores.
+bool is_of_few_rows(const MatmulArgs& args) {
+  const int64_t most = args.b.dtype == DType::kBFloat16 ? 8 : 16;
+  return args.c.rank == 2 && args.transpose_b && !args.transpose_a && args.c.dim(0) <= most;
+}
+
+template <class Visit>
+void with_rows(int64_t rows, Visit visit) {
+  if (rows <= 1) return visit(std::integral_constant<int, 1>{});
+  if (rows <= 2) return visit(std::integral_constant<int, 2>{});
+  if (rows <= 4) return visit(std::integral_constant<int, 4>{});
+  if (rows <= 8) return visit(std::integral_constant<int, 8>{});
+  return visit(std::integral_constant<int, 16>{});
+}
+
+template <class W, bool kRoundW>
+void start_few_rows(const Context& context, const FewRowsArgs& args, DType c) {
+  with_type(c, [&](auto tag) {
+    using T = decltype(tag);
+    with_rows(args.rows, [&](auto rows) {
+      constexpr int kRows = decltype(rows)::value;
+      if constexpr (sizeof(W) == sizeof(float) || kRows <= 8) {
+        const int64_t warps = blocks_of(args.outputs, few_rows_outputs(kRows));
+        launch(context, multiply_few_rows<W, T, kRoundW, kRows>,
+               dim3(static_cast<unsigned>(blocks_of(warps, kThreads / kWarp))), dim3(kThreads), 0,
+               args);
+      }
+    });
+  });
+}
+
+void multiply_few(const Context& context, const MatmulArgs& args, bool bfloat16) {
+  const bool narrow_w = args.b.dtype == DType::kBFloat16;
+  const bool narrow = bfloat16 || narrow_w || args.a.dtype == DType::kBFloat16;
+  const FewRowsArgs call{.x = args.a.data,
+                         .w = args.b.data,
+                         .rows = args.c.dim(0),
+                         .outputs = args.c.dim(1),
+                         .depth = args.a.dim(1),
+                         .narrow_x = args.a.dtype == DType::kBFloat16,
+                         .round_x = narrow,
+                         .to = Epilogue(args)};
+  if (narrow_w)
+    start_few_rows<BFloat16, false>(context, call, args.c.dtype);
+  else if (narrow)
+    start_few_rows<float, true>(context, call, args.c.dtype);
+  else
+    start_few_rows<float, false>(context, call, args.c.dtype);
+}
+
+// ---- Sums of columns: parts of the rows, then the parts
+
+constexpr int kSumWarps = 8;
+
+template <class T, int kCount>
+__global__ void __launch_bounds__(kSumWarps * kWarp)
+    sum_parts(const T* x, float* partial, int64_t rows, int64_t width, int64_t part_rows) {
+  __shared__ float shared[kSumWarps][kWarp][kCount + 1];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int64_t col = (static_cast<int64_t>(blockIdx.x) * kWarp + lane) * kCount;
+  const int64_t begin = blockIdx.y * part_rows;
+  const int64_t end = begin + part_rows < rows ? begin + part_rows : rows;
+  float sum[kCount] = {};
+  if (col < width) {
+#pragma unroll 4
+    for (int64_t row = begin + warp; row < end; row += kSumWarps) {
+      float pack[kCount];
+      load_elements(x + row * width + col, pack);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) sum[i] += pack[i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) shared[warp][lane][i] = sum[i];
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < kWarp * kCount; i += kSumWarps * kWarp) {
+    const int64_t to = static_cast<int64_t>(blockIdx.x) * kWarp * kCount + i;
+    if (to >= width) break;
+    float total = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kSumWarps; ++w) total += shared[w][i / kCount][i % kCount];
+    partial[blockIdx.y * width + to] = total;
+  }
+}
+
+__global__ void add_parts(const float* partial, float* out, int64_t parts, int64_t width) {
+  const int64_t col = thread_index();
+  if (col >= width) return;
+  float total = 0.0f;
+#pragma unroll 8
+  for (int64_t part = 0; part < parts; ++part) total += partial[part * width + col];
+  out[col] += total;
+}
+
+void column_sum(const Context& context, const ColumnSumArgs& args) {
+  const int64_t rows = args.x.rows(), width = args.x.cols(), parts = args.partial.dim(0);
+  with_type(args.x.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto start = [&](auto kernel, int count) {
+      const auto blocks = static_cast<unsigned>(blocks_of(width, kWarp * count));
+      launch(context, kernel, dim3(blocks, static_cast<unsigned>(parts)), dim3(kSumWarps * kWarp),
+             0, args.x.as<T>(), args.partial.f32(), rows, width, blocks_of(rows, parts));
+    };
+    if (packs<T>(args.x.data, width))
+      start(sum_parts<T, kPack<T>>, kPack<T>);
+    else
+      start(sum_parts<T, 1>, 1);
+  });
+  launch_each(context, add_parts, width, args.partial.f32(), args.out.f32(), parts, width);
+}
+
+// ---- The tables
+
+template <bool kBFloat16>
+int64_t scratch_bytes(const MatmulArgs& args) {
+  return is_of_few_rows(args) ? 0 : Way(args, kBFloat16).bytes;
+}
+
+template <bool kBFloat16>
+void matmul(const Context& context, const MatmulArgs& args) {
+  if (is_of_few_rows(args))
+    multiply_few(context, args, kBFloat16);
+  else
+    multiply_by_library(context, args, Way(args, kBFloat16));
+}
+
+}  // namespace
+
+extern const MatmulKernels matmul_kernels;
+const MatmulKernels matmul_kernels = {.scratch_bytes = scratch_bytes<false>,
+                                      .matmul = matmul<false>,
+                                      .column_sum = column_sum,
+                                      .batched = matmul<false>};
+extern const MatmulBFloat16Kernels matmul_bfloat16_kernels;
+const MatmulBFloat16Kernels matmul_bfloat16_kernels = {.scratch_bytes = scratch_bytes<true>,
+                                                       .matmul = matmul<true>};
+
+}  // namespace llmcore::cuda

@@ -1,0 +1,303 @@
+// Layer norm and RMS norm on CUDA: rows stand in registers while they are summed, so that each
+// element is read once and written once.
+#include "ops/norm.h"
+
+#include <algorithm>
+
+#include "cuda/floats.h"
+#include "cuda/launch.h"
+#include "cuda/reduce.h"
+
+namespace llmcore::cuda {
+namespace {
+
+// The pack at `column` of one row of each of kRows matrices [N, C]. Threads 0 to blockDim.x - 1
+// have a row to themselves, kPacks packs each, or with none, as many as it takes, read again at
+// each visit.
+template <class T, int kPacks, int kRows>
+struct Rows {
+  using Pack = float[kRows][kPack<T>];
+
+  __device__ __forceinline__ Rows(const T* const (&rows)[kRows], int64_t width, bool aligned)
+      : width_(width), aligned_(aligned) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) rows_[r] = rows[r];
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p)
+      if (column(p) < width) load(column(p), packs_[p]);
+  }
+
+  // visit(p, column, count, pack): its number, where it begins, and the elements from there on.
+  template <class Visit>
+  __device__ __forceinline__ void each(Visit visit) {
+    if constexpr (kPacks > 0) {
+#pragma unroll
+      for (int p = 0; p < kPacks; ++p)
+        if (column(p) < width_) visit(p, column(p), width_ - column(p), packs_[p]);
+    } else {
+      for (int p = 0; column(p) < width_; ++p) {
+        Pack pack;
+        load(column(p), pack);
+        visit(p, column(p), width_ - column(p), pack);
+      }
+    }
+  }
+
+  static __device__ __forceinline__ int64_t column(int p) {
+    return (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * kPack<T>;
+  }
+
+ private:
+  __device__ __forceinline__ void load(int64_t column, Pack& pack) const {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      load_up_to(rows_[r] + column, width_ - column, aligned_, pack[r]);
+  }
+
+  const T* rows_[kRows];
+  int64_t width_;
+  bool aligned_;
+  Pack packs_[kPacks > 0 ? kPacks : 1];
+};
+
+// The sums over the threads that have a row: a warp, or a block of several with `shared`.
+template <int kSums>
+__device__ __forceinline__ void row_sums(float (&sums)[kSums], float (&shared)[kSums][kWarp]) {
+#pragma unroll
+  for (float& sum : sums) sum = warp_sum(sum);
+  if (blockDim.x == kWarp) return;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+#pragma unroll
+  for (int i = 0; i < kSums; ++i)
+    if (lane == 0) shared[i][warp] = sums[i];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) sums[i] = warp_sum(lane < warps ? shared[i][lane] : 0.0f);
+  __syncthreads();
+}
+
+// Calls f with the fewest packs a thread there is a kernel for, at least `packs`; with none where a
+// row is too wide for registers.
+template <int... kChoices, class F>
+void with_packs(int64_t packs, F f) {
+  const bool fits =
+      ((packs <= kChoices && (f(std::integral_constant<int, kChoices>{}), true)) || ...);
+  if (!fits) f(std::integral_constant<int, 0>{});
+}
+
+// Of the block that has the row: whole warps.
+unsigned threads_of_row(int64_t packs_of_row, int packs, int most) {
+  if (packs == 0) return static_cast<unsigned>(most);
+  return static_cast<unsigned>(blocks_of(packs_of_row, packs * kWarp) * kWarp);
+}
+
+struct Aligned {
+  bool rows, parameters;
+};
+
+constexpr int kForwardThreads = 256, kBackwardThreads = 512;  // at most
+
+// ---------------------------------------------------------------------------------------- forward
+
+// threadIdx.y is a row of the block's.
+template <class T, int kPacks>
+__global__ void __launch_bounds__(kForwardThreads)
+    forward_kernel(NormForwardArgs args, int64_t rows, int64_t width, Aligned aligned) {
+  __shared__ float shared[1][kWarp];
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  if (n >= rows) return;
+  Rows<T, kPacks, 1> row({args.x.as<T>() + n * width}, width, aligned.rows);
+  const float count = static_cast<float>(width);
+  float mean = 0.0f;
+  if (args.kind == NormKind::kLayer) {
+    float sums[1] = {};
+    row.each([&](int, int64_t, int64_t, auto& pack) {
+#pragma unroll
+      for (float x : pack[0]) sums[0] += x;
+    });
+    row_sums(sums, shared);
+    mean = sums[0] / count;
+  }
+  float squares[1] = {};
+  row.each([&](int, int64_t, int64_t left, auto& pack) {
+#pragma unroll
+    for (int i = 0; i < kPack<T>; ++i) {
+      const float centred = pack[0][i] - mean;
+      squares[0] += i < left ? centred * centred : 0.0f;
+    }
+  });
+  row_sums(squares, shared);
+  const float rstd = 1.0f / sqrtf(squares[0] / count + args.eps);
+  row.each([&](int, int64_t column, int64_t left, auto& pack) {
+    float scale[kPack<T>], y[kPack<T>];
+#pragma unroll
+    for (int i = 0; i < kPack<T>; ++i) y[i] = (pack[0][i] - mean) * rstd;
+    if (args.weight) {
+      load_floats(args.weight.f32() + column, left, aligned.parameters, scale);
+#pragma unroll
+      for (int i = 0; i < kPack<T>; ++i) y[i] *= scale[i];
+    }
+    if (args.bias) {
+      load_floats(args.bias.f32() + column, left, aligned.parameters, scale);
+#pragma unroll
+      for (int i = 0; i < kPack<T>; ++i) y[i] += scale[i];
+    }
+    store_up_to(args.y.as<T>() + n * width + column, y, left, aligned.rows);
+  });
+  if (threadIdx.x != 0) return;
+  if (args.mean) args.mean.f32()[n] = mean;
+  if (args.rstd) args.rstd.f32()[n] = rstd;
+}
+
+// Up to 8 packs a lane, a warp has a row and there are no barriers; weights come from L1.
+void forward(const Context& context, const NormForwardArgs& args) {
+  with_type(args.x.dtype, [&](auto type) {
+    using T = decltype(type);
+    constexpr int kMost = 8, kRowsOfWarps = 4;
+    const int64_t rows = args.x.rows(), width = args.x.cols(), all = blocks_of(width, kPack<T>);
+    const Aligned aligned = {
+        .rows = packs<T>(args.x.data, width) && packs<T>(args.y.data, width),
+        .parameters = packs<float>(args.weight.data, width) && packs<float>(args.bias.data, width)};
+    const int64_t wanted =
+        all <= kMost * kForwardThreads ? std::min<int64_t>(blocks_of(all, kWarp), kMost) : all;
+    with_packs<1, 2, 4, kMost>(wanted, [&](auto count) {
+      const unsigned across = threads_of_row(all, count.value, kForwardThreads);
+      const unsigned down = across == kWarp ? kRowsOfWarps : 1;
+      launch(context, forward_kernel<T, count.value>,
+             dim3(static_cast<unsigned>(blocks_of(rows, down))), dim3(across, down), 0, args, rows,
+             width, aligned);
+    });
+  });
+}
+
+// --------------------------------------------------------------------------------------- backward
+
+// As norm_cpu.cpp has it. A block takes its share of the rows one after another and keeps their
+// sums for dweight and dbias in registers, or where rows are too wide for them, in `partial`.
+template <class T, int kPacks>
+__global__ void __launch_bounds__(kBackwardThreads)
+    backward_kernel(NormBackwardArgs args, int64_t rows, int64_t width, Aligned aligned) {
+  constexpr int kHeld = kPacks > 0 ? kPacks : 1, kCount = kPack<T>;
+  __shared__ float shared[2][kWarp];
+  float weight[kHeld][kCount], dweight[kHeld][kCount] = {}, dbias[kHeld][kCount] = {};
+  float* const partial = args.partial.f32() + static_cast<int64_t>(blockIdx.x) * 2 * width;
+  const auto load_weight = [&](int64_t column, float(&w)[kCount]) {
+    if (args.weight)
+      return load_floats(args.weight.f32() + column, width - column, aligned.parameters, w);
+#pragma unroll
+    for (float& each : w) each = 1.0f;
+  };
+  const auto store_sums = [&](int64_t column, const float(&dw)[kCount], const float(&db)[kCount]) {
+    if (args.dweight) store_floats(partial + column, dw, width - column, aligned.parameters);
+    if (args.dbias) store_floats(partial + width + column, db, width - column, aligned.parameters);
+  };
+  using Row = Rows<T, kPacks, 2>;
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p)
+    if (Row::column(p) < width) load_weight(Row::column(p), weight[p]);
+
+  const bool layer = args.kind == NormKind::kLayer;
+  const float count = static_cast<float>(width);
+  const int64_t begin = blockIdx.x * rows / gridDim.x,
+                end = (blockIdx.x + int64_t{1}) * rows / gridDim.x;
+  for (int64_t n = begin; n < end; ++n) {
+    Row row({args.x.as<T>() + n * width, args.dy.as<T>() + n * width}, width, aligned.rows);
+    const float mean = layer ? args.mean.f32()[n] : 0.0f, rstd = args.rstd.f32()[n];
+    float sums[2] = {};  // of g and of g xhat
+    row.each([&](int p, int64_t column, int64_t, auto& pack) {
+      auto& w = weight[kPacks > 0 ? p : 0];
+      if constexpr (kPacks == 0) load_weight(column, w);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const float g = pack[1][i] * w[i];
+        sums[0] += g;
+        sums[1] += g * ((pack[0][i] - mean) * rstd);
+      }
+    });
+    row_sums(sums, shared);
+    const float mean_g = layer ? sums[0] / count : 0.0f, mean_gx = sums[1] / count;
+    row.each([&](int p, int64_t column, int64_t left, auto& pack) {
+      const int held = kPacks > 0 ? p : 0;
+      auto &w = weight[held], &dw = dweight[held], &db = dbias[held];
+      if constexpr (kPacks == 0) {
+        load_weight(column, w);
+        load_floats(partial + column, n > begin && args.dweight ? left : 0, aligned.parameters, dw);
+        load_floats(partial + width + column, n > begin && args.dbias ? left : 0,
+                    aligned.parameters, db);
+      }
+      float dx[kCount] = {};
+      T* const to = args.dx.as<T>() + n * width + column;
+      if (args.accumulate) load_up_to(to, left, aligned.rows, dx);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const float xhat = (pack[0][i] - mean) * rstd, dy = pack[1][i];
+        dw[i] += dy * xhat;
+        db[i] += dy;
+        dx[i] += (dy * w[i] - mean_g - xhat * mean_gx) * rstd;
+      }
+      store_up_to(to, dx, left, aligned.rows);
+      if constexpr (kPacks == 0) store_sums(column, dw, db);
+    });
+  }
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p)
+    if (Row::column(p) < width) store_sums(Row::column(p), dweight[p], dbias[p]);
+}
+
+// dweight += the sums over the partials, and dbias: a warp has a share of the partials of 32
+// columns, and the first warp adds the shares up.
+__global__ void __launch_bounds__(kWarp* kWarp)
+    add_kernel(const float* partial, int64_t partials, int64_t width, float* dweight,
+               float* dbias) {
+  __shared__ float shares[kWarp][kWarp];
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
+  float* const out = column < width       ? (dweight != nullptr ? dweight + column : nullptr)
+                     : column < 2 * width ? (dbias != nullptr ? dbias + column - width : nullptr)
+                                          : nullptr;
+  float sum = 0.0f;
+  if (out != nullptr) {
+    const int64_t begin = threadIdx.y * partials / kWarp;
+    const int64_t end = (threadIdx.y + 1) * partials / kWarp;
+#pragma unroll 8
+    for (int64_t i = begin; i < end; ++i) sum += partial[i * 2 * width + column];
+  }
+  shares[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || out == nullptr) return;
+  float total = *out;
+#pragma unroll
+  for (int i = 0; i < kWarp; ++i) total += shares[i][threadIdx.x];
+  *out = total;
+}
+
+void backward(const Context& context, const NormBackwardArgs& args) {
+  const int64_t rows = args.x.rows(), width = args.x.cols(), partials = args.partial.dim(0);
+  with_type(args.x.dtype, [&](auto type) {
+    using T = decltype(type);
+    constexpr int kMost = 16 / kPack<T>;
+    const int64_t all = blocks_of(width, kPack<T>);
+    const Aligned aligned = {.rows = packs<T>(args.x.data, width) &&
+                                     packs<T>(args.dy.data, width) && packs<T>(args.dx.data, width),
+                             .parameters = packs<float>(args.weight.data, width) &&
+                                           packs<float>(args.partial.data, width)};
+    with_packs<1, 2, kMost>(blocks_of(all, kBackwardThreads), [&](auto count) {
+      launch(context, backward_kernel<T, count.value>, dim3(static_cast<unsigned>(partials)),
+             dim3(threads_of_row(all, count.value, kBackwardThreads)), 0, args, rows, width,
+             aligned);
+    });
+  });
+  if (!args.dweight && !args.dbias) return;
+  const int64_t columns = args.dbias ? 2 * width : width;
+  launch(context, add_kernel, dim3(static_cast<unsigned>(blocks_of(columns, kWarp))),
+         dim3(kWarp, kWarp), 0, args.partial.f32(), partials, width, args.dweight.f32(),
+         args.dbias.f32());
+}
+
+}  // namespace
+
+extern const NormKernels norm_kernels;
+const NormKernels norm_kernels = {.forward = forward, .backward = backward};
+
+}  // namespace llmcore::cuda

@@ -1,0 +1,129 @@
+// AdamW, the sum of squares, and what a training step decides from it, on CUDA: nobody waits.
+#include "ops/optimizer.h"
+
+#include "cuda/floats.h"
+#include "cuda/launch.h"
+#include "cuda/reduce.h"
+
+namespace llmcore::cuda {
+namespace {
+
+constexpr int kPackFloats = kPack<float>;
+constexpr int kSumThreads = 1024;
+
+__global__ void adamw_kernel(AdamWArgs args, int64_t n, bool aligned) {
+  const int64_t begin = thread_index() * kPackFloats, count = n - begin;
+  if (count <= 0) return;
+  AdamWFactors f = args.factors;
+  if (args.state != nullptr) {
+    if (args.state->skipped) return;
+    f = args.state->factors;
+  }
+  if (!args.decay) f.keep = 1.0f;
+  float param[kPackFloats], grad[kPackFloats], m[kPackFloats], v[kPackFloats];
+  load_up_to(args.param.f32() + begin, count, aligned, param);
+  load_up_to(args.grad.f32() + begin, count, aligned, grad);
+  load_up_to(args.m.f32() + begin, count, aligned, m);
+  load_up_to(args.v.f32() + begin, count, aligned, v);
+#pragma unroll
+  for (int i = 0; i < kPackFloats; ++i) {
+    const float g = grad[i] * f.grad_scale;
+    m[i] = m[i] * f.beta1 + g * f.one_minus_beta1;
+    v[i] = v[i] * f.beta2 + g * g * f.one_minus_beta2;
+    const float denominator = sqrtf(v[i]) / f.root_correction + f.eps;
+    param[i] = param[i] * f.keep - f.step_size * (m[i] / denominator);
+  }
+  store_up_to(args.param.f32() + begin, param, count, aligned);
+  store_up_to(args.m.f32() + begin, m, count, aligned);
+  store_up_to(args.v.f32() + begin, v, count, aligned);
+}
+
+void adamw(const Context& context, const AdamWArgs& args) {
+  const int64_t n = args.param.numel();
+  const bool aligned = packs<float>(args.param.data, 0) && packs<float>(args.grad.data, 0) &&
+                       packs<float>(args.m.data, 0) && packs<float>(args.v.data, 0);
+  launch_each(context, adamw_kernel, blocks_of(n, kPackFloats), args, n, aligned);
+}
+
+__global__ void __launch_bounds__(kSumThreads)
+    square_sum_kernel(const float* x, int64_t n, bool aligned, double* partial) {
+  __shared__ double shared[kWarp];
+  const int64_t begin = blockIdx.x * kSquareSumBlock;
+  const int64_t end = begin + kSquareSumBlock < n ? begin + kSquareSumBlock : n;
+  double sums[kPackFloats] = {};  // independent, to hide the latency of the additions
+#pragma unroll 4
+  for (int64_t i = begin + threadIdx.x * kPackFloats; i < end; i += kSumThreads * kPackFloats) {
+    float values[kPackFloats];
+    load_up_to(x + i, end - i, aligned, values);
+#pragma unroll
+    for (int k = 0; k < kPackFloats; ++k)
+      sums[k] += static_cast<double>(values[k]) * static_cast<double>(values[k]);
+  }
+  const double sum = block_sum((sums[0] + sums[1]) + (sums[2] + sums[3]), shared);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// *sum += the terms, by one block.
+__global__ void __launch_bounds__(kSumThreads)
+    add_kernel(const double* terms, int64_t count, double* sum) {
+  __shared__ double shared[kWarp];
+  double part = 0.0;
+  for (int64_t i = threadIdx.x; i < count; i += kSumThreads) part += terms[i];
+  part = block_sum(part, shared);
+  if (threadIdx.x == 0) *sum += part;
+}
+
+void square_sum(const Context& context, const SquareSumArgs& args) {
+  const int64_t n = args.x.numel(), blocks = blocks_of(n, kSquareSumBlock);
+  launch(context, square_sum_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kSumThreads), 0,
+         args.x.f32(), n, packs<float>(args.x.data, 0), args.partial);
+  launch(context, add_kernel, dim3(1), dim3(kSumThreads), 0, args.partial, blocks, args.sum);
+}
+
+__global__ void begin_kernel(StepState* state) {
+  *state = {.updates = state->updates};
+}
+
+void begin(const Context& context, StepState* state) {
+  launch(context, begin_kernel, dim3(1), dim3(1), 0, state);
+}
+
+__global__ void __launch_bounds__(kSumThreads)
+    weighted_sum_kernel(const float* losses, const float* weights, int64_t rows, StepState* state) {
+  __shared__ double shared[kWarp];
+  double sum = 0.0, weight = 0.0;
+#pragma unroll 4
+  for (int64_t r = threadIdx.x; r < rows; r += kSumThreads) {
+    sum += static_cast<double>(losses[r]) * static_cast<double>(weights[r]);
+    weight += static_cast<double>(weights[r]);
+  }
+  sum = block_sum(sum, shared);
+  weight = block_sum(weight, shared);
+  if (threadIdx.x != 0) return;
+  state->loss_sum += sum;
+  state->weight += weight;
+}
+
+void weighted_sum(const Context& context, const WeightedSumArgs& args) {
+  launch(context, weighted_sum_kernel, dim3(1), dim3(kSumThreads), 0, args.losses.f32(),
+         args.weights.f32(), args.losses.numel(), args.state);
+}
+
+__global__ void decide_kernel(DecideArgs args) {
+  decide(*args.settings, *args.state);
+}
+
+void decide_update(const Context& context, const DecideArgs& args) {
+  launch(context, decide_kernel, dim3(1), dim3(1), 0, args);
+}
+
+}  // namespace
+
+extern const OptimizerKernels optimizer_kernels;
+const OptimizerKernels optimizer_kernels = {.adamw = adamw,
+                                            .square_sum = square_sum,
+                                            .begin = begin,
+                                            .weighted_sum = weighted_sum,
+                                            .decide = decide_update};
+
+}  // namespace llmcore::cuda
