@@ -4,8 +4,8 @@ python benchmarks/gpu.py --output FOLDER [--minutes 12] [--only ITEMS] [--skip I
 
 Each item of `gpu_items` writes FOLDER/<item>.json, which is there and whole after every part of it,
 so that a run that is cut still tells something. Parts run in a process that is not this one:
-whatever hangs, crashes or fails costs itself alone, and becomes data. `--size tiny` takes sizes that
-an emulated GPU can take (LLMCORE_CUDA=EMULATED), to try the items themselves.
+whatever hangs, crashes or fails costs itself alone, and becomes data. `--size tiny` takes what an
+emulated GPU can take (LLMCORE_CUDA=EMULATED), to try the items themselves.
 """
 
 from __future__ import annotations

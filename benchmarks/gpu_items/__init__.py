@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -11,7 +10,9 @@ import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+import llmcore
 
 #: The items in order, and their shares of the time.
 ITEMS = {
@@ -72,8 +73,8 @@ class Part:
 def serve(item: str, setting: Setting, done: Collection[str]) -> None:
     """Run an item's parts but those done, saying so in lines of JSON on standard output.
 
-    The process ends with the first failure, which may have left the GPU unusable: `overseer` starts
-    another for the parts that are left.
+    The process ends with a failure that has left the GPU unusable: `overseer` starts another for
+    the parts that are left.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not come between
@@ -81,11 +82,6 @@ def serve(item: str, setting: Setting, done: Collection[str]) -> None:
     def say(**message: Any) -> None:
         replies.write(json.dumps(message) + "\n")
         replies.flush()
-
-    def fail(name: str) -> NoReturn:
-        say(end=name, result={"error": traceback.format_exc()})
-        replies.close()
-        os._exit(1)  # a destructor that waits for a lost GPU must not hold up the rest
 
     parts = importlib.import_module(f"gpu_items.{item}").parts(setting)
     say(parts=[part.name for part in parts])
@@ -98,18 +94,32 @@ def serve(item: str, setting: Setting, done: Collection[str]) -> None:
             result = part.run(lambda so_far, name=part.name: say(so_far=so_far, of=name))
         except Absent as absent:
             result = {"absent": str(absent)}
-        except BaseException:
-            fail(part.name)
+        except Exception:
+            result = {"error": traceback.format_exc()}
         say(end=part.name, result={**result, "seconds": time.perf_counter() - start})
+        if "error" in result and _is_lost():
+            replies.close()
+            os._exit(1)  # a destructor that waits for the GPU must not hold up the rest
+
+
+def _is_lost() -> bool:
+    """Whether the GPU does nothing more for this process, as after an access out of bounds."""
+    if not llmcore.cuda_available():
+        return False
+    try:
+        llmcore.zeros([1], device="cuda").numpy()
+    except llmcore.LlmcoreError:
+        return True
+    return False
 
 
 def conclude(item: str, results: dict[str, Result]) -> Result | None:
     """Return what an item's parts say together; None where that is nothing."""
-    module = importlib.import_module(f"gpu_items.{item}")
-    conclusion: Result | None = None
-    with contextlib.suppress(AttributeError):
-        conclusion = module.conclusion(results)
-    return conclusion
+    try:
+        module = importlib.import_module(f"gpu_items.{item}")
+        return module.conclusion(results) if hasattr(module, "conclusion") else None
+    except Exception:
+        return {"error": traceback.format_exc()}
 
 
 def torch_on_gpu() -> Any:

@@ -187,7 +187,8 @@ def _activation(backward: bool, s: Sizes, torch: Any) -> Case:
 
     if not backward:
         return Case(
-            shape, 2 * s.item * n * f, lambda: _core.activation_forward(activation="gelu_tanh", x=x, y=y),
+            shape, 2 * s.item * n * f,
+            lambda: _core.activation_forward(activation="gelu_tanh", x=x, y=y),
             _peers(torch, torch=peer),
         )  # fmt: skip
     return Case(
@@ -373,7 +374,8 @@ def _column_sum(s: Sizes, torch: Any) -> Case:
         tx = torch.randn(n, c, device="cuda", dtype=torch.bfloat16)
         return lambda: tx.sum(0, dtype=torch.float32)
 
-    return Case({"x": [n, c], "dtype": s.dtype}, s.item * n * c, lambda: _core.column_sum(x=x, out=out),
+    return Case({"x": [n, c], "dtype": s.dtype}, s.item * n * c,
+                lambda: _core.column_sum(x=x, out=out),
                 _peers(torch, torch=peer))  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from typing import Any
 from gpu_items import Result, conclude
 
 Save = Callable[[dict[str, Any], Path], None]
+#: What runs the parts, told by `--serve`.
+SCRIPT = Path(__file__).parents[1] / "gpu.py"
 _LAST_WORDS = 4000
 
 
@@ -87,7 +89,7 @@ class _Child:
         self.last_words = ""
         self._failed = False  # what it did last did, as it has said itself
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
-        command = [sys.executable, str(Path(__file__).parents[1] / "gpu.py"), "--serve", item]
+        command = [sys.executable, str(SCRIPT), "--serve", item]
         self._process = subprocess.Popen(
             [*command, "--size", size, "--output", str(folder)],
             stdin=subprocess.PIPE,
