@@ -36,7 +36,7 @@ def main() -> None:
         return
     chosen = [item for item in ITEMS if item in arguments.only and item not in arguments.skip]
     deadline = time.monotonic() + 60 * arguments.minutes - _RESERVE_SECONDS
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
     reports = []
     for number, item in enumerate(chosen):
         # What earlier items left of their shares is shared by those to come.
@@ -85,17 +85,20 @@ def line(report: dict[str, Any]) -> str:
 
 
 def table(reports: list[dict[str, Any]]) -> Table:
-    """Return every part with its figures in a few words."""
-    result = Table("item", "part", "result", title="benchmarks/gpu.py")
+    """Return every part with its figures in a few words; an error that comes again, only once."""
+    result = Table("part", "result", box=None, padding=(0, 1))
     for report in reports:
+        result.add_row(report["item"].upper(), "")
+        before = ""
         for name, part in report["parts"].items():
             text = part.get("line") or part.get("absent") or "done"
             if "error" in part:
-                text = f"FAILED: {part['error'].strip().splitlines()[-1][:160]}"
-            result.add_row(report["item"], name, text)
+                error = part["error"].strip().splitlines()[-1][:160]
+                text = f"FAILED: {'as above' if error == before else error}"
+                before = error
+            result.add_row(f"  {name}", text)
         if report.get("conclusion"):
-            result.add_row(report["item"], "conclusion", report["conclusion"].get("line", ""))
-        result.add_section()
+            result.add_row("  together", report["conclusion"].get("line", "failed"))
     return result
 
 

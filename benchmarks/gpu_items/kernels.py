@@ -115,9 +115,9 @@ def _measure(setting: Setting, make: Make, tell: Tell) -> Result:
     }
 
 
-def _peers(torch: Any, **calls: Callable[[], Call]) -> dict[str, Call]:
+def _peers(framework: Any, /, **calls: Callable[[], Call]) -> dict[str, Call]:
     """Make PyTorch's calls, where there is PyTorch; what they work on is made then, not before."""
-    return {} if torch is None else {name: make() for name, make in calls.items()}
+    return {} if framework is None else {name: make() for name, make in calls.items()}
 
 
 def _norm(rms: bool, backward: bool, s: Sizes, torch: Any) -> Case:
@@ -339,7 +339,7 @@ def _embedding(backward: bool, s: Sizes, torch: Any) -> Case:
 
 
 def _rope(s: Sizes, torch: Any) -> Case:
-    shape = (s.batch, s.length, s.heads, s.width)
+    shape = (s.batch, s.heads, s.length, s.width)
     x, y = random_tensor(*shape, dtype=s.dtype), blank(*shape, dtype=s.dtype)
     cos, sin = random_tensor(s.length, s.width // 2), random_tensor(s.length, s.width // 2)
     positions = whole_numbers((s.batch, s.length), s.length)
