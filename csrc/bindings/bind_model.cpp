@@ -37,7 +37,8 @@ py::dict named_views(const ModelPtr& model, const Tensor& flat) {
   return views;
 }
 
-// Attention probes from (layer, head, first query), whose weights go to out: [probes, B, queries, S].
+// Attention probes from (layer, head, first query), whose weights go to out: [probes, B, queries,
+// S].
 std::vector<AttentionProbe> make_probes(const py::list& tuples, const Tensor& out) {
   std::vector<AttentionProbe> probes;
   for (const py::handle& item : tuples) {
@@ -54,9 +55,9 @@ std::vector<AttentionProbe> make_probes(const py::list& tuples, const Tensor& ou
 
 void attention_weights(const ModelPtr& model, const py::object& batch, const std::string& kind,
                        const py::list& wanted, const PyTensor& out) {
-  check_tensor("attention_weights", "out", out.view, "[probes, B, queries, S]",
-               {static_cast<int64_t>(wanted.size()), out.view.dim(1), out.view.dim(2),
-                out.view.dim(3)});
+  check_tensor(
+      "attention_weights", "out", out.view, "[probes, B, queries, S]",
+      {static_cast<int64_t>(wanted.size()), out.view.dim(1), out.view.dim(2), out.view.dim(3)});
   const PyBatch owner(batch);
   AttentionProbes probes;
   (kind == "encoder" ? probes.encoder
@@ -77,9 +78,10 @@ py::tuple loss_tuple(const LossSum& loss) {
   return py::make_tuple(loss.sum, loss.weight);
 }
 
-std::shared_ptr<StepReport> step(TrainStep& train_step, const ModelPtr& model, const py::list& micro_batches,
-               double lr, std::pair<double, double> betas, double eps, double weight_decay,
-               double max_grad_norm, double max_loss, double max_norm) {
+std::shared_ptr<StepReport> step(TrainStep& train_step, const ModelPtr& model,
+                                 const py::list& micro_batches, double lr,
+                                 std::pair<double, double> betas, double eps, double weight_decay,
+                                 double max_grad_norm, double max_loss, double max_norm) {
   std::vector<PyBatch> owners;
   std::vector<Batch> batches;
   for (const py::handle& batch : micro_batches)
