@@ -77,7 +77,7 @@ py::tuple loss_tuple(const LossSum& loss) {
   return py::make_tuple(loss.sum, loss.weight);
 }
 
-py::tuple step(TrainStep& train_step, const ModelPtr& model, const py::list& micro_batches,
+std::shared_ptr<StepReport> step(TrainStep& train_step, const ModelPtr& model, const py::list& micro_batches,
                double lr, std::pair<double, double> betas, double eps, double weight_decay,
                double max_grad_norm, double max_loss, double max_norm) {
   std::vector<PyBatch> owners;
@@ -93,7 +93,15 @@ py::tuple step(TrainStep& train_step, const ModelPtr& model, const py::list& mic
                               .max_grad_norm = max_grad_norm,
                               .max_loss = max_loss,
                               .max_norm = max_norm};
-  const StepResult result = exclusively(*model, [&] { return train_step.step(batches, settings); });
+  return exclusively(*model, [&] { return train_step.step(batches, settings); });
+}
+
+py::tuple read_report(StepReport& report) {
+  StepResult result;
+  {
+    py::gil_scoped_release release;
+    result = report.get();
+  }
   return py::make_tuple(result.loss, result.grad_norm, result.targets, result.skipped);
 }
 
@@ -194,6 +202,8 @@ void bind_model(py::module_& module) {
       .def("trim",
            [](const ModelPtr& model) { exclusively(*model, [&] { model->arena().trim(); }); });
 
+  py::class_<StepReport, std::shared_ptr<StepReport>>(module, "StepReport")
+      .def("get", &read_report);
   py::class_<TrainStep, TrainStepPtr>(module, "TrainStep")
       .def(py::init([](const ModelPtr& model, uint64_t dropout_seed, bool bfloat16) {
              return std::make_shared<TrainStep>(*model, dropout_seed, bfloat16);

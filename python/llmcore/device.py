@@ -17,8 +17,8 @@ def device_info() -> dict[str, Any]:
         one has instructions for dot products of bfloat16 and int8), `num_threads`,
         `logical_cores`, `affinity_cores`, `physical_cores`, `quota_cores` (0: no limit),
         `memory_bytes` (that this process may use), `cuda` with `build` ("OFF", "ON" or, for tests,
-        "EMULATED"), `available` and `reason`, and `settings`: the environment variables, empty
-        where not set.
+        "EMULATED"), `available` and `reason`, with CUDA also `driver_version`, `runtime_version`,
+        `devices` and `libraries`; and `settings`: the environment variables, empty where not set.
 
     Example:
         >>> device_info()["isa_chosen"] in device_info()["isa_available"]
