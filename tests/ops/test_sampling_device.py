@@ -137,7 +137,9 @@ def test_samples_are_where_the_distribution_says(rng, classes, values):
     uniforms = rng.random(rows.size)
     ids, log_probabilities, failures = sample(logits, uniforms, rows, **values)
     assert not failures.any()
-    np.testing.assert_allclose(log_probabilities, log_softmax(logits)[rows, ids], rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(
+        log_probabilities, log_softmax(logits)[rows, ids], rtol=1e-6, atol=1e-5
+    )
     for row, u, token in zip(rows, uniforms, ids, strict=True):
         weights = weights_of(logits[row], **values)
         ends = np.cumsum(weights) / weights.sum()
@@ -166,7 +168,9 @@ def test_ties_of_top_k_all_stay():
 
 
 @needs_cuda
-@pytest.mark.parametrize("values", [{}, {"top_k": 6}, {"top_p": 0.8}, {"temperature": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "values", [{}, {"top_k": 6}, {"top_p": 0.8}, {"temperature": 2.0}], ids=str
+)
 def test_frequencies_are_the_probabilities(rng, values):
     logits = rng.standard_normal((1, 33)).astype(np.float32)
     weights = weights_of(logits[0], **values)
@@ -213,7 +217,8 @@ CHOICES = [
     {}, {"do_sample": True}, {"do_sample": True, "top_k": 40, "top_p": 0.9, "seed": 5},
     {"do_sample": True, "min_p": 0.1, "temperature": 0.7}, {"banned_ids": [3]},
     {"repetition_penalty": 1.3, "do_sample": True}, {"min_new_tokens": 5, "stop_ids": [0, 4]},
-    {"no_repeat_ngram_size": 3}, {"forced_ids": [7, 8, 9]}, {"max_new_tokens": 4, "forced_eos_id": 2},
+    {"no_repeat_ngram_size": 3}, {"forced_ids": [7, 8, 9]},
+    {"max_new_tokens": 4, "forced_eos_id": 2},
 ]  # fmt: skip
 
 
