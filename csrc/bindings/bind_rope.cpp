@@ -11,7 +11,7 @@ void rotate(const PyTensor& x, const PyTensor& cos, const PyTensor& sin, const P
   py::gil_scoped_release release;
   const int64_t heads = x.view.dim(1), rows = x.view.dim(2), width = x.view.dim(3);
   const auto heads_of = [&](const PyTensor& tensor) {
-    return HeadView{.data = tensor.view.f32(),
+    return HeadView{.data = tensor.view.data,
                     .batch_stride = heads * rows * width,
                     .row_stride = width,
                     .head_stride = rows * width};
@@ -20,6 +20,7 @@ void rotate(const PyTensor& x, const PyTensor& cos, const PyTensor& sin, const P
                             .rows = rows,
                             .heads = heads,
                             .head_dim = width,
+                            .dtype = x.view.dtype,
                             .x = heads_of(x),
                             .y = heads_of(y),
                             .rotary_dim = cos.view.dim(-1) * 2,

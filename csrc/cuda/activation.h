@@ -7,6 +7,7 @@
 
 #include <type_traits>
 
+#include "core/normal.h"
 #include "ops/activation.h"
 
 namespace llmcore::cuda {
@@ -20,6 +21,28 @@ __device__ __forceinline__ Sigmoid sigmoid_pair(float x) {
   return {value, x > 0.0f ? power * value : 1.0f - value};
 }
 
+// The normal distribution at x: density and cumulative, the tail as in core/normal.h.
+struct Normal {
+  float density, cumulative;
+};
+__device__ __forceinline__ Normal normal(float x) {
+  constexpr NormalTail kTail = kNormalTail;
+  constexpr float kLargest = 15.0f;  // where e^(-t^2 / 2) is zero
+  float t = fabsf(x);
+  t = t > kLargest ? kLargest : t;
+  const float high = __uint_as_float(__float_as_uint(t) & ~0xfffu);  // 12 bits: its square is exact
+  const float rest = (high - t) * (high + t) * 0.5f;                 // at most 0.06
+  const float e_rest =
+      fmaf(rest, fmaf(rest, fmaf(rest, fmaf(rest, 1 / 24.0f, 1 / 6.0f), 0.5f), 1.0f), 1.0f);
+  const float bell = expf(high * high * -0.5f) * e_rest;
+  const float inverse = 1.0f / (t + kTail.shift), w = (t - kTail.shift) * inverse;
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 9; i >= 0; --i) sum = fmaf(sum, w, kTail.coefficients[i]);
+  const float tail = bell * (sum * inverse);
+  return {bell * 0.39894228f, x < 0.0f ? tail : 1.0f - tail};
+}
+
 // activation(x), and its derivative there. Who drops the derivative does not pay for it.
 template <Activation kActivation>
 __device__ __forceinline__ float activate_with_slope(float x, float& slope) {
@@ -27,9 +50,9 @@ __device__ __forceinline__ float activate_with_slope(float x, float& slope) {
     slope = x > 0.0f ? 1.0f : 0.0f;
     return x < 0.0f ? 0.0f : x;
   } else if constexpr (kActivation == Activation::kGelu) {
-    const float cumulative = normcdff(x), density = expf(-0.5f * x * x) * 0.39894228f;
-    slope = fmaf(x, density, cumulative);
-    return x * cumulative;
+    const Normal at = normal(x);
+    slope = fmaf(x, at.density, at.cumulative);
+    return x * at.cumulative;
   } else if constexpr (kActivation == Activation::kGeluTanh) {
     // 0.5 (1 + tanh(u)) = sigmoid(2 u), with 2 u = x (a + b x^2), a = 2 sqrt(2 / pi),
     // b = 0.044715 a. Beyond 16 the sigmoid is 0 or 1, and powers of x could overflow.

@@ -5,6 +5,7 @@
 // fused multiply-adds; without them (SSE) add one unit in the last place (ulp). A NaN gives a NaN.
 #pragma once
 
+#include "core/normal.h"
 #include "simd/vec.h"
 
 namespace llmcore::LLMCORE_ISA {
@@ -90,22 +91,18 @@ LLMCORE_INLINE Vec tanh(Vec x) {
 // The normal distribution at x: density phi(x) = e^(-x^2 / 2) / sqrt(2 pi) and cumulative
 // Phi(x) = (1 + erf(x / sqrt(2))) / 2, within 3 and 6 ulp, in the far tails too.
 //
-// Phi(-t) = e^(-t^2 / 2) P(w) / (t + 3.5) with w = (t - 3.5) / (t + 3.5), after Shepherd and
-// Laframboise (1981); P is fitted for 0 <= t <= 14, error 2^-27. t^2 is rounded exactly: 84
-// half-ulps of it would show.
+// The tail as in core/normal.h. t^2 is rounded exactly.
 struct Normal {
   Vec density, cumulative;
 };
 LLMCORE_INLINE Normal normal(Vec x) {
-  constexpr float kCoefficients[] = {0.74441606f,    -0.5655618f,  0.315425f,      -0.116052896f,
-                                     0.01740691f,    0.006492409f, -0.0031777974f, -0.00049465365f,
-                                     0.00042566002f, 0.0001127365f};
   Vec t = abs(x);
   t = t > 14.0f ? broadcast(14.0f) : t;
   const Vec high = __builtin_bit_cast(Vec, __builtin_bit_cast(VecI, t) & ~0xfff);  // 12 bits
   const Vec bell = exp_nonpositive(high * high * -0.5f, (high - t) * (high + t) * 0.5f);
-  const Vec inverse = 1.0f / (t + 3.5f);
-  const Vec tail = bell * (polynomial(kCoefficients, (t - 3.5f) * inverse) * inverse);
+  const Vec inverse = 1.0f / (t + kNormalTail.shift);
+  const Vec w = (t - kNormalTail.shift) * inverse;
+  const Vec tail = bell * (polynomial(kNormalTail.coefficients, w) * inverse);
   return {bell * 0.39894228f, x < 0.0f ? tail : 1.0f - tail};
 }
 

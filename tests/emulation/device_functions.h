@@ -214,6 +214,3 @@ inline float max(float x, float y) {
 inline float rsqrtf(float x) {
   return 1.0f / std::sqrt(x);
 }
-inline float normcdff(float x) {
-  return static_cast<float>(0.5 * std::erfc(-0.70710678118654752 * x));
-}
