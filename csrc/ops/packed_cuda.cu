@@ -275,6 +275,7 @@ template <class Format, class T>
 __global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
   using Sum = typename Format::Sum;
   constexpr int kSteps = kStageWords / Format::kStepWords;  // of a stage
+  constexpr bool kExact = std::is_same_v<Sum, int>;
   __shared__ __align__(16) uint32_t staged[kStages][kManyRows][kRowWords];
   __shared__ Sum finished[kTileRows][kManyOutputs];
   const int thread = static_cast<int>(threadIdx.x);
@@ -297,41 +298,40 @@ __global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
       }
     cp_async_commit();
   };
-  typename Format::Words words[kSteps], next[kSteps];
-  const auto load = [&](int64_t index) {
+  typename Format::Words words[kSteps];
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) next[s].load(panel, index * kSteps + s, args.depth, t);
-  };
-  Sums<Sum> sums[kManyTiles] = {}, total[kManyTiles] = {};
+  for (int s = 0; s < kSteps; ++s) words[s].load(panel, s, args.depth, t);
+  // Sums of shares that are done. Integers are exact in any order.
+  Sums<Sum> sums[kManyTiles] = {};
+  Sum* const done = dynamic_shared<Sum>() + thread;
   const int64_t share = blocks_of(args.steps, kShares);
   int64_t boundary = share;
-  const auto add_share = [&] {
+  const auto add_done = [&](bool last) {
 #pragma unroll
     for (int tile = 0; tile < kManyTiles; ++tile)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          total[tile][half][i] += sums[tile][half][i];
-          sums[tile][half][i] = Sum{};
-        }
+      for (int i = 0; i < 8; ++i) {
+        Sum& sum = sums[tile][i / 4][i % 4];
+        Sum& total = done[(tile * 8 + i) * kThreads];
+        if (boundary > share) sum += total;
+        if (last) continue;
+        total = sum;
+        sum = Sum{};
+      }
   };
 
   static_assert(kStages == 3);
   stage(0);
   stage(1);
-  load(0);
   for (int64_t index = 0; index < stages; ++index) {
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) words[s] = next[s];
-    load(index + 1);
     cp_async_wait<1>();
     __syncthreads();
     stage(index + 2);
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      if (index * kSteps + s == boundary) {
-        add_share();
+      const int64_t step = index * kSteps + s;
+      if (!kExact && step == boundary) {
+        add_done(false);
         boundary += share;
       }
       words[s].multiply(t,
@@ -343,14 +343,15 @@ __global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
                           pair[1] = both.y;
                         },
                         sums);
+      words[s].load(panel, step + kSteps, args.depth, t);
     }
   }
-  add_share();
+  if (!kExact) add_done(true);
 
 #pragma unroll
   for (int tile = 0; tile < kManyTiles; ++tile) {
     if (tile > 0) __syncthreads();
-    spread(total[tile], lane, warp * kPairOutputs, finished);
+    spread(sums[tile], lane, warp * kPairOutputs, finished);
     __syncthreads();
     static_assert(kThreads == kManyOutputs);
 #pragma unroll 1
@@ -429,7 +430,9 @@ void start(const Context& context, const PackedArgs& args) {
   else if (args.rows <= 4 * kTileRows || int64_t{many.x} * many.y < kEnoughBlocks)
     few(std::integral_constant<int, 4>{});
   else
-    launch(context, multiply_many<Format, T>, many, dim3(kThreads), 0, args);
+    launch(context, multiply_many<Format, T>, many, dim3(kThreads),
+           std::is_same_v<typename Format::Sum, int> ? 0 : kManyRows * kManyOutputs * sizeof(float),
+           args);
 }
 
 template <class Format>
