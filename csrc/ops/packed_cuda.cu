@@ -3,8 +3,8 @@
 // A warp takes two panels, a row of the tensor core's matrix being an output and a column a row of
 // x: 16 bytes of a line are the words of four outputs, two for each of two matrices. Which words
 // meet is free as long as both sides agree: lane t of four takes words 2t and 2t + 1 of eight, of
-// the panel and of x. Sums are cut along K into kShares, which are added up in order: a row's result
-// depends on K alone, whichever kernel it is from.
+// the panel and of x. Sums are cut along K into kShares, which are added up in order: a row's
+// result depends on K alone, whichever kernel it is from.
 #include "cuda/launch.h"
 #include "cuda/reduce.h"
 #include "ops/epilogue_cuda.h"
@@ -240,14 +240,15 @@ __global__ void __launch_bounds__(kThreads) multiply_few(PackedArgs args) {
   for (int64_t step = begin; step < end; ++step) {
     typename Format::Words words;
     words.load(panel, step, args.depth, t);
-    words.multiply(t,
-                   [&](int tile, int word, uint32_t(&pair)[2]) {
-                     const uint2 both = __ldg(reinterpret_cast<const uint2*>(
-                         rows[tile] + step * Format::kStepWords + word));
-                     pair[0] = both.x;
-                     pair[1] = both.y;
-                   },
-                   sums);
+    words.multiply(
+        t,
+        [&](int tile, int word, uint32_t(&pair)[2]) {
+          const uint2 both =
+              __ldg(reinterpret_cast<const uint2*>(rows[tile] + step * Format::kStepWords + word));
+          pair[0] = both.x;
+          pair[1] = both.y;
+        },
+        sums);
   }
 
 #pragma unroll
@@ -282,8 +283,7 @@ __global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
   const int lane = thread % kWarp, warp = thread / kWarp;
   const int g = lane / 4, t = lane % 4;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kManyRows;
-  const uint4* const panel =
-      lane_panel(args, static_cast<int64_t>(blockIdx.y) * kWarps + warp, g);
+  const uint4* const panel = lane_panel(args, static_cast<int64_t>(blockIdx.y) * kWarps + warp, g);
 
   const int64_t stages = blocks_of(args.steps, kSteps);
   const auto stage = [&](int64_t index) {
@@ -291,10 +291,10 @@ __global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
       for (int i = thread; i < kManyRows * kStageWords / 4; i += kThreads) {
         const int row = i / (kStageWords / 4), word = i % (kStageWords / 4) * 4;
         const bool valid = first_row + row < args.rows;
-        cp_async16(&staged[index % kStages][row][word],
-                   args.x + (valid ? first_row + row : 0) * args.x_words + index * kStageWords +
-                       word,
-                   valid);
+        cp_async16(
+            &staged[index % kStages][row][word],
+            args.x + (valid ? first_row + row : 0) * args.x_words + index * kStageWords + word,
+            valid);
       }
     cp_async_commit();
   };
@@ -334,15 +334,15 @@ __global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
         add_done(false);
         boundary += share;
       }
-      words[s].multiply(t,
-                        [&](int tile, int word, uint32_t(&pair)[2]) {
-                          const uint2 both = *reinterpret_cast<const uint2*>(
-                              &staged[index % kStages][tile * kTileRows + g]
-                                     [s * Format::kStepWords + word]);
-                          pair[0] = both.x;
-                          pair[1] = both.y;
-                        },
-                        sums);
+      words[s].multiply(
+          t,
+          [&](int tile, int word, uint32_t(&pair)[2]) {
+            const uint2 both = *reinterpret_cast<const uint2*>(
+                &staged[index % kStages][tile * kTileRows + g][s * Format::kStepWords + word]);
+            pair[0] = both.x;
+            pair[1] = both.y;
+          },
+          sums);
       words[s].load(panel, step + kSteps, args.depth, t);
     }
   }
@@ -370,8 +370,8 @@ __global__ void round_to_bfloat16(const X* x, uint32_t* words, int64_t count, in
   if (i >= count) return;
   const int64_t k = i % row_words * 2;
   const X* const from = x + i / row_words * depth + k;
-  words[i] = pack_bfloat16(k < depth ? as_float(from[0]) : 0.0f,
-                           k + 1 < depth ? as_float(from[1]) : 0.0f);
+  words[i] =
+      pack_bfloat16(k < depth ? as_float(from[0]) : 0.0f, k + 1 < depth ? as_float(from[1]) : 0.0f);
 }
 
 // To the nearest integers from -127 to 127, a block a row. A scale is NaN where the row has an
@@ -386,12 +386,12 @@ __global__ void __launch_bounds__(kThreads)
     const uint32_t magnitude = __float_as_uint(as_float(row[k])) & 0x7fffffffu;
     largest = largest > magnitude ? largest : magnitude;
   }
-  largest = block_reduce(largest, shared, 0u,
-                         [](uint32_t a, uint32_t b) { return a > b ? a : b; });
+  largest = block_reduce(largest, shared, 0u, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
   const float most = __uint_as_float(largest);
   const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
   if (threadIdx.x == 0) scales[blockIdx.x] = most / 127.0f + (most - most);
-  constexpr float kRounder = 0x1.8p23f;  // added to this, a small integer is what the lowest bits hold
+  constexpr float kRounder =
+      0x1.8p23f;  // added to this, a small integer is what the lowest bits hold
   for (int64_t w = threadIdx.x; w < row_words; w += kThreads) {
     uint32_t word = 0;
 #pragma unroll
@@ -465,9 +465,8 @@ void multiply(const Context& context, const MatmulArgs& args) {
 
 int64_t scratch_bytes(const MatmulArgs& args) {
   int64_t words = 0;
-  with_format(args.b.dtype, [&]<class Format>(Format) {
-    words = padded_words<Format>(args.a.dim(1));
-  });
+  with_format(args.b.dtype,
+              [&]<class Format>(Format) { words = padded_words<Format>(args.a.dim(1)); });
   return args.a.dim(0) * (words + 1) * 4;
 }
 
@@ -481,8 +480,7 @@ template <class Format>
 __global__ void unpack(const uint32_t* weights, const int32_t* rows, float* out, int64_t depth,
                        int64_t panel_words) {
   const int64_t row = rows[blockIdx.x];
-  const uint32_t* const lane =
-      weights + row / kPanel * panel_words + row % kPanel;
+  const uint32_t* const lane = weights + row / kPanel * panel_words + row % kPanel;
   for (int64_t k = threadIdx.x; k < depth; k += blockDim.x)
     out[blockIdx.x * depth + k] = Format::weight(lane, depth, k);
 }
