@@ -15,7 +15,7 @@ FORMATS = ["bfloat16", "int8", "int4"]
 # Rows of x, outputs, K: one, odd, whole panels and groups, fewer and more than a tile's rows.
 SIZES = [
     (1, 1, 1), (1, 16, 64), (1, 17, 33), (3, 50, 100), (5, 7, 1), (8, 64, 768), (14, 100, 96),
-    (15, 33, 65), (37, 130, 200), (64, 300, 768), (130, 40, 31),
+    (15, 33, 65), (37, 130, 200), (64, 300, 768), (130, 40, 31), (1030, 900, 33),
 ]  # fmt: skip
 F = np.float32
 
@@ -43,15 +43,17 @@ def rounded(x, format):
     """What x is rounded to before it is multiplied: bfloat16, or int8 with a scale a row."""
     if format == "bfloat16":
         return round_bfloat16(x)
-    codes, scales = int8(x)
+    codes, scales = int8(x, fused=True if _core.as_tensor(x).device != "cpu" else None)
     return codes * scales[:, None]
 
 
-def int8(x):
+def int8(x, fused=None):
     """Each row to the nearest integers of its largest magnitude / 127; and that scale."""
+    if fused is None:  # as where weights are packed
+        fused = llmcore.device_info()["isa_chosen"] != "generic"
     most = np.abs(x).max(1, keepdims=True)
     products = x.astype(np.float64) * (F(127) / most)  # exact, as in a fused multiply-add
-    if llmcore.device_info()["isa_chosen"] == "generic":
+    if not fused:
         products = products.astype(F)
     return np.rint(products).astype(F), (most / F(127))[:, 0]
 
