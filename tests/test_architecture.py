@@ -164,7 +164,10 @@ def test_cuda_stays_in_the_cuda_files():
 CUDA_RULES = {
     r"\basm\b": ("inline PTX, which the emulation cannot run", "cuda/ptx.h"),
     r"<<<": ("a launch that does not check its errors", ""),
-    r"\batomic(Add|CAS|Exch|Max|Min|Or|And|Xor)\b": ("atomics, whose order is not the same", ""),
+    r"\batomic(Add|CAS|Exch|Max|Min|Or|And|Xor)\b": (
+        "atomics, whose order is not the same",
+        "cuda/integers.h",
+    ),
     r"\b__(expf|logf|sinf|cosf|tanf|powf|fdividef)\b": ("a fast-math intrinsic", ""),
     r"#include <(cub|thrust|cooperative_groups|cuda_bf16|cuda_fp16)\b": (
         "what has no emulation",

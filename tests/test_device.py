@@ -21,7 +21,7 @@ from llmcore import (
 )
 from llmcore.objectives import Batch
 from llmcore.training.assemble import build_trainer
-from llmcore.training.settings import RunConfig
+from llmcore.training.train_config import RunConfig
 
 pytestmark = pytest.mark.skipif(
     not llmcore.cuda_available(), reason=llmcore.device_info()["cuda"]["reason"]

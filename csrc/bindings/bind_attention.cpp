@@ -21,7 +21,6 @@ struct Call {
   std::string op;
   bool rows_first;  // tensors are [B, T, H, D] rather than [B, H, T, D]
   bool bfloat16;    // products round their operands
-  DType activations;
   AttentionArgs args;
   std::vector<PyTensor> held;
 };
@@ -33,11 +32,11 @@ HeadView head_view(const Call& call, const char* name, const PyTensor& tensor, c
   void* data = tensor.view.data;
   if (call.rows_first) {
     check_tensor(call.op.c_str(), name, tensor.view, symbols, {batch, rows, heads, width},
-                 call.activations);
+                 call.args.dtype);
     return {data, rows * heads * width, heads * width, width};
   }
   check_tensor(call.op.c_str(), name, tensor.view, symbols, {batch, heads, rows, width},
-               call.activations);
+               call.args.dtype);
   return {data, heads * rows * width, width, rows * width};
 }
 
@@ -73,10 +72,7 @@ Call make_call(const std::string& op, const PyTensor& q, const PyTensor& k, cons
                const Optional& bias, const Optional& mask, const Optional& kv_lengths,
                const Optional& prefix_lengths, const Optional& past, float dropout, uint64_t seed,
                uint64_t stream, bool rows_first, bool bfloat16) {
-  Call call{.op = op,
-            .rows_first = rows_first,
-            .bfloat16 = bfloat16,
-            .activations = activation_dtype(op.c_str(), "q", op_context(q.view), q.view)};
+  Call call{.op = op, .rows_first = rows_first, .bfloat16 = bfloat16};
   const int row_axis = rows_first ? 1 : 2, head_axis = rows_first ? 2 : 1;
   const char* q_symbols = rows_first ? "[B, T, Hq, D]" : "[B, Hq, T, D]";
   const char* k_symbols = rows_first ? "[B, S, Hkv, D]" : "[B, Hkv, S, D]";
@@ -96,6 +92,7 @@ Call make_call(const std::string& op, const PyTensor& q, const PyTensor& k, cons
           .kv_heads = k.view.dim(head_axis),
           .head_dim = q.view.dim(3),
           .value_dim = v.view.dim(3),
+          .dtype = activation_dtype(op.c_str(), "q", op_context(q.view), q.view),
           .scale = scale,
           .softcap = softcap,
           .causal = causal,
@@ -193,7 +190,8 @@ void cached(const Call& call, const std::string& dtype, const PyTensor& rows, co
     side.data = storage[transposed].view.f32();
     return side;
   };
-  args.cache = {tiles(true, args.head_dim), tiles(false, args.value_dim), rows.view, {args.keys, 1}};
+  args.cache = {
+      tiles(true, args.head_dim), tiles(false, args.value_dim), rows.view, {args.keys, 1}};
   PyTensor lengths = allocate({args.batch}, DType::kInt32, {});
   std::fill_n(lengths.view.as<int32_t>(), args.batch, static_cast<int32_t>(args.keys));
   lengths = moved_to(lengths, device);

@@ -37,7 +37,8 @@ py::dict named_views(const ModelPtr& model, const Tensor& flat) {
   return views;
 }
 
-// Attention probes from (layer, head, first query), whose weights go to out: [probes, B, queries, S].
+// Attention probes from (layer, head, first query), whose weights go to out: [probes, B, queries,
+// S].
 std::vector<AttentionProbe> make_probes(const py::list& tuples, const Tensor& out) {
   std::vector<AttentionProbe> probes;
   for (const py::handle& item : tuples) {
@@ -54,9 +55,9 @@ std::vector<AttentionProbe> make_probes(const py::list& tuples, const Tensor& ou
 
 void attention_weights(const ModelPtr& model, const py::object& batch, const std::string& kind,
                        const py::list& wanted, const PyTensor& out) {
-  check_tensor("attention_weights", "out", out.view, "[probes, B, queries, S]",
-               {static_cast<int64_t>(wanted.size()), out.view.dim(1), out.view.dim(2),
-                out.view.dim(3)});
+  check_tensor(
+      "attention_weights", "out", out.view, "[probes, B, queries, S]",
+      {static_cast<int64_t>(wanted.size()), out.view.dim(1), out.view.dim(2), out.view.dim(3)});
   const PyBatch owner(batch);
   AttentionProbes probes;
   (kind == "encoder" ? probes.encoder
@@ -77,9 +78,10 @@ py::tuple loss_tuple(const LossSum& loss) {
   return py::make_tuple(loss.sum, loss.weight);
 }
 
-py::tuple step(TrainStep& train_step, const ModelPtr& model, const py::list& micro_batches,
-               double lr, std::pair<double, double> betas, double eps, double weight_decay,
-               double max_grad_norm, double max_loss, double max_norm) {
+std::shared_ptr<StepReport> step(TrainStep& train_step, const ModelPtr& model,
+                                 const py::list& micro_batches, double lr,
+                                 std::pair<double, double> betas, double eps, double weight_decay,
+                                 double max_grad_norm, double max_loss, double max_norm) {
   std::vector<PyBatch> owners;
   std::vector<Batch> batches;
   for (const py::handle& batch : micro_batches)
@@ -93,7 +95,15 @@ py::tuple step(TrainStep& train_step, const ModelPtr& model, const py::list& mic
                               .max_grad_norm = max_grad_norm,
                               .max_loss = max_loss,
                               .max_norm = max_norm};
-  const StepResult result = exclusively(*model, [&] { return train_step.step(batches, settings); });
+  return exclusively(*model, [&] { return train_step.step(batches, settings); });
+}
+
+py::tuple read_report(StepReport& report) {
+  StepResult result;
+  {
+    py::gil_scoped_release release;
+    result = report.get();
+  }
   return py::make_tuple(result.loss, result.grad_norm, result.targets, result.skipped);
 }
 
@@ -194,6 +204,8 @@ void bind_model(py::module_& module) {
       .def("trim",
            [](const ModelPtr& model) { exclusively(*model, [&] { model->arena().trim(); }); });
 
+  py::class_<StepReport, std::shared_ptr<StepReport>>(module, "StepReport")
+      .def("get", &read_report);
   py::class_<TrainStep, TrainStepPtr>(module, "TrainStep")
       .def(py::init([](const ModelPtr& model, uint64_t dropout_seed, bool bfloat16) {
              return std::make_shared<TrainStep>(*model, dropout_seed, bfloat16);

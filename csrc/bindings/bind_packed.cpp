@@ -138,8 +138,7 @@ class PackedWeight {
   }
   PyTensor unpack() const { return unpacked(op_context({}), {host_}, host_.dim(0)); }
   PyTensor rows(const PyTensor& ids) const {
-    const PyTensor out =
-        allocate({ids.view.numel(), view_.dim(1)}, DType::kFloat32, view_.device);
+    const PyTensor out = allocate({ids.view.numel(), view_.dim(1)}, DType::kFloat32, view_.device);
     unpack_rows(op_context(view_), {.packed = view_, .rows = ids.view, .out = out.view});
     return out;
   }

@@ -3,10 +3,14 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "bindings/py_tensor.h"
 #include "core/error.h"
+#include "core/queue.h"
 #include "generate/sample.h"
+#include "ops/sampling.h"
 
 namespace llmcore::bindings {
 namespace {
@@ -58,6 +62,49 @@ py::tuple choose(const GenerationOptions& options, const PyTensor& logits,
     log_probabilities.push_back(choices[b].log_probability);
   }
   return py::make_tuple(chosen, log_probabilities);
+}
+
+// (ids, log_probabilities, failures) of what an operation leaves on the device.
+py::tuple lists_of(const Context& context, const Tensor& choices) {
+  Buffer storage;
+  const auto* choice = on_cpu(context.queue, choices, storage).as<Choice>();
+  std::vector<int32_t> ids, failures;
+  std::vector<float> log_probabilities;
+  for (int64_t i = 0; i < choices.rows(); ++i) {
+    ids.push_back(choice[i].id);
+    log_probabilities.push_back(choice[i].log_probability);
+    failures.push_back(static_cast<int32_t>(choice[i].failure));
+  }
+  return py::make_tuple(ids, log_probabilities, failures);
+}
+
+// Row after row, `count` of each.
+py::tuple bound_best_tokens(const PyTensor& logits, int64_t count) {
+  const Context context = op_context(logits.view);
+  const ScratchScope scope(*context.arena);
+  const Tensor best =
+      context.arena->scratch(DType::kInt8, logits.view.rows(), count, sizeof(Choice));
+  best_tokens(context, {.logits = logits.view, .choices = best});
+  return lists_of(context, best);
+}
+
+// (row, temperature, top_k, top_p, min_p, uniform)
+using Settings = std::tuple<int32_t, float, int32_t, double, double, double>;
+
+py::tuple bound_sample_tokens(const PyTensor& logits, const std::vector<Settings>& settings) {
+  const Context context = op_context(logits.view);
+  const KeepScope inputs(*context.arena);
+  const ScratchScope scope(*context.arena);
+  const auto count = static_cast<int64_t>(settings.size());
+  const Tensor told = context.arena->input(DType::kInt8, count, sizeof(SampleSettings));
+  for (int64_t i = 0; i < count; ++i) {
+    const auto& [row, temperature, top_k, top_p, min_p, uniform] = settings[i];
+    told.host<SampleSettings>()[i] = {top_p, min_p, uniform, temperature, top_k, row};
+  }
+  context.upload();
+  const Tensor chosen = context.arena->scratch(DType::kInt8, count, sizeof(Choice));
+  sample_tokens(context, {.logits = logits.view, .settings = told, .choices = chosen});
+  return lists_of(context, chosen);
 }
 
 // The three choices as Python spells them: False, True and "never".
@@ -135,6 +182,9 @@ void bind_sampling(py::module_& module) {
              py::arg("prompt_length"), py::arg("logits"));
   module.def("choose_tokens", &choose, py::kw_only(), py::arg("options"), py::arg("logits"),
              py::arg("ids"), py::arg("prompt_lengths"), py::arg("sequences"));
+  module.def("best_tokens", &bound_best_tokens, py::kw_only(), py::arg("logits"), py::arg("count"));
+  module.def("sample_tokens", &bound_sample_tokens, py::kw_only(), py::arg("logits"),
+             py::arg("settings"));
 }
 
 }  // namespace llmcore::bindings

@@ -60,8 +60,8 @@ PyTensor allocate(const std::vector<int64_t>& shape, DType dtype, Device device)
   PyTensor tensor{view_with_shape(nullptr, dtype, shape), nullptr};
   tensor.view.device = device;
   // At least one byte, so that a tensor of no elements is not mistaken for an absent one.
-  auto buffer = std::make_shared<Buffer>(std::max<int64_t>(tensor.view.nbytes(), 1), Backing::kMemory,
-                                         device);
+  auto buffer = std::make_shared<Buffer>(std::max<int64_t>(tensor.view.nbytes(), 1),
+                                         Backing::kMemory, device);
   tensor.view.data = buffer->data();
   tensor.owner = buffer;
   return tensor;

@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "core/queue.h"
 #include "ops/backend.h"
+#include "ops/elementwise.h"
 
 namespace llmcore::bindings {
 namespace {
@@ -164,6 +165,14 @@ void destroy_capsule(PyObject* capsule, const char* name) {
   managed->deleter(managed);
 }
 
+// Whether a GPU converts by itself.
+bool can_cast(DType from, DType to) {
+  const auto is_half = [](DType type) {
+    return type == DType::kBFloat16 || type == DType::kFloat16;
+  };
+  return (from == DType::kFloat32 && is_half(to)) || (is_half(from) && to == DType::kFloat32);
+}
+
 }  // namespace
 
 std::vector<int64_t> shape_of(const Tensor& tensor) {
@@ -192,9 +201,14 @@ Tensor view_with_shape(void* data, DType dtype, const std::vector<int64_t>& shap
 PyTensor converted(const PyTensor& tensor, DType dtype) {
   if (tensor.view.dtype == dtype) return tensor;
   const Device device = tensor.view.device;
-  if (device.type != DeviceType::kCpu)
+  const bool on_cpu = device.type == DeviceType::kCpu;
+  if (!on_cpu && !can_cast(tensor.view.dtype, dtype))
     return moved_to(converted(moved_to(tensor, {}), dtype), device);
   PyTensor result = allocate(shape_of(tensor.view), dtype, device);
+  if (!on_cpu) {
+    cast(op_context(tensor.view), {.x = tensor.view, .y = result.view});
+    return result;
+  }
   convert(tensor.view, result.view);
   return result;
 }

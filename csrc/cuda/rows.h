@@ -23,7 +23,7 @@ __device__ __forceinline__ RowPart row_part(int64_t parts) {
 template <class... Parameters, class... Args>
 void launch_rows(const Context& context, void (*kernel)(Parameters...), int64_t rows, int64_t parts,
                  Args&&... args) {
-  constexpr unsigned kThreads = 256;
+  constexpr unsigned kThreads = 128;
   unsigned across = 1;
   while (across < parts && across < kWarp) across *= 2;
   const dim3 block(across, kThreads / across);

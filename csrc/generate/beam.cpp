@@ -40,14 +40,31 @@ BeamSearch::BeamSearch(const GenerationOptions& options, const std::vector<int32
   beams_[0].candidates.reserve(most_candidates_);
 }
 
+History BeamSearch::history(const Beam& beam) const {
+  return {.ids = beam.ids.data(),
+          .length = static_cast<int64_t>(beam.ids.size()),
+          .prompt_length = prompt_length_};
+}
+
+bool BeamSearch::leaves_logits(int64_t beam) const {
+  return llmcore::leaves_logits(options_, history(beams_[beam]));
+}
+
+bool BeamSearch::read(int64_t beam, const Choice* best) {
+  std::vector<Candidate>& candidates = beams_[beam].candidates;
+  candidates.clear();
+  for (size_t i = 0; i < most_candidates_ && best[i].log_probability > kNever; ++i)
+    candidates.push_back({.log_probability = best[i].log_probability,
+                          .model_log_probability = best[i].log_probability,
+                          .id = best[i].id});
+  return best[0].failure == ChoiceFailure::kNone;
+}
+
 bool BeamSearch::read(int64_t beam, const float* log_probabilities, const BeamScratch& scratch) {
   if (std::isnan(log_probabilities[0])) return false;  // then all are
   std::copy_n(log_probabilities, vocab_size_, scratch.processed);
   Beam& read = beams_[beam];
-  const History history{.ids = read.ids.data(),
-                        .length = static_cast<int64_t>(read.ids.size()),
-                        .prompt_length = prompt_length_};
-  process_logits(options_, history, scratch.processed, vocab_size_, scratch.counts);
+  process_logits(options_, history(read), scratch.processed, vocab_size_, scratch.counts);
   keep_best(scratch.processed, read.candidates);
   for (Candidate& candidate : read.candidates)
     candidate.model_log_probability = log_probabilities[candidate.id];
@@ -188,24 +205,22 @@ std::vector<BeamHypothesis> BeamSearch::best() const {
   return all;
 }
 
-void advance_beams(const Context& context, const Tensor& logits,
-                   const std::vector<BeamSearch*>& searches) {
-  struct Row {
-    int64_t search, beam;
-  };
-  std::vector<Row> rows;
-  for (size_t i = 0; i < searches.size(); ++i)
-    for (int64_t beam = 0; beam < searches[i]->beams(); ++beam)
-      rows.push_back({static_cast<int64_t>(i), beam});
-  if (rows.empty()) return;
-  const int64_t count = static_cast<int64_t>(rows.size());
-  const int64_t vocab_size = searches[rows[0].search]->vocab_size();
-  check_tensor("generate", "logits", logits, "[beams, V]", {count, vocab_size});
-  if (logits.device.type != DeviceType::kCpu) {
-    Buffer storage;
-    return advance_beams(cpu_context(), on_cpu(context.queue, logits, storage), searches);
-  }
+namespace {
 
+// A row of logits: whose it is.
+struct Row {
+  int64_t search, beam;
+};
+
+void check_sound(bool sound, const Row& row) {
+  CHECK(sound, ConfigError, "generate: the logits of sequence ", row.search,
+        " hold NaN or infinity: the model's weights are damaged or its training diverged");
+}
+
+// What read() of each search takes from its rows on the CPU.
+void read_rows(const Context& context, const Tensor& logits, const std::vector<Row>& rows,
+               const std::vector<BeamSearch*>& searches) {
+  const int64_t count = logits.rows(), vocab_size = logits.cols();
   ScratchScope scope(*context.arena);
   const Tensor log_probabilities = context.arena->scratch(DType::kFloat32, count, vocab_size);
   softmax(context, {.log = true, .x = logits, .y = log_probabilities});
@@ -221,9 +236,46 @@ void advance_beams(const Context& context, const Tensor& logits,
       sound[row] = searches[rows[row].search]->read(
           rows[row].beam, log_probabilities.f32() + row * vocab_size, scratch);
   });
-  for (int64_t row = 0; row < count; ++row)
-    CHECK(sound[row], ConfigError, "generate: the logits of sequence ", rows[row].search,
-          " hold NaN or infinity: the model's weights are damaged or its training diverged");
+  for (int64_t row = 0; row < count; ++row) check_sound(sound[row], rows[row]);
+}
+
+// The same of a GPU's rows, whose best tokens it finds where no processor changes the logits.
+void read_rows_of_gpu(const Context& context, const Tensor& logits, const std::vector<Row>& rows,
+                      const std::vector<BeamSearch*>& searches) {
+  int64_t most = 0;
+  bool as_they_are = true;
+  for (const Row& row : rows) {
+    const BeamSearch& search = *searches[row.search];
+    most = std::max(most, search.candidates());
+    as_they_are = as_they_are && search.leaves_logits(row.beam);
+  }
+  Buffer storage;
+  if (!as_they_are || most > kMostBest)
+    return read_rows(cpu_context(), on_cpu(context.queue, logits, storage), rows, searches);
+  ScratchScope scope(*context.arena);
+  const Tensor best = context.arena->scratch(DType::kInt8, logits.rows(), most, sizeof(Choice));
+  best_tokens(context, {.logits = logits, .choices = best});
+  const auto* choices = on_cpu(context.queue, best, storage).as<Choice>();
+  for (size_t row = 0; row < rows.size(); ++row)
+    check_sound(searches[rows[row].search]->read(rows[row].beam, choices + row * most), rows[row]);
+}
+
+}  // namespace
+
+void advance_beams(const Context& context, const Tensor& logits,
+                   const std::vector<BeamSearch*>& searches) {
+  std::vector<Row> rows;
+  for (size_t i = 0; i < searches.size(); ++i)
+    for (int64_t beam = 0; beam < searches[i]->beams(); ++beam)
+      rows.push_back({static_cast<int64_t>(i), beam});
+  if (rows.empty()) return;
+  const int64_t count = static_cast<int64_t>(rows.size());
+  const int64_t vocab_size = searches[rows[0].search]->vocab_size();
+  check_tensor("generate", "logits", logits, "[beams, V]", {count, vocab_size});
+  if (logits.device.type == DeviceType::kCpu)
+    read_rows(context, logits, rows, searches);
+  else
+    read_rows_of_gpu(context, logits, rows, searches);
 
   for (size_t i = 0; i < searches.size(); ++i) {
     if (searches[i]->done()) continue;

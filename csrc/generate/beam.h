@@ -26,7 +26,9 @@
 
 #include "core/context.h"
 #include "core/tensor.h"
+#include "generate/logits.h"
 #include "generate/options.h"
+#include "ops/sampling.h"
 
 namespace llmcore {
 
@@ -63,6 +65,11 @@ class BeamSearch {
   // false where these are NaN, as one NaN or infinite logit makes them. It touches no other beam,
   // throws nothing and allocates nothing.
   bool read(int64_t beam, const float* log_probabilities, const BeamScratch& scratch);
+  // The same from the most likely tokens, the best first: at least candidates() of them, of logits
+  // that leaves_logits() is true of.
+  bool read(int64_t beam, const Choice* best);
+  int64_t candidates() const { return static_cast<int64_t>(most_candidates_); }
+  bool leaves_logits(int64_t beam) const;
   // Second half, when every beam has been read: chooses the beams of the next step.
   void advance();
 
@@ -106,6 +113,7 @@ class BeamSearch {
     std::vector<BeamHypothesis> finished;  // best first, at most width_
   };
 
+  History history(const Beam& beam) const;
   void keep_best(const float* log_probabilities, std::vector<Candidate>& best) const;
   std::vector<Continuation> continuations(const Group& group) const;
   Beam extended(const Continuation& continuation) const;

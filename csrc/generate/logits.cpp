@@ -96,6 +96,15 @@ int32_t forced_id(const GenerationOptions& options, int64_t place) {
   return place < static_cast<int64_t>(options.forced_ids.size()) ? options.forced_ids[place] : -1;
 }
 
+bool leaves_logits(const GenerationOptions& options, const History& history) {
+  const int64_t place = history.new_tokens();
+  return static_cast<float>(options.repetition_penalty) == 1.0f && options.presence_penalty == 0 &&
+         options.frequency_penalty == 0 &&
+         (options.no_repeat_ngram_size == 0 || history.length < options.no_repeat_ngram_size) &&
+         (place >= options.min_new_tokens || options.stop_ids.empty()) &&
+         options.banned_ids.empty() && forced_id(options, place) < 0;
+}
+
 void process_logits(const GenerationOptions& options, const History& history, float* logits,
                     int64_t vocab_size, int32_t* counts) {
   const Row row{options, history, logits, vocab_size, counts};

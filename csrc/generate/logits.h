@@ -28,6 +28,9 @@ struct History {
 // may.
 int32_t forced_id(const GenerationOptions& options, int64_t place);
 
+// Whether they all leave the logits of this token as they are, the temperature aside.
+bool leaves_logits(const GenerationOptions& options, const History& history);
+
 // Applies it all to logits [V] in place. `counts` [V] is scratch: zero before, zero after.
 void process_logits(const GenerationOptions& options, const History& history, float* logits,
                     int64_t vocab_size, int32_t* counts);

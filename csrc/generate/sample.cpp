@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "core/error.h"
 #include "core/parallel.h"
@@ -162,6 +163,63 @@ ChoiceFailure choose(const float* logits, int64_t vocab_size, const ChooseRow& r
   return ChoiceFailure::kNone;
 }
 
+SampleSettings settings_of(const ChooseRow& row, int64_t place, int64_t vocab_size) {
+  const GenerationOptions& options = *row.options;
+  if (!options.do_sample)
+    return {.top_p = 0.0, .temperature = 1.0f, .row = static_cast<int32_t>(place)};
+  return {.top_p = options.top_p,
+          .min_p = options.min_p,
+          .uniform = uniform_at(options.seed, row.sequence, row.history.new_tokens()),
+          .temperature = static_cast<float>(options.temperature),
+          .top_k = static_cast<int32_t>(std::min(options.top_k, vocab_size)),
+          .row = static_cast<int32_t>(place)};
+}
+
+// Rows [count, V] of a GPU's logits, copied; in a run where they follow one another.
+void copy_rows(Queue* queue, const Tensor& logits, const std::vector<int64_t>& rows, float* to) {
+  const int64_t width = logits.cols();
+  for (size_t begin = 0, end; begin < rows.size(); begin = end) {
+    for (end = begin + 1; end < rows.size() && rows[end] == rows[end - 1] + 1;) ++end;
+    const int64_t count = static_cast<int64_t>(end - begin) * width;
+    copy_bytes(queue, to + begin * width, logits.f32() + rows[begin] * width,
+               count * static_cast<int64_t>(sizeof(float)));
+  }
+}
+
+void choose_on_gpu(const Context& context, const Tensor& logits, const ChooseRow* rows,
+                   Choice* choices) {
+  const int64_t vocab_size = logits.cols();
+  std::vector<int64_t> there, here;
+  for (int64_t b = 0; b < logits.rows(); ++b)
+    (leaves_logits(*rows[b].options, rows[b].history) ? there : here).push_back(b);
+  const auto chosen_there = static_cast<int64_t>(there.size());
+  const auto chosen_here = static_cast<int64_t>(here.size());
+
+  const KeepScope inputs(*context.arena);
+  const ScratchScope scope(*context.arena);
+  std::vector<Choice> chosen(std::max(there.size(), here.size()));
+  if (chosen_there > 0) {
+    const Tensor settings =
+        context.arena->input(DType::kInt8, chosen_there, sizeof(SampleSettings));
+    for (int64_t i = 0; i < chosen_there; ++i)
+      settings.host<SampleSettings>()[i] = settings_of(rows[there[i]], there[i], vocab_size);
+    context.upload();
+    const Tensor results = context.arena->scratch(DType::kInt8, chosen_there, sizeof(Choice));
+    sample_tokens(context, {.logits = logits, .settings = settings, .choices = results});
+    copy_bytes(context.queue, chosen.data(), results.data, results.nbytes());
+  }
+  Buffer copied(chosen_here * vocab_size * static_cast<int64_t>(sizeof(float)));
+  copy_rows(context.queue, logits, here, static_cast<float*>(copied.data()));
+  wait(context.queue);
+  for (int64_t i = 0; i < chosen_there; ++i) choices[there[i]] = chosen[i];
+
+  std::vector<ChooseRow> rows_here;
+  for (int64_t b : here) rows_here.push_back(rows[b]);
+  choose_tokens(cpu_context(), f32_view(copied.data(), chosen_here, vocab_size), rows_here.data(),
+                chosen.data());
+  for (int64_t i = 0; i < chosen_here; ++i) choices[here[i]] = chosen[i];
+}
+
 }  // namespace
 
 void choose_tokens(const Context& context, const Tensor& logits, const ChooseRow* rows,
@@ -171,10 +229,7 @@ void choose_tokens(const Context& context, const Tensor& logits, const ChooseRow
   CHECK(vocab_size > 0, ShapeError, "generate: logits must have at least one column, got [", batch,
         ", 0]");
   if (batch == 0) return;
-  if (logits.device.type != DeviceType::kCpu) {
-    Buffer storage;
-    return choose_tokens(cpu_context(), on_cpu(context.queue, logits, storage), rows, choices);
-  }
+  if (logits.device.type != DeviceType::kCpu) return choose_on_gpu(context, logits, rows, choices);
 
   ScratchScope scope(*context.arena);
   const int64_t workers = std::min<int64_t>(num_threads(), batch);

@@ -14,6 +14,7 @@
 #include "core/tensor.h"
 #include "generate/logits.h"
 #include "generate/options.h"
+#include "ops/sampling.h"
 
 namespace llmcore {
 
@@ -24,16 +25,8 @@ struct ChooseRow {
   uint64_t sequence = 0;
 };
 
-// Why no token could be chosen: a logit is NaN or infinite, or the options leave none.
-enum class ChoiceFailure : uint8_t { kNone, kNotFinite, kNothingLeft };
-
-struct Choice {
-  int32_t id = 0;
-  float log_probability = 0.0f;  // under the model: of the logits as they came, temperature 1
-  ChoiceFailure failure = ChoiceFailure::kNone;
-};
-
-// choices[b] from logits[b] (float32 [B, V], unchanged) and rows[b].
+// choices[b] from logits[b] (float32 [B, V], unchanged) and rows[b]. Logits of a GPU stay there but
+// for the rows that a processor changes (generate/logits.h), which the CPU takes.
 void choose_tokens(const Context& context, const Tensor& logits, const ChooseRow* rows,
                    Choice* choices);
 

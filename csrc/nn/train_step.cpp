@@ -133,7 +133,7 @@ void use_bfloat16(Context& context) {
     context.activations = DType::kBFloat16;
 }
 
-StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const StepSettings& settings) {
+std::shared_ptr<StepReport> TrainStep::step(const std::vector<Batch>& micro_batches, const StepSettings& settings) {
   CHECK(!trainable_runs(model_.params(), false).empty(), ConfigError,
         "train step: every parameter is frozen; unfreeze those to be trained");
   check_adamw(settings.adamw, 1);
@@ -153,11 +153,44 @@ StepResult TrainStep::step(const std::vector<Batch>& micro_batches, const StepSe
   look.add(told);
   look.add(static_cast<int64_t>(dropout_seed));
   captured_.run(context, look, [&](const Context& where) { run(where, passes, told); });
-  const StepState found = read_state(context, state());
-  return {.loss = found.loss_sum / found.weight,
-          .grad_norm = std::sqrt(found.square_sum),
-          .targets = found.weight,
-          .skipped = found.skipped != 0};
+  const std::shared_ptr<StepReport> report = free_report();
+  report->take(context, state());
+  return report;
+}
+
+std::shared_ptr<StepReport> TrainStep::free_report() {
+  if (model_.device().type == DeviceType::kCpu) return std::make_shared<StepReport>();
+  for (const std::shared_ptr<StepReport>& report : reports_)
+    if (report.use_count() == 1) return report;
+  return reports_.emplace_back(std::make_shared<StepReport>());
+}
+
+StepReport::~StepReport() {
+  if (pinned_ == nullptr) return;
+  done_.wait();
+  gpu::release_pinned(pinned_);
+}
+
+void StepReport::take(const Context& context, const StepState* state) {
+  if (context.queue == nullptr) {
+    found_ = *state;
+    return;
+  }
+  if (pinned_ == nullptr)
+    pinned_ = static_cast<StepState*>(gpu::allocate_pinned(sizeof(StepState)));
+  gpu::copy(context.queue, pinned_, state, sizeof(StepState));
+  done_.record(context.queue);
+}
+
+StepResult StepReport::get() {
+  if (pinned_ != nullptr) {
+    done_.wait();
+    found_ = *pinned_;
+  }
+  return {.loss = found_.loss_sum / found_.weight,
+          .grad_norm = std::sqrt(found_.square_sum),
+          .targets = found_.weight,
+          .skipped = found_.skipped != 0};
 }
 
 // All that kernels do in a step.

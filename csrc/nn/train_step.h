@@ -1,6 +1,7 @@
 // TrainStep: forward, backward, clip and AdamW over one or several micro-batches.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "core/captured.h"
@@ -15,6 +16,25 @@ struct StepResult {
   bool skipped = false;
 };
 
+// What a step finds out, once it is done: on a GPU it may still be at work.
+class StepReport {
+ public:
+  StepReport() = default;
+  ~StepReport();
+  StepReport(const StepReport&) = delete;
+  StepReport& operator=(const StepReport&) = delete;
+
+  // Copies the state as it will be when all that was asked of the queue so far is done.
+  void take(const Context& context, const StepState* state);
+  // Waits for that.
+  StepResult get();
+
+ private:
+  StepState found_{};
+  StepState* pinned_ = nullptr;  // where a GPU writes it
+  gpu::Event done_;
+};
+
 class TrainStep {
  public:
   // With `bfloat16` products, attention's too, round their operands to it; weights, moments and
@@ -22,7 +42,7 @@ class TrainStep {
   TrainStep(Transformer& model, uint64_t dropout_seed, bool bfloat16 = false);
 
   // Throws ConfigError for a setting out of its range.
-  StepResult step(const std::vector<Batch>& micro_batches, const StepSettings& settings);
+  std::shared_ptr<StepReport> step(const std::vector<Batch>& micro_batches, const StepSettings& settings);
 
   // First and second moments, flat, in the parameters' layout.
   Tensor first_moment() const { return moment(m_); }
@@ -40,6 +60,7 @@ class TrainStep {
   void run(const Context& context, const std::vector<Transformer::Pass>& passes,
            const Tensor& told);
   void update(const Context& context);
+  std::shared_ptr<StepReport> free_report();
   Tensor moment(const Buffer& buffer) const;
   StepState* state() const { return static_cast<StepState*>(state_.data()); }
 
@@ -49,6 +70,7 @@ class TrainStep {
   Buffer m_, v_;
   Buffer state_;  // StepState
   Captured captured_{4};
+  std::vector<std::shared_ptr<StepReport>> reports_;  // to be used again once nobody holds them
 };
 
 // Bytes that steps on such batches take beside weights, gradients and moments: what the arena of

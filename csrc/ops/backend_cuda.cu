@@ -20,6 +20,7 @@ extern const ElementwiseKernels elementwise_kernels;
 extern const OptimizerKernels optimizer_kernels;
 extern const PackedKernels packed_kernels;
 extern const MatmulBFloat16Kernels matmul_bfloat16_kernels;
+extern const SamplingKernels sampling_kernels;
 
 }  // namespace cuda
 
@@ -45,6 +46,7 @@ const Kernels& table() {
       .loading = cpu_kernels().loading,
       .packed = &cuda::packed_kernels,
       .matmul_bfloat16 = &cuda::matmul_bfloat16_kernels,
+      .sampling = &cuda::sampling_kernels,
   };
   return kernels;
 }

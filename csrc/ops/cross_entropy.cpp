@@ -27,10 +27,12 @@ void check_targets(const Context& context, const char* op, const Tensor& targets
 
 // Rows whose logits are held at a time, by V alone. Every chunk reads and writes all of dweight,
 // and at 80 rows that took a quarter of the time at GPT-2's sizes; at 256 the logits are still a
-// fraction, 256 / C, of the weight. Small vocabularies take more rows, up to 16 MB.
-int64_t rows_per_chunk(int64_t classes) {
-  constexpr int64_t kMinRows = 256, kBytes = 16 << 20;
-  return std::max(kMinRows, kBytes / (classes * static_cast<int64_t>(sizeof(float))));
+// fraction, 256 / C, of the weight. Small vocabularies take more rows, up to 16 MB; a GPU, whose
+// products want many rows, up to 1 GiB.
+int64_t rows_per_chunk(Device device, int64_t classes, DType dtype) {
+  constexpr int64_t kMinRows = 256;
+  const int64_t bytes = device.type == DeviceType::kCpu ? int64_t{16} << 20 : int64_t{1} << 30;
+  return std::max(kMinRows, bytes / (classes * dtype_size(dtype)));
 }
 
 }  // namespace
@@ -64,7 +66,7 @@ void linear_cross_entropy(const Context& context, const LinearCrossEntropyArgs& 
   if (rows == 0 || classes == 0) return;
 
   ScratchScope scope(*context.arena);
-  const int64_t chunk = std::min(rows, rows_per_chunk(classes));
+  const int64_t chunk = std::min(rows, rows_per_chunk(context.device, classes, dtype));
   const Tensor buffer = context.arena->scratch(dtype, chunk, classes);
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t count = std::min(chunk, rows - begin);

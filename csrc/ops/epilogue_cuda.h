@@ -103,7 +103,7 @@ __device__ __forceinline__ void activate_all(Activation activation, float (&x)[k
 template <class T, int kCount>
 __device__ __forceinline__ void finish(const Epilogue& to, int64_t i, int64_t col,
                                        float (&x)[kCount]) {
-  float other[kCount], slope[kCount], kept[kCount];
+  float other[kCount], slope[kCount] = {}, kept[kCount];
   if (to.bias != nullptr) {
     load_elements(to.bias + col, other);
 #pragma unroll

@@ -31,6 +31,7 @@ struct CeilingKernels;
 struct LoadingKernels;
 struct PackedKernels;
 struct MatmulBFloat16Kernels;
+struct SamplingKernels;
 
 struct Kernels {
   const char* name;  // "generic", "avx2", "avx512", "avx512_bf16", "neon"
@@ -48,6 +49,7 @@ struct Kernels {
   const LoadingKernels* loading;
   const PackedKernels* packed;
   const MatmulBFloat16Kernels* matmul_bfloat16;
+  const SamplingKernels* sampling;  // a GPU's; null on the CPU, where generate/ chooses
 };
 
 // The table for this machine's processor, chosen once; LLMCORE_CPU_ISA overrides. Throws

@@ -210,7 +210,7 @@ template <class W, class T, bool kRoundW, int kRows>
 __global__ void __launch_bounds__(kThreads) multiply_few_rows(FewRowsArgs args) {
   constexpr int kOutputs = few_rows_outputs(kRows);
   constexpr int kDepth = kStaged / kRows, kStep = kWarp * kPack<W>;
-  constexpr int kUnroll = kOutputs == 1 ? 4 : kOutputs == 2 ? 2 : 1;  // loads in flight
+  [[maybe_unused]] constexpr int kUnroll = kOutputs == 1 ? 4 : kOutputs == 2 ? 2 : 1;  // loads in flight
   static_assert(kDepth % kStep == 0);
   __shared__ __align__(16) float x[kRows][kDepth];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;

@@ -38,6 +38,7 @@ const Kernels kernels = {
     .loading = &loading_kernels,
     .packed = &packed_kernels,
     .matmul_bfloat16 = &matmul_bfloat16_kernels,
+    .sampling = nullptr,
 };
 
 }  // namespace llmcore::LLMCORE_ISA

@@ -71,7 +71,11 @@ def write(target: Tensor, values: Any) -> None:
     """Set every element of a tensor on any device to a number or to those of a NumPy array."""
     import numpy as np
 
-    staged = target if target.device == "cpu" else _core.zeros(target.shape, target.dtype, "cpu")
+    staged = (
+        target
+        if target.device == "cpu"
+        else _core.zeros(target.shape, dtype=target.dtype, device="cpu")
+    )
     np.copyto(staged.numpy(), values)
     if staged is not target:
         _core.copy(source=staged, target=target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ TRAINING_DTYPES = ("float32", "bfloat16")
 class StepResult:
     """What one training step did.
 
+    A GPU may still be at work on the step when it is returned: the first look at an attribute waits
+    for it, so that who looks one step late never makes the GPU wait.
+
     Attributes:
         loss: mean over the targets of all micro-batches, before the update.
         grad_norm: global norm of the gradient, before clipping.
@@ -35,6 +38,25 @@ class StepResult:
     grad_norm: float
     targets: float
     skipped: bool
+
+    @classmethod
+    def _of(cls, report: _core.StepReport) -> StepResult:
+        """What `report` will say, asked when somebody looks."""
+        result = object.__new__(cls)
+        object.__setattr__(result, "_report", report)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for what is not there yet.
+        report = self.__dict__.get("_report")
+        if report is None or name not in self.__dataclass_fields__:
+            raise AttributeError(f"StepResult has no attribute {name!r}")
+        self.__dict__.update(zip(self.__dataclass_fields__, report.get(), strict=True))
+        del self.__dict__["_report"]
+        return self.__dict__[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StepResult, astuple(self)
 
 
 class TrainStep:
@@ -126,8 +148,8 @@ class TrainStep:
         if not (isinstance(rate, numbers.Real) and math.isfinite(rate) and rate >= 0):
             raise ConfigError(f"TrainStep: lr must be a number, at least 0, got {rate!r}")
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        return StepResult(
-            *self._core.step(
+        return StepResult._of(
+            self._core.step(
                 self.model._core,
                 batches,
                 lr=float(rate),

@@ -57,7 +57,8 @@ struct Problem {
             .softcap = c.softcap,
             .causal = c.causal,
             .window_left = c.window,
-            .kv_lengths = c.ragged ? lengths.data() : nullptr,
+            .kv_lengths =
+                c.ragged ? tensor_view(lengths.data(), DType::kInt32, kBatch) : Tensor{},
             .dropout = {.p = c.dropout, .seed = 3, .stream = 4}};
   }
 

@@ -101,22 +101,20 @@ void check_adamw(int64_t count) {
   Floats m = random_floats(count), v = random_floats(count), param = start;
   for (float& value : v) value = value * value;
   const Floats m_before = m, v_before = v;
-  const AdamWArgs args{.lr = 0.01,
-                       .weight_decay = 0.1,
-                       .step = 3,
-                       .grad_scale = 0.5f,
-                       .param = tensor(param, count),
-                       .m = tensor(m, count),
-                       .v = tensor(v, count),
-                       .grad = tensor(grad, count)};
-  adamw(context(), args);
+  const AdamWSettings args{.lr = 0.01, .weight_decay = 0.1};
+  constexpr float kGradScale = 0.5f;
+  adamw(context(), {.factors = adamw_factors(args, 3, kGradScale),
+                    .param = tensor(param, count),
+                    .m = tensor(m, count),
+                    .v = tensor(v, count),
+                    .grad = tensor(grad, count)});
   const auto solve = [&](auto t) {
     using T = decltype(t);
     Moments<T> r{Values<T>(count), Values<T>(count), Values<T>(count)};
     const T step_size = static_cast<T>(args.lr / (1 - std::pow(args.beta1, 3)));
     const T correction = static_cast<T>(std::sqrt(1 - std::pow(args.beta2, 3)));
     for (int64_t i = 0; i < count; ++i) {
-      const T g = grad[i] * T(args.grad_scale);
+      const T g = grad[i] * T(kGradScale);
       r.m[i] = m_before[i] * T(args.beta1) + g * T(1 - args.beta1);
       r.v[i] = v_before[i] * T(args.beta2) + g * g * T(1 - args.beta2);
       r.param[i] = start[i] * T(1 - args.lr * args.weight_decay) -

@@ -53,7 +53,7 @@ def backward(dy, ids, start, scale, **dropout):
     return [grad.numpy() for grad in grads]
 
 
-@pytest.mark.parametrize(("count", "width"), [(1, 1), (5, 7), (33, 64), (40, 131), (257, 96)])
+@pytest.mark.parametrize(("count", "width"), [(1, 1), (5, 7), (33, 64), (257, 131), (2500, 3)])
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_sum_of_three_tables_with_dropout(rng, count, width, p):
     tables, ids = three_tables(rng, count, width)
@@ -72,6 +72,18 @@ def test_sum_of_three_tables_with_dropout(rng, count, width, p):
     )  # fmt: skip
 
 
+def test_gradients_accumulate_to_the_same_bits_every_time(rng):
+    tables, ids = three_tables(rng, 1500, 40)
+    dy = rng.standard_normal((1500, 40)).astype(np.float32)
+    first, second = (backward(dy, ids, tables, 1.0) for _ in range(2))
+    for start, places, got, again in zip(tables, ids, first, second, strict=True):
+        expected = start.astype(np.float64)
+        np.add.at(expected, places, dy)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+        assert np.array_equal(got, again)
+
+
+@pytest.mark.cpu("the order of its sums")
 def test_gradients_accumulate_in_order_whatever_the_threads(rng, threads):
     tables, ids = three_tables(rng, 300, 200)
     dy = rng.standard_normal((300, 200)).astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from llmcore import _core
+from llmcore._core import Tensor
 from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import OutOfMemory
 from llmcore.objectives import Batch
 from llmcore.parameters import is_trained, parameter_shapes
+from llmcore.tensor import tensor, zeros
 from llmcore.training.log import format_bytes, format_count, format_duration
 from llmcore.training.train_config import TrainConfig
 
@@ -219,13 +222,33 @@ def _cure(model: ModelConfig, train: TrainConfig, limit: int) -> str:
     return "use a smaller model"
 
 
-@lru_cache(maxsize=1)
-def measure_peak_flops(seconds: float = 0.2) -> float:
+@lru_cache
+def measure_peak_flops(device: str = "cpu", seconds: float = 0.2) -> float:
     """Time multiply-adds on the registers of all threads for a moment; FLOP per second.
 
-    The one place where the peak behind every "share of peak" is measured; once a process.
+    Of a GPU, products of ever larger bfloat16 matrices. The one place where the peak behind every
+    "share of peak" is measured; once a process.
     """
-    return float(_core.measure_peak(seconds))
+    if device == "cpu":
+        return float(_core.measure_peak(seconds))
+    size, best = 64, 0.0
+    while True:
+        x = tensor(np.random.default_rng(0).random((size, size)), "bfloat16", device)
+        elapsed = min(_product_seconds(x) for _ in range(3))
+        best = max(best, 2 * size**3 / elapsed)
+        if size == 4096 or elapsed > 0.01:
+            return best
+        size *= 2
+
+
+def _product_seconds(x: Tensor) -> float:
+    times, y = 8, _core.empty(x.shape, dtype=x.dtype, device=x.device)
+    last = zeros([1], device=x.device)
+    start = time.perf_counter()
+    for _ in range(times):
+        _core.matmul(a=x, b=x, c=y)
+    last.numpy()  # waits for what was asked of the device before
+    return (time.perf_counter() - start) / times
 
 
 def available_memory() -> int | None:

@@ -506,7 +506,7 @@ class Trainer:
         """Say, before the first step, what is about to happen and what it will cost."""
         config, model = self.config, self.model.config
         usual, longest = self._planned(longest=False), self._planned(longest=True)
-        cost = plan.make_plan(model, usual)
+        cost = plan.make_plan(model, usual, peak_flops=plan.measure_peak_flops(self._device))
         most = plan.make_plan(model, longest, peak_flops=cost.peak_flops)
         cost = dataclasses.replace(cost, activation_bytes=most.activation_bytes)
         # A position of each stack, where the count below is of both stacks' tokens.

@@ -1,0 +1,404 @@
+// Choosing tokens in CUDA: a block a row, which reads its logits from memory once, and again from
+// the caches as often as the settings need.
+//
+//   greedy                                   1 pass
+//   all tokens, or min-p                     2
+//   top-k, top-p, both; the best of a beam   3: what may be left is gathered in shared memory as
+//                                            soon as it is no more than kMostBest
+//   more than that left by top-k or top-p    5; by both 8
+//
+// The k-th largest, or the one at which the probabilities reach p, is found by histograms: of all
+// keys between the lowest and the highest, then of those in the bin it lies in, until a bin is one
+// key. Probabilities are integers, so that the threads may add them in any order.
+#include "ops/sampling.h"
+
+#include <float.h>
+
+#include "cuda/exp_sum.h"
+#include "cuda/integers.h"
+#include "cuda/launch.h"
+
+namespace llmcore::cuda {
+namespace {
+
+using Sum = unsigned long long;
+
+constexpr int kThreads = 1024, kBins = 2 * kThreads, kAtOnce = 4;
+constexpr float kOne = 0x1p43f;  // the weight of the most likely token: kMostClasses of it fit Sum
+static_assert(kThreads == kWarp * kWarp);
+
+// The order of floats as integers, -0 being 0.
+__device__ __forceinline__ unsigned key_of(float z) {
+  const unsigned bits = __float_as_uint(z + 0.0f);
+  return bits >> 31 ? ~bits : bits | 1u << 31;
+}
+__device__ __forceinline__ float value_of(unsigned key) {
+  return __uint_as_float(key >> 31 ? key & ~(1u << 31) : ~key);
+}
+
+// A token as one number: in order of ids, or of likelihood.
+__device__ __forceinline__ Sum pair(unsigned high, unsigned low) {
+  return Sum{high} << 32 | low;
+}
+__device__ __forceinline__ unsigned high_of(Sum pair) {
+  return static_cast<unsigned>(pair >> 32);
+}
+__device__ __forceinline__ unsigned low_of(Sum pair) {
+  return static_cast<unsigned>(pair);
+}
+
+// The bin in which a sum reaches its limit.
+struct Crossing {
+  Sum missing;                   // of the limit before the bin
+  unsigned bin, count, through;  // keys in it, and up to its end
+};
+
+struct Shared {
+  Sum weights[kBins];
+  unsigned counts[kBins];
+  Sum gathered[kMostBest];
+  Sum sums[kWarp];
+  float floats[kWarp];
+  Crossing crossing;
+  Sum found;
+  unsigned next;
+};
+
+// What the logits of a row are like.
+struct Summary {
+  float largest, lowest;
+  float log_sum;  // of e^(z - largest)
+  unsigned id;    // the most likely one
+  bool damaged;   // by NaN or +inf
+
+  __device__ float log_probability(float z) const {
+    return z == -INFINITY ? z : z - largest - log_sum;
+  }
+};
+
+__device__ Summary summarize(const float* logits, int classes, Shared& shared) {
+  float largest = -INFINITY, lowest = INFINITY, sum = 0.0f;
+  unsigned id = 0;
+  int damaged = 0;
+  for (int begin = threadIdx.x; begin < classes; begin += kAtOnce * kThreads) {
+    float z[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = begin + i * kThreads;
+      z[i] = at < classes ? logits[at] : -INFINITY;
+    }
+    const float before = largest;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = begin + i * kThreads;
+      damaged |= !(z[i] <= FLT_MAX);
+      if (at < classes && z[i] < lowest) lowest = z[i];
+      if (z[i] > largest) {
+        largest = z[i];
+        id = at;
+      }
+    }
+    if (largest > before) sum *= expf(before - largest);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) sum += expf(z[i] - finite(largest));
+  }
+  const auto larger = [](Sum a, Sum b) { return a > b ? a : b; };
+  const Sum best = block_reduce(pair(key_of(largest), ~id), shared.sums, Sum{0}, larger);
+  const float highest = value_of(high_of(best));
+  sum = block_sum(sum * expf(largest - finite(highest)), shared.floats);
+  return {.largest = highest,
+          .lowest = -block_max(-lowest, shared.floats),
+          .log_sum = logf(sum),
+          .id = ~low_of(best),
+          .damaged = __syncthreads_or(damaged) != 0};
+}
+
+// In ascending order.
+__device__ void sort(Sum* values, int count) {
+  int size = 1;
+  while (size < count) size *= 2;
+  for (int i = count + static_cast<int>(threadIdx.x); i < size; i += kThreads) values[i] = ~Sum{0};
+  for (int span = 2; span <= size; span *= 2)
+    for (int step = span / 2; step > 0; step /= 2) {  // bitonic (Batcher 1968)
+      __syncthreads();
+      for (int i = threadIdx.x; i < size / 2; i += kThreads) {
+        const int low = 2 * i - (i & (step - 1)), high = low + step;
+        const Sum a = values[low], b = values[high];
+        if ((a > b) == ((low & span) == 0)) {
+          values[low] = b;
+          values[high] = a;
+        }
+      }
+    }
+  __syncthreads();
+}
+
+// Where select() ended: at a key that `count` tokens have, and with what the others lack.
+struct Selected {
+  unsigned key;
+  Sum missing;
+  unsigned count;
+};
+
+// The tokens that may still be chosen: those above `floor`, and those at it up to the id `last`.
+struct Candidates {
+  Shared& shared;
+  const float* logits;
+  int count;  // of logits, or of what is gathered
+  float temperature, largest;
+  unsigned floor;
+  unsigned last = ~0u;
+  bool gathered = false;
+
+  __device__ bool keeps(unsigned key, unsigned id) const {
+    return key > floor || (key == floor && id <= last);
+  }
+  __device__ float relative(unsigned key) const { return expf(value_of(key) - largest); }
+  __device__ Sum weight(unsigned key) const { return static_cast<Sum>(relative(key) * kOne); }
+
+  // visit(key, id) of every step-th from `begin` on; places are in order of ids.
+  template <class Visit>
+  __device__ __forceinline__ void each(int begin, int end, int step, Visit visit) const {
+    if (gathered) {
+      for (int i = begin; i < end; i += step)
+        visit(low_of(shared.gathered[i]), high_of(shared.gathered[i]));
+      return;
+    }
+    for (; begin < end; begin += kAtOnce * step) {
+      float z[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        z[i] = begin + i * step < end ? logits[begin + i * step] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        if (begin + i * step < end) visit(key_of(z[i] / temperature), begin + i * step);
+    }
+  }
+
+  // From here on there are no others than these; no more than kMostBest.
+  __device__ void gather(unsigned lowest, unsigned last_of_lowest) {
+    if (threadIdx.x == 0) shared.next = 0;
+    __syncthreads();
+    each(threadIdx.x, count, kThreads, [&](unsigned key, unsigned id) {
+      if (key > lowest || (key == lowest && id <= last_of_lowest))
+        shared.gathered[take_number(&shared.next)] = pair(id, key);
+    });
+    __syncthreads();
+    gathered = true;
+    count = static_cast<int>(shared.next);
+    sort(shared.gathered, count);
+  }
+
+  // From the most likely one down, where the sum of the candidates' weights, or their number,
+  // reaches limit_of(sum of all).
+  template <bool kWeighted, class LimitOf>
+  __device__ Selected select(LimitOf limit_of) {
+    unsigned high = key_of(largest), low = floor, above = 0;
+    Sum missing = 0;
+    for (bool first = true;; first = false) {
+      const int bits = 32 - __clz(static_cast<int>(high - low));
+      const int shift = bits > 11 ? bits - 11 : 0;
+      static_assert(kBins == 1 << 11);
+      for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
+        shared.counts[bin] = 0;
+        if (kWeighted) shared.weights[bin] = 0;
+      }
+      __syncthreads();
+      each(threadIdx.x, count, kThreads, [&](unsigned key, unsigned) {
+        if (key < low || key > high) return;
+        const unsigned bin = (high - key) >> shift;
+        add_to(&shared.counts[bin], 1u);
+        if (kWeighted) add_to(&shared.weights[bin], weight(key));
+      });
+      __syncthreads();
+      const unsigned bin = 2 * threadIdx.x;
+      const unsigned counts[2] = {shared.counts[bin], shared.counts[bin + 1]};
+      Sum sums[2] = {counts[0], counts[1]}, total;
+      const Sum counted = block_scan(sums[0] + sums[1], shared.sums, total);
+      Sum before = counted;
+      if constexpr (kWeighted) {
+        sums[0] = shared.weights[bin];
+        sums[1] = shared.weights[bin + 1];
+        before = block_scan(sums[0] + sums[1], shared.sums, total);
+      }
+      if (first) missing = limit_of(total);
+      if (before < missing && missing <= before + sums[0] + sums[1]) {
+        const bool second = missing > before + sums[0];
+        shared.crossing = {missing - before - (second ? sums[0] : 0), bin + second,
+                           second ? counts[1] : counts[0],
+                           static_cast<unsigned>(counted) + counts[0] + (second ? counts[1] : 0)};
+      }
+      __syncthreads();
+      const Crossing crossing = shared.crossing;
+      missing = crossing.missing;
+      high -= crossing.bin << shift;
+      const unsigned end = high - ((1u << shift) - 1);  // keys are above 2^21
+      low = end > low ? end : low;
+      const unsigned through = above + crossing.through;
+      if (!gathered && through <= kMostBest) gather(low, ~0u);
+      above = through - crossing.count;
+      if (shift == 0) return {high, missing, crossing.count};
+    }
+  }
+
+  // The first in order of ids at which the sum of measure(key, id) reaches target_of(sum of all).
+  template <class Measure, class TargetOf>
+  __device__ unsigned id_at(Measure measure, TargetOf target_of) const {
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    int begin = 0, end = count;
+    Sum target = 0;
+    bool first = true;
+    do {  // a warp sums a piece
+      const int piece = (end - begin + kWarp - 1) / kWarp;
+      const int from = min(begin + warp * piece, end);
+      Sum sum = 0;
+      each(from + lane, min(from + piece, end), kWarp,
+           [&](unsigned key, unsigned id) { sum += measure(key, id); });
+      sum = warp_sum(sum);
+      if (lane == 0) shared.sums[warp] = sum;
+      __syncthreads();
+      const Sum of_piece = shared.sums[lane], through = warp_scan(of_piece);
+      if (first) target = target_of(__shfl_sync(~0u, through, kWarp - 1));
+      first = false;
+      const int which = __ffs(static_cast<int>(__ballot_sync(~0u, through >= target))) - 1;
+      target -= __shfl_sync(~0u, through - of_piece, which);
+      begin += which * piece;
+      end = min(begin + piece, end);
+      __syncthreads();
+    } while (end - begin > kThreads);
+    Sum here = 0, total;
+    unsigned found = 0;
+    each(begin + threadIdx.x, end, kThreads, [&](unsigned key, unsigned id) {
+      here = measure(key, id);
+      found = id;
+    });
+    const Sum before = block_scan(here, shared.sums, total);
+    if (before < target && target <= before + here) shared.found = found;
+    __syncthreads();
+    return static_cast<unsigned>(shared.found);
+  }
+
+  // Drops all below what select() found, and of those that have its key all but the first `kept`.
+  __device__ void keep(const Selected& selected, Sum kept) {
+    floor = selected.key;
+    if (kept < selected.count)
+      last = id_at([&](unsigned key, unsigned) { return Sum{key == floor}; },
+                   [&](Sum) { return kept; });
+  }
+
+  __device__ void keep_top_k(int k) {
+    floor = select<false>([&](Sum total) { return total < Sum(k) ? total : Sum(k); }).key;
+  }
+
+  __device__ void keep_top_p(double p) {
+    const Selected selected = select<true>([&](Sum total) {
+      const Sum limit = static_cast<Sum>(ceil(p * static_cast<double>(total)));
+      return limit < 1 ? Sum{1} : limit > total ? total : limit;
+    });
+    const Sum each_has = weight(selected.key);
+    keep(selected, (selected.missing + each_has - 1) / each_has);
+  }
+
+  // The candidate at `uniform` of the cumulative distribution, of those at least min_p as likely as
+  // the most likely one.
+  __device__ unsigned at(double uniform, double min_p) const {
+    return id_at(
+        [&](unsigned key, unsigned id) {
+          const bool kept = keeps(key, id) && static_cast<double>(relative(key)) >= min_p;
+          return kept ? weight(key) : Sum{0};
+        },
+        [&](Sum total) {
+          const Sum passed = static_cast<Sum>(uniform * static_cast<double>(total));
+          return (passed < total ? passed : total - 1) + 1;
+        });
+  }
+};
+
+__global__ void __launch_bounds__(kThreads, 1) sample_tokens_kernel(SampleTokensArgs args) {
+  __shared__ Shared shared;
+  const SampleSettings settings = args.settings.as<SampleSettings>()[blockIdx.x];
+  const int classes = static_cast<int>(args.logits.cols());
+  const float* logits = args.logits.f32() + int64_t{settings.row} * classes;
+  const Summary row = summarize(logits, classes, shared);
+  const float largest = row.largest / settings.temperature;
+
+  ChoiceFailure failure = ChoiceFailure::kNone;
+  if (row.damaged || row.largest == -INFINITY || largest == INFINITY)
+    failure = ChoiceFailure::kNotFinite;
+  else if (largest == -INFINITY)
+    failure = ChoiceFailure::kNothingLeft;
+
+  unsigned id = row.id;
+  const bool greedy = settings.top_p <= 0.0 && settings.temperature == 1.0f;
+  if (failure == ChoiceFailure::kNone && !greedy) {
+    const float lowest = max(row.lowest / settings.temperature, -FLT_MAX);
+    Candidates candidates{.shared = shared,
+                          .logits = logits,
+                          .count = classes,
+                          .temperature = settings.temperature,
+                          .largest = largest,
+                          .floor = key_of(lowest)};
+    if (settings.top_k > 0 && settings.top_k < classes) candidates.keep_top_k(settings.top_k);
+    if (settings.top_p < 1.0) candidates.keep_top_p(settings.top_p);
+    id = candidates.at(settings.uniform, settings.min_p);
+  }
+  if (threadIdx.x == 0)
+    args.choices.as<Choice>()[blockIdx.x] = {
+        .id = static_cast<int32_t>(id),
+        .log_probability = failure == ChoiceFailure::kNone ? row.log_probability(logits[id]) : NAN,
+        .failure = failure};
+}
+
+__global__ void __launch_bounds__(kThreads, 1) best_tokens_kernel(BestTokensArgs args) {
+  __shared__ Shared shared;
+  const int classes = static_cast<int>(args.logits.cols());
+  const int count = static_cast<int>(args.choices.dim(1));
+  const float* logits = args.logits.f32() + int64_t{blockIdx.x} * classes;
+  Choice* choices = args.choices.as<Choice>() + int64_t{blockIdx.x} * count;
+  const Summary row = summarize(logits, classes, shared);
+  if (row.damaged || count == 1) {
+    for (int i = threadIdx.x; i < count; i += kThreads)
+      choices[i] = {.id = static_cast<int32_t>(row.id),
+                    .log_probability = row.damaged ? NAN : row.log_probability(row.largest),
+                    .failure = row.damaged ? ChoiceFailure::kNotFinite : ChoiceFailure::kNone};
+    return;
+  }
+
+  Candidates candidates{.shared = shared,
+                        .logits = logits,
+                        .count = classes,
+                        .temperature = 1.0f,
+                        .largest = row.largest,
+                        .floor = key_of(row.lowest)};
+  const Selected selected = candidates.select<false>([&](Sum) { return Sum(count); });
+  if (!candidates.gathered) {  // too many are as likely as the last one
+    candidates.keep(selected, selected.missing);
+    candidates.gather(candidates.floor, candidates.last);
+  }
+  for (int i = threadIdx.x; i < candidates.count; i += kThreads)
+    shared.gathered[i] = pair(~low_of(shared.gathered[i]), high_of(shared.gathered[i]));
+  __syncthreads();
+  sort(shared.gathered, candidates.count);
+  for (int i = threadIdx.x; i < count; i += kThreads)
+    choices[i] = {.id = static_cast<int32_t>(low_of(shared.gathered[i])),
+                  .log_probability = row.log_probability(value_of(~high_of(shared.gathered[i]))),
+                  .failure = ChoiceFailure::kNone};
+}
+
+void best_tokens(const Context& context, const BestTokensArgs& args) {
+  launch(context, best_tokens_kernel, dim3(static_cast<unsigned>(args.logits.rows())),
+         dim3(kThreads), 0, args);
+}
+
+void sample_tokens(const Context& context, const SampleTokensArgs& args) {
+  launch(context, sample_tokens_kernel, dim3(static_cast<unsigned>(args.choices.rows())),
+         dim3(kThreads), 0, args);
+}
+
+}  // namespace
+
+extern const SamplingKernels sampling_kernels;
+const SamplingKernels sampling_kernels = {.best_tokens = best_tokens,
+                                          .sample_tokens = sample_tokens};
+
+}  // namespace llmcore::cuda
