@@ -1,10 +1,10 @@
 // Attention's forward pass on a GPU, its weights, and what a cache keeps: blocks of query rows
-// against tiles of keys (Dao et al. 2022), in float32 arithmetic.
+// against tiles of keys (Dao et al. 2022), in float32 arithmetic where tensor cores do not do it.
 //
 // A tile's share of a row's output is summed by itself and then joins the row's running softmax, in
 // the order of tiles. So where there are few rows, blocks take tiles apart and a second kernel
 // joins them, and no bit is other than where one block takes them all.
-#include "ops/attention_cuda.h"
+#include "ops/attention_mma_cuda.h"
 
 namespace llmcore::cuda {
 namespace {
@@ -283,6 +283,7 @@ size_t shared_bytes(const AttentionArgs& args, bool values) {
 }
 
 void forward(const Context& context, const AttentionForwardArgs& args) {
+  if (fits_tensor_cores(args, args.out)) return attention_forward_mma(context, args);
   const Split split = split_of(args);
   const int64_t splits = split.partial() ? blocks_of(split.tiles, split.a_block) : 1;
   with_columns(args.head_dim, [](auto) {});
