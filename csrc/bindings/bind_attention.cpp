@@ -96,6 +96,7 @@ Call make_call(const std::string& op, const PyTensor& q, const PyTensor& k, cons
           .kv_heads = k.view.dim(head_axis),
           .head_dim = q.view.dim(3),
           .value_dim = v.view.dim(3),
+          .dtype = call.activations,
           .scale = scale,
           .softcap = softcap,
           .causal = causal,
