@@ -3,7 +3,6 @@
 // and what forward saved of their softmax (Dao et al. 2022; attention_backward_cpu.cpp has the
 // formulas). One kernel goes through tiles of keys, one through blocks of rows, so that each
 // gradient is summed by one thread, in order.
-#include "cuda/reduce.h"
 #include "ops/attention_mma_cuda.h"
 
 namespace llmcore::cuda {
