@@ -21,13 +21,20 @@ from llmcore import (
 )
 from llmcore.objectives import Batch
 from llmcore.training.assemble import build_trainer
-from llmcore.training.settings import RunConfig
+from llmcore.training.train_config import RunConfig
 
 pytestmark = pytest.mark.skipif(
     not llmcore.cuda_available(), reason=llmcore.device_info()["cuda"]["reason"]
 )
 VOCAB = 61
-SMALL = {"vocab_size": VOCAB, "hidden_size": 24, "num_heads": 3, "max_positions": 32}
+SMALL = {
+    "vocab_size": VOCAB,
+    "bos_id": None,
+    "eos_id": None,
+    "hidden_size": 24,
+    "num_heads": 3,
+    "max_positions": 32,
+}
 DECODER = {**SMALL, "num_decoder_layers": 2}
 ENCODER = {**SMALL, "num_encoder_layers": 2, "num_decoder_layers": 0}
 BOTH = {**SMALL, "num_encoder_layers": 1, "num_decoder_layers": 2, "decoder_start_id": 2}
