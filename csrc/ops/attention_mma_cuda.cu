@@ -42,8 +42,7 @@ __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionFor
   const KvGroup group = kv_group(args, blockIdx.x);
   const int64_t rows = args.queries * group.group;
   const int64_t first_row = static_cast<int64_t>(gridDim.y - 1 - blockIdx.y) * kBlockRows;
-  const KeyRange together =
-      seen_by(args, group, first_row, min(first_row + kBlockRows, rows));
+  const KeyRange together = seen_by(args, group, first_row, min(first_row + kBlockRows, rows));
   const int begin = static_cast<int>(together.begin) / kTile * kTile;
   const int end = static_cast<int>(together.end);
   const int64_t length = keys_of(args, group.b);

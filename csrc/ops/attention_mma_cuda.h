@@ -150,15 +150,17 @@ __device__ __forceinline__ float across_row(float x, Combine combine) {
   return combine(x, __shfl_xor_sync(kAllLanes, x, 2));
 }
 
-// What tensor cores take: rows of bfloat16 that begin at whole 16 bytes.
-inline bool fits_tensor_cores(const AttentionArgs& args) {
+// What tensor cores take: rows of bfloat16 that begin at whole 16 bytes, in all these views.
+template <class... Views>
+bool fits_tensor_cores(const AttentionArgs& args, const Views&... views) {
   const auto whole = [](const HeadView& view) {
     return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && view.batch_stride % 8 == 0 &&
            view.row_stride % 8 == 0 && view.head_stride % 8 == 0;
   };
   return args.dtype == DType::kBFloat16 && args.cache.k.data == nullptr && args.head_dim <= 128 &&
          args.value_dim <= 128 && args.head_dim % 8 == 0 && args.value_dim % 8 == 0 &&
-         whole(args.q) && whole(args.k) && whole(args.v) && args.keys < (1 << 30);
+         args.keys < (1 << 30) && whole(args.q) && whole(args.k) && whole(args.v) &&
+         (whole(views) && ...);
 }
 // Whether scores are more than scaled products of what is seen.
 inline bool has_extras(const AttentionArgs& args) {
@@ -167,6 +169,9 @@ inline bool has_extras(const AttentionArgs& args) {
 }
 
 void attention_forward_mma(const Context& context, const AttentionForwardArgs& args);
-void attention_backward_mma(const Context& context, const AttentionBackwardArgs& args);
+// dk and dv; dq of so many kv heads (attention_backward_cuda.cu says what `scores` are).
+void backward_keys_mma(const Context& context, const AttentionBackwardArgs& args);
+void backward_queries_mma(const Context& context, const AttentionBackwardArgs& args,
+                          int64_t first_group, int64_t groups, float* scores);
 
 }  // namespace llmcore::cuda
