@@ -11,34 +11,37 @@ namespace {
 struct RowFacts {
   float highest, log_sum, delta;
   int begin, end;
+  int64_t index;  // of [B, H, T]
 };
 __device__ __forceinline__ RowFacts row_facts(const AttentionBackwardArgs& args,
                                               const KvGroup& group, int64_t row) {
-  if (row >= args.queries * group.group) return {INFINITY, 0.0f, 0.0f, 0, 0};
+  if (row >= args.queries * group.group) return {INFINITY, 0.0f, 0.0f, 0, 0, 0};
   const int64_t index = row_index(args, group, row);
   const KeyRange seen = visible_keys(args, group.b, group.query(row));
   const float highest = args.softmax[2 * index];
   // Where it saw nothing, all weights are exp(-inf).
-  return {highest == -INFINITY ? INFINITY : highest * kLog2E, args.softmax[2 * index + 1] * kLog2E,
-          args.scratch.as<float>()[index], static_cast<int>(seen.begin),
-          static_cast<int>(seen.end)};
+  return {highest == -INFINITY ? INFINITY : highest * kLog2E,
+          args.softmax[2 * index + 1] * kLog2E,
+          args.scratch.as<float>()[index],
+          static_cast<int>(seen.begin),
+          static_cast<int>(seen.end),
+          index};
 }
 
 // From the products q . k and dout . v of a row and a key to its weight and, returned, the gradient
-// of its score before the softcap.
+// of its score before the softcap. `factor` is dropout's.
 template <bool kExtras, class Bias>
 __device__ __forceinline__ float take_weight(const AttentionBackwardArgs& args,
                                              const KvGroup& group, int64_t row,
                                              const RowFacts& facts, int key, bool hidden,
-                                             float unit, float& weight, float dweight, Bias bias) {
-  float x = weight, slope = 1.0f, factor = 1.0f;
+                                             float unit, float factor, float& weight, float dweight,
+                                             Bias bias) {
+  float x = weight, slope = 1.0f;
   if (kExtras)
     x = finish_score(args, group, row, {facts.begin, facts.end}, key, x * args.scale, slope);
   else if (hidden)
     x = -INFINITY;
   const float p = exp2f(fmaf(x, unit, -facts.highest) - facts.log_sum);
-  if (kExtras && args.dropout.p > 0.0f && p != 0.0f)
-    factor = weight_factor(args, row_index(args, group, row), key);
   weight = p * factor;
   const float dscore = p * (dweight * factor - facts.delta);
   bias(key, dscore);
@@ -117,6 +120,13 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
     float weight[kCount][4], dscore[kCount][4];
     dots<kWidth>(k, 16 * lane.warp, q + stage * kRows * kStride, lane, weight);
     dots<kWidth>(v, 16 * lane.warp, dout + stage * kRows * kStride, lane, dscore);
+    const int my_key = first + 16 * lane.warp + lane.g;
+    const bool drops = kExtras && args.dropout.p > 0.0f;
+    uint32_t kept = 0;  // bit 4 n + i
+    if (drops)
+      kept = kept_bits<4 * kCount, false>(args.dropout, [&](int e) {
+        return of[e / 4 * 8 + 2 * lane.t + e % 2].index * args.keys + my_key + e / 2 % 2 * 8;
+      });
 #pragma unroll
     for (int n = 0; n < kCount; ++n)
 #pragma unroll
@@ -125,9 +135,10 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
         const RowFacts mine = of[r];
 #pragma unroll
         for (int i = j; i < 4; i += 2) {
-          const int key = first + 16 * lane.warp + lane.g + 8 * (i / 2);
+          const int key = my_key + 8 * (i / 2);
+          const float factor = drops ? kept_factor(args.dropout, kept, 4 * n + i) : 1.0f;
           const bool hidden = !whole && (key < mine.begin || key >= mine.end);
-          dscore[n][i] = take_weight<kExtras>(args, group, row + r, mine, key, hidden, unit,
+          dscore[n][i] = take_weight<kExtras>(args, group, row + r, mine, key, hidden, unit, factor,
                                               weight[n][i], dscore[n][i], [](int, float) {});
         }
       }
@@ -204,6 +215,13 @@ __global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBac
     float weight[kCount][4], dscore[kCount][4];
     dots<kWidth>(q, 16 * lane.warp, k + stage * kTileSize, lane, weight);
     dots<kWidth>(dout, 16 * lane.warp, v + stage * kTileSize, lane, dscore);
+    const bool drops = kExtras && args.dropout.p > 0.0f;
+    uint32_t kept[2] = {};
+    if (drops)
+      for (int half = 0; half < 2; ++half) {
+        const int64_t element = facts[half].index * args.keys + first + 2 * lane.t;
+        kept[half] = kept_bits<kCount, true>(args.dropout, [&](int n) { return element + 8 * n; });
+      }
 #pragma unroll
     for (int n = 0; n < kCount; ++n)
 #pragma unroll
@@ -211,9 +229,10 @@ __global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBac
         const int key = first + 8 * n + 2 * lane.t + i % 2;
         const int64_t row = my_row + 8 * (i / 2);
         const RowFacts& mine = facts[i / 2];
+        const float factor = drops ? kept_factor(args.dropout, kept[i / 2], 2 * n + i % 2) : 1.0f;
         dscore[n][i] = take_weight<kExtras>(
-            args, group, row, mine, key, key < mine.begin || key >= mine.end, unit, weight[n][i],
-            dscore[n][i], [&](int, float dbias) {
+            args, group, row, mine, key, key < mine.begin || key >= mine.end, unit, factor,
+            weight[n][i], dscore[n][i], [&](int, float dbias) {
               if (!kExtras || scores == nullptr || row >= rows || key >= args.keys) return;
               const int64_t of_head = group.head(row) * args.queries + group.query(row);
               scores[of_head * args.keys + key] = dbias;

@@ -143,6 +143,32 @@ __device__ __forceinline__ void leave_sums(const float (&sums)[kWidth / 8][4], R
   }
 }
 
+// Bit i says whether dropout keeps element(i), of so many; kPairs: bits 2 i and 2 i + 1, whether it
+// keeps that and the next. Not unrolled: there are as many as a lane has scores.
+template <int kCount, bool kPairs, class Element>
+__device__ __forceinline__ uint32_t kept_bits(const Dropout& dropout, Element element) {
+  const uint32_t threshold = dropout_threshold(dropout.p);
+  uint32_t bits = 0;
+  const auto word = [](const Philox4& words, uint32_t i) {
+    return i < 2 ? (i == 0 ? words.lane[0] : words.lane[1])
+                 : (i == 2 ? words.lane[2] : words.lane[3]);
+  };
+#pragma unroll 1
+  for (int i = 0; i < kCount; ++i) {
+    const uint64_t at = static_cast<uint64_t>(element(i));
+    Philox4 words = philox(dropout.seed, dropout.stream, at / 4);
+    bits |= (word(words, at % 4) >= threshold ? 1u : 0u) << (kPairs ? 2 * i : i);
+    if (!kPairs) continue;
+    if (at % 4 == 3) words = philox(dropout.seed, dropout.stream, at / 4 + 1);
+    bits |= (word(words, (at + 1) % 4) >= threshold ? 2u : 0u) << (2 * i);
+  }
+  return bits;
+}
+
+__device__ __forceinline__ float kept_factor(const Dropout& dropout, uint32_t bits, int i) {
+  return bits >> i & 1u ? 1.0f / (1.0f - dropout.p) : 0.0f;
+}
+
 // Over the 4 lanes that share a row.
 template <class Combine>
 __device__ __forceinline__ float across_row(float x, Combine combine) {
