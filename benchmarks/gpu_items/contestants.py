@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,22 +25,24 @@ _SPREAD = 0.1  # of random weights to generate with: from 0.02 every token would
 def train_llmcore(workload: dict[str, Any], batches: Sequence[int], steps: int) -> Built:
     """Train with the first of the batch sizes that there is memory for."""
     training = Training(**{**workload, "batch": batches[0]})
-    model = llmcore.Transformer(training.config, device="cuda")
-    step = llmcore.TrainStep(model, max_grad_norm=1.0, dtype=training.dtype, **_SETTINGS)
     for size in batches:
         batch = replace(training, batch=size).data()
+        model = llmcore.Transformer(training.config, device="cuda")
+        step = llmcore.TrainStep(model, max_grad_norm=1.0, dtype=training.dtype, **_SETTINGS)
         try:
             losses = [step(batch).loss for _ in range(3)]
         except llmcore.OutOfMemory:
             if size == batches[-1]:
                 raise
+            del model, step
+            gc.collect()
             continue
         witness = {
             "batch": size,
             "losses": losses,
             "device_bytes": llmcore.memory_stats("cuda")["peak_bytes"],
         }
-        run = _several(lambda batch=batch: step(batch), lambda result: result.loss, steps)
+        run = _several(partial(step, batch), lambda result: result.loss, steps)
         return Built({"step": run}, llmcore.__version__, witness)
     raise AssertionError("no batch size was given")
 
@@ -81,7 +84,7 @@ def train_torch(workload: dict[str, Any], batches: Sequence[int], steps: int) ->
             "losses": losses,
             "device_bytes": torch.cuda.max_memory_reserved(),
         }
-        run = _several(lambda data=data: step(data), float, steps)
+        run = _several(partial(step, data), float, steps)
         return Built({"step": run}, torch.__version__, witness)
     raise AssertionError("no batch size was given")
 

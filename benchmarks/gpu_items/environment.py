@@ -69,16 +69,21 @@ def _version(package: str) -> str | None:
 def _gpu(tell: Tell) -> Result:
     if _core.cuda_build == "EMULATED":
         return {"name": "emulated", "line": "emulated"}
-    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    values = dict(zip(_QUERY, output.splitlines()[0].split(", "), strict=True))
     attributes = _attributes()
-    line = f"{values['name']}, driver {values['driver_version']}, {values['memory.total']}"
-    return {
-        **values,
-        **attributes,
-        "line": f"{line}, {attributes['multiprocessors']} multiprocessors",
-    }
+    # As llmcore sees it, where the driver's tool is not there.
+    devices = llmcore.device_info()["cuda"].get("devices") or [{}]
+    report: Result = {"name": devices[0].get("name", "unknown"), "devices": devices, **attributes}
+    try:
+        command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        report |= dict(zip(_QUERY, output.splitlines()[0].split(", "), strict=True))
+    except (OSError, subprocess.CalledProcessError) as error:
+        report["nvidia_smi"] = str(error)
+    report["line"] = (
+        f"{report['name']}, driver {report.get('driver_version')}, {report.get('memory.total')}, "
+        f"{attributes.get('multiprocessors')} multiprocessors"
+    )
+    return report
 
 
 def _attributes() -> dict[str, int]:
@@ -119,14 +124,10 @@ def _build(tell: Tell) -> Result:
 
 
 def _cublas(tell: Tell) -> Result:
-    """Use it once, then ask the copy that this process has loaded for its version."""
+    """Ask the copy that llmcore has opened for its version."""
     if _core.cuda_build != "ON":
         raise Absent(f"the build is {_core.cuda_build}")
-    x = llmcore.zeros([16, 16], device="cuda")
-    _core.matmul(a=x, b=x, c=llmcore.zeros([16, 16], device="cuda"))
-    x.numpy()
-    maps = Path("/proc/self/maps").read_text().split()
-    [path] = {word for word in maps if "libcublasLt.so" in word}
+    path = llmcore.device_info()["cuda"]["libraries"]["cublasLt"]["path"]
     library = ctypes.CDLL(path)
     library.cublasLtGetVersion.restype = ctypes.c_size_t
     number = int(library.cublasLtGetVersion())

@@ -70,7 +70,12 @@ def _contestant(name: str, work: Work, batches: Sequence[int], setting: Setting)
 
 
 def _alone(setting: Setting, work: Work, tell: Tell) -> Result:
-    contestants = [_contestant("llmcore", work, work.batches, setting)]
+    [gpu, *_] = llmcore.device_info()["cuda"]["devices"]
+    # What activations take at the least: no time is spent on batches that they alone do not let in.
+    config = work.workload.config
+    token = 20 * (config.num_encoder_layers + config.num_decoder_layers) * config.hidden_size
+    hopeful = [b for b in work.batches if b * work.length * token < gpu["memory_bytes"]]
+    contestants = [_contestant("llmcore", work, hopeful or work.batches[-1:], setting)]
     return _report(setting, work, _compete(setting, contestants))
 
 

@@ -54,13 +54,10 @@ void embedding_forward(const Context& context, const EmbeddingArgs& args) {
   if (rows * width == 0) return;
   if (!is_packed(args.table.dtype)) return context.kernels->embedding->forward(context, args);
   ScratchScope scope(*context.arena);
-  KeepScope inputs(*context.arena);
   EmbeddingArgs call = args;
   call.table = context.arena->scratch(DType::kFloat32, rows, width);
-  call.ids = context.arena->input(DType::kInt32, rows);
   unpack_rows(context, {.packed = args.table, .rows = args.ids, .out = call.table});
-  for (int64_t n = 0; n < rows; ++n) call.ids.host<int32_t>()[n] = static_cast<int32_t>(n);
-  context.upload();
+  call.ids = {};
   context.kernels->embedding->forward(context, call);
 }
 

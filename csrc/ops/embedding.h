@@ -10,7 +10,7 @@ namespace llmcore {
 
 // Ids may have any shape of N elements: an error then names the place in that shape.
 struct EmbeddingArgs {
-  Tensor ids;                  // [N] int32, each in [0, V)
+  Tensor ids;                  // [N] int32, each in [0, V); kernels take none for n itself
   Tensor table;                // [V, C], float32 or packed
   float scale = 1.0f;          // of the token row alone
   Tensor positions;            // [P, C], or empty

@@ -26,9 +26,9 @@ LLMCORE_INLINE void store_up_to(float* p, Vec v, int64_t count) {
 
 void forward(const Context&, const EmbeddingArgs& args) {
   const int64_t width = args.table.cols();
-  parallel_chunks(args.ids.numel(), kRowsPerTask, [&](int64_t begin, int64_t end, int) {
+  parallel_chunks(args.out.rows(), kRowsPerTask, [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
-      const float* token = args.table.f32() + args.ids.as<int32_t>()[n] * width;
+      const float* token = args.table.f32() + (args.ids ? args.ids.as<int32_t>()[n] : n) * width;
       const float* position = nullptr;
       const float* type = nullptr;
       if (args.positions)

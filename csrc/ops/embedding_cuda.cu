@@ -34,9 +34,10 @@ __global__ void forward_kernel(EmbeddingArgs args, bool aligned) {
   const int64_t width = args.table.cols();
   const auto [n, pack] = row_part(blocks_of(width, kPack<T>));
   const int64_t c = pack * kPack<T>, count = width - c;
-  if (n >= args.ids.numel() || count <= 0) return;
+  if (n >= args.out.rows() || count <= 0) return;
   float sum[kPack<T>], x[kPack<T>];
-  load_up_to(args.table.f32() + args.ids.as<int32_t>()[n] * width + c, count, aligned, sum);
+  const int64_t token = args.ids ? args.ids.as<int32_t>()[n] : n;
+  load_up_to(args.table.f32() + token * width + c, count, aligned, sum);
 #pragma unroll
   for (int i = 0; i < kPack<T>; ++i) sum[i] *= args.scale;
   if (args.positions) {
@@ -60,7 +61,7 @@ void forward(const Context& context, const EmbeddingArgs& args) {
     bool aligned = true;
     for (const Tensor& tensor : {args.table, args.positions, args.types, args.out})
       aligned = aligned && packs<T>(tensor.data, width);
-    launch_rows(context, forward_kernel<T>, args.ids.numel(), blocks_of(width, kPack<T>), args,
+    launch_rows(context, forward_kernel<T>, args.out.rows(), blocks_of(width, kPack<T>), args,
                 aligned);
   });
 }
