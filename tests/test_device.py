@@ -192,6 +192,8 @@ class TestOperations:
             "activation": lambda x: ops.gelu(x),
             "swiglu": lambda x: ops.swiglu(x, x),
             "matmul": lambda x: ops.matmul(x, x, transpose_b=True),
+            "linear": lambda x: ops.linear(x, x, activation="silu"),
+            "embedding": lambda x: ops.embedding([[5], [0]], x),
             "attention": lambda x: ops.attention(*[x.reshape([1, 2, 3, 8])] * 3, causal=True),
         }.items(),
     )

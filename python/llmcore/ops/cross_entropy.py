@@ -53,7 +53,7 @@ def cross_entropy(
     call = _Call("cross_entropy", logits, targets, weight, ignore_index, label_smoothing, reduction)
     losses = call.args.empty(call.rows)
     _core.cross_entropy(**call.arguments, losses=losses)
-    return _reduced(losses, call.shape, call.counted, reduction)
+    return _reduced(call.args, losses, call.shape, call.counted, reduction)
 
 
 def cross_entropy_backward(
@@ -145,7 +145,7 @@ def linear_cross_entropy(
         label_smoothing=_checked_smoothing(op, label_smoothing),
         losses=losses,
     )
-    return _reduced(losses, shape, float((ids >= 0).sum()), "mean")
+    return _reduced(args, losses, shape, float((ids >= 0).sum()), "mean")
 
 
 def linear_cross_entropy_backward(
@@ -248,7 +248,7 @@ def _linear_arguments(
     ignore_index: int,
 ) -> tuple[Floats, list[int], npt.NDArray[np.int32]]:
     """The arrays, the leading axes of `hidden`, and the targets in rows."""
-    args = Floats(op, bfloat16=True, hidden=hidden, weight=weight, bias=bias)
+    args = Floats(op, bfloat16=True, narrow=("hidden",), hidden=hidden, weight=weight, bias=bias)
     shape, width = _split(op, "hidden", "C", args["hidden"])
     classes = args["weight"].shape[0] if args["weight"].shape else 0
     check_shape(op, "weight", args["weight"], [classes, width])
@@ -290,13 +290,15 @@ def _checked_smoothing(op: str, label_smoothing: float) -> float:
     return label_smoothing
 
 
-def _reduced(losses: Tensor, shape: list[int], counted: float, reduction: str) -> Tensor:
+def _reduced(
+    args: Floats, losses: Tensor, shape: list[int], counted: float, reduction: str
+) -> Tensor:
     if reduction == "none":
         return losses.reshape(shape)
     total = losses.numpy().sum(dtype=np.float64)
     if reduction == "mean":
         total = total / counted if counted > 0 else 0.0
-    return _core.as_tensor(np.asarray(total, np.float32))
+    return args.array(np.asarray(total, np.float32))
 
 
 def _row_scale(

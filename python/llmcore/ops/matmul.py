@@ -43,7 +43,7 @@ def matmul(
         array([[1., 1., 1.],
                [1., 1., 1.]], dtype=float32)
     """
-    args = Floats("matmul", bfloat16=True, a=a, b=b)
+    args = Floats("matmul", bfloat16=True, narrow=("a", "b"), a=a, b=b)
     product = _Product(args, transpose_a, transpose_b)
     return args.result(product.forward())
 
@@ -78,7 +78,7 @@ def matmul_backward(
         >>> da.numpy()
         array([[3., 4.]], dtype=float32)
     """
-    args = Floats("matmul_backward", bfloat16=True, dy=dy, a=a, b=b)
+    args = Floats("matmul_backward", bfloat16=True, narrow=("dy", "a", "b"), dy=dy, a=a, b=b)
     product = _Product(args, transpose_a, transpose_b)
     da, db = product.backward(args["dy"])
     return args.result(da), args.result(db)
@@ -111,11 +111,11 @@ def linear(
         >>> linear([1.0, -2.0], [[1.0, 0.0], [0.0, 1.0]], [1.0, 1.0], activation="relu").numpy()
         array([2., 0.], dtype=float32)
     """
-    args = Floats("linear", bfloat16=True, x=x, weight=weight, bias=bias)
+    args = Floats("linear", bfloat16=True, narrow=("x", "weight"), x=x, weight=weight, bias=bias)
     rows = _check_linear("linear", args, activation)
     x_, weight_ = args["x"], args["weight"]
     features_out, features_in = weight_.shape
-    y = args.empty(*x_.shape[:-1], features_out)
+    y = args.output(*x_.shape[:-1], features_out)
     _core.matmul(
         a=x_.reshape([rows, features_in]),
         b=weight_,
@@ -160,7 +160,9 @@ def linear_backward(
         (array([[4., 5.]], dtype=float32), array([[2., 3.]], dtype=float32))
     """
     op = "linear_backward"
-    args = Floats(op, bfloat16=True, dy=dy, x=x, weight=weight, bias=bias)
+    args = Floats(
+        op, bfloat16=True, narrow=("dy", "x", "weight"), dy=dy, x=x, weight=weight, bias=bias
+    )
     rows = _check_linear(op, args, activation)
     weight_ = args["weight"]
     features_out, features_in = weight_.shape
@@ -168,9 +170,9 @@ def linear_backward(
     matrix = args["x"].reshape([rows, features_in])
     gradient = args["dy"].reshape([rows, features_out])
     if activation is not None:  # through the activation first; its input is computed again
-        before = args.empty(rows, features_out)
+        before = args.output(rows, features_out)
         _core.matmul(a=matrix, b=weight_, c=before, transpose_b=True, bias=args.get("bias"))
-        through = args.empty(rows, features_out)
+        through = args.output(rows, features_out)
         _core.activation_backward(activation=activation, dy=gradient, x=before, dx=through)
         gradient = through
 
@@ -237,7 +239,7 @@ class _Product:
         )
 
     def forward(self) -> Tensor:
-        c = self.args.empty(self.batch, self.m, self.n)
+        c = self.args.output(self.batch, self.m, self.n)
         _core.batched_matmul(
             a=self.a, b=self.b, c=c, transpose_a=self.transpose_a, transpose_b=self.transpose_b
         )
@@ -246,8 +248,8 @@ class _Product:
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor]:
         check_shape(self.args.op, "dy", dy, self.shape)
         dc = dy.reshape([self.batch, self.m, self.n])
-        da = self.args.empty(self.batch, *self.a.shape[1:])
-        db = self.args.empty(self.batch, *self.b.shape[1:])
+        da = self.args.output(self.batch, *self.a.shape[1:])
+        db = self.args.output(self.batch, *self.b.shape[1:])
         if self.transpose_a:  # da^T = dy op(b)^T
             _core.batched_matmul(
                 a=self.b, b=dc, c=da, transpose_a=self.transpose_b, transpose_b=True
@@ -267,7 +269,7 @@ class _Product:
         if math.prod(lead) in (1, self.batch):
             return matrices.reshape([math.prod(lead), *matrix])
         copied = np.ascontiguousarray(np.broadcast_to(matrices.numpy(), (*self.lead, *matrix)))
-        return self.args.array(copied).reshape([self.batch, *matrix])
+        return self.args.array(copied).to(dtype=matrices.dtype).reshape([self.batch, *matrix])
 
     def _summed_to(self, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Sum over the leading axes along which an operand of `shape` was broadcast."""
