@@ -27,7 +27,14 @@ pytestmark = pytest.mark.skipif(
     not llmcore.cuda_available(), reason=llmcore.device_info()["cuda"]["reason"]
 )
 VOCAB = 61
-SMALL = {"vocab_size": VOCAB, "hidden_size": 24, "num_heads": 3, "max_positions": 32}
+SMALL = {
+    "vocab_size": VOCAB,
+    "bos_id": None,
+    "eos_id": None,
+    "hidden_size": 24,
+    "num_heads": 3,
+    "max_positions": 32,
+}
 DECODER = {**SMALL, "num_decoder_layers": 2}
 ENCODER = {**SMALL, "num_encoder_layers": 2, "num_decoder_layers": 0}
 BOTH = {**SMALL, "num_encoder_layers": 1, "num_decoder_layers": 2, "decoder_start_id": 2}
@@ -103,7 +110,7 @@ class TestTensors:
         assert llmcore.memory_stats("cuda")["current_bytes"] == before
 
     def test_another_gpu_is_refused(self):
-        with pytest.raises(DeviceError, match="cuda:99"):
+        with pytest.raises(DeviceError):
             llmcore.zeros([1], device="cuda:99")
 
 
@@ -181,7 +188,7 @@ class TestOperations:
         ("name", "call"),
         {
             "softmax": lambda x: ops.softmax(x, axis=0),
-            "norm": lambda x: ops.rms_norm(x, x),
+            "norm": lambda x: ops.rms_norm(x),
             "activation": lambda x: ops.gelu(x),
             "swiglu": lambda x: ops.swiglu(x, x),
             "matmul": lambda x: ops.matmul(x, x, transpose_b=True),
@@ -246,6 +253,8 @@ class TestFamilies:
             assert not got.skipped
         if dtype == "float32":
             for key, tensor in here.parameters().items():
+                if key.endswith("k.bias"):  # its gradient is rounding alone
+                    continue
                 close(there.parameters()[key].numpy(), tensor.numpy(), 2e-3)
 
     def test_the_same_answer_every_time(self, name, rng):
@@ -363,10 +372,11 @@ def test_a_run_is_resumed_on_another_device(tmp_path, text):
         assert trainer.model.device.startswith(device)
         return trainer.fit().loss
 
-    fit("mixed", 3, "cpu")
-    fit("mixed", 6, "cuda", resume=True)
-    mixed = fit("mixed", 9, "cpu", resume=True)
-    close(mixed, fit("cpu", 9, "cpu"), 1e-4)
+    losses = {}
+    for out, devices in {"same": ["cpu"] * 3, "mixed": ["cpu", "cuda", "cpu"]}.items():
+        for round, device in enumerate(devices):
+            losses[out] = fit(out, 3 * round + 3, device, resume=round > 0)
+    close(losses["mixed"], losses["same"], 1e-4)
 
 
 def test_uses(rng):
@@ -374,8 +384,8 @@ def test_uses(rng):
     rows = ragged(rng, 6, 3)
     close(there.embed(rows), here.embed(rows))
     ids = np.array(ragged(rng, 7, 7))
-    close(there.attention_maps(ids, layers=[1], heads=[0, 2]),
-          here.attention_maps(ids, layers=[1], heads=[0, 2]))  # fmt: skip
+    options = {"layers": [1], "heads": [0, 2], "kind": "encoder"}
+    close(there.attention_maps(ids, **options), here.attention_maps(ids, **options))
     here, there = pair("classifier")
     close([c.score for c in there.classify(rows)], [c.score for c in here.classify(rows)])
     here, there = pair("gpt2")

@@ -16,11 +16,12 @@ __device__ __forceinline__ void dropout_factors(const Dropout& dropout, uint64_t
                                                 float (&factor)[kCount]) {
   constexpr int kBlocks = (kCount + 3) / 4;
   const int shift = static_cast<int>(element % 4);
+  const uint64_t stream = dropout.stream + (dropout.added == nullptr ? 0 : *dropout.added);
   uint32_t words[4 * kBlocks + 4] = {};
 #pragma unroll
   for (int block = 0; block <= kBlocks; ++block)
     if (block < kBlocks || shift + kCount > 4 * kBlocks) {
-      const Philox4 random = philox(dropout.seed, dropout.stream, element / 4 + block);
+      const Philox4 random = philox(dropout.seed, stream, element / 4 + block);
 #pragma unroll
       for (int i = 0; i < 4; ++i) words[4 * block + i] = random.lane[i];
     }

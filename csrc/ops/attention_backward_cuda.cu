@@ -1,9 +1,9 @@
-// Attention's backward pass on a GPU, in float32 arithmetic: the weights come again from the scores
+// Attention's backward pass on a GPU, in float32 arithmetic where
+// tensor cores do not do it: the weights come again from the scores
 // and what forward saved of their softmax (Dao et al. 2022; attention_backward_cpu.cpp has the
 // formulas). One kernel goes through tiles of keys, one through blocks of rows, so that each
 // gradient is summed by one thread, in order.
-#include "cuda/reduce.h"
-#include "ops/attention_cuda.h"
+#include "ops/attention_mma_cuda.h"
 
 namespace llmcore::cuda {
 namespace {
@@ -257,32 +257,44 @@ int64_t delta_floats(const AttentionArgs& args) {
 }
 
 template <class T, int kColumns>
-void run(const Context& context, const AttentionBackwardArgs& args) {
-  const bool round = rounds(context, args);
-  const size_t shared = Tiles<kColumns>::bytes(args);
+void keys(const Context& context, const AttentionBackwardArgs& args) {
+  launch(context, backward_keys<T, kColumns>,
+         dim3(static_cast<unsigned>(args.batch * args.kv_heads),
+              static_cast<unsigned>(blocks_of(args.keys, kBackTile<kColumns>))),
+         dim3(kBlockThreads), Tiles<kColumns>::bytes(args), args, rounds(context, args));
+}
+template <class T, int kColumns>
+void queries(const Context& context, const AttentionBackwardArgs& args, int64_t first_group,
+             int64_t groups, float* scores) {
+  const int64_t rows = args.queries * (args.heads / args.kv_heads);
+  launch(context, backward_queries<T, kColumns>,
+         dim3(static_cast<unsigned>(groups),
+              static_cast<unsigned>(blocks_of(rows, kBackTile<kColumns>))),
+         dim3(kBlockThreads), Tiles<kColumns>::bytes(args), args, rounds(context, args),
+         first_group, scores);
+}
+
+struct Launchers {
+  void (*keys)(const Context&, const AttentionBackwardArgs&);
+  void (*queries)(const Context&, const AttentionBackwardArgs&, int64_t first_group, int64_t groups,
+                  float* scores);
+};
+
+void run(const Context& context, const AttentionBackwardArgs& args, const Launchers& launchers) {
   const int64_t groups = args.batch * args.kv_heads;
   const int64_t rows = args.batch * args.heads * args.queries;
-  const auto tiles = [](int64_t count) {
-    return static_cast<unsigned>(blocks_of(count, kBackTile<kColumns>));
-  };
-  const unsigned row_tiles = tiles(args.queries * (args.heads / args.kv_heads));
-  if (rows > 0) launch_each(context, row_deltas<T>, rows * kWarp, args);
-  if (groups * args.keys > 0)
-    launch(context, backward_keys<T, kColumns>,
-           dim3(static_cast<unsigned>(groups), tiles(args.keys)), dim3(kBlockThreads), shared, args,
-           round);
+  if (rows > 0)
+    with_type(args.dtype, [&](auto type) {
+      launch_each(context, row_deltas<decltype(type)>, rows * kWarp, args);
+    });
+  if (groups * args.keys > 0) launchers.keys(context, args);
   if (rows == 0) return;
-  if (args.dbias.data == nullptr || args.keys == 0) {
-    launch(context, backward_queries<T, kColumns>, dim3(static_cast<unsigned>(groups), row_tiles),
-           dim3(kBlockThreads), shared, args, round, int64_t{0}, static_cast<float*>(nullptr));
-    return;
-  }
+  if (args.dbias.data == nullptr || args.keys == 0)
+    return launchers.queries(context, args, 0, groups, nullptr);
   float* scores = args.scratch.as<float>() + delta_floats(args);
   const BiasSharing sharing = sharing_of(args);
   for (int64_t b = 0; b < args.batch; ++b) {  // one after the other: shared elements are summed
-    launch(context, backward_queries<T, kColumns>,
-           dim3(static_cast<unsigned>(args.kv_heads), row_tiles), dim3(kBlockThreads), shared, args,
-           round, b * args.kv_heads, scores);
+    launchers.queries(context, args, b * args.kv_heads, args.kv_heads, scores);
     launch_each(context, add_bias_gradient, sharing.elements() * kWarp, args, sharing, b, scores);
   }
 }
@@ -295,9 +307,13 @@ int64_t attention_backward_scratch(const AttentionArgs& args) {
 }
 
 void attention_backward(const Context& context, const AttentionBackwardArgs& args) {
+  if (fits_tensor_cores(args, args.out, args.dout, args.dq, args.dk, args.dv))
+    return run(context, args, {backward_keys_mma, backward_queries_mma});
   with_type(args.dtype, [&](auto type) {
     const int64_t width = args.head_dim > args.value_dim ? args.head_dim : args.value_dim;
-    with_columns(width, [&](auto columns) { run<decltype(type), columns()>(context, args); });
+    with_columns(width, [&](auto columns) {
+      run(context, args, {keys<decltype(type), columns()>, queries<decltype(type), columns()>});
+    });
   });
 }
 

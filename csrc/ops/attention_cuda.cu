@@ -1,44 +1,44 @@
 // Attention's forward pass on a GPU, its weights, and what a cache keeps: blocks of query rows
-// against tiles of keys (Dao et al. 2022), in float32 arithmetic.
+// against tiles of keys (Dao et al. 2022), in float32 arithmetic where tensor cores do not do it.
 //
 // A tile's share of a row's output is summed by itself and then joins the row's running softmax, in
 // the order of tiles. So where there are few rows, blocks take tiles apart and a second kernel
 // joins them, and no bit is other than where one block takes them all.
-#include "ops/attention_cuda.h"
+#include "ops/attention_mma_cuda.h"
 
 namespace llmcore::cuda {
 namespace {
 
 constexpr int kRows = 64, kMine = kRows / kSide, kKeys = kTile / kSide;
 
-// How tiles go to blocks: where a block does not take all, it leaves partial sums of each in the
-// scratch: [B, H, T, tiles] of highest score, sum of exponentials and weighted values [Dv].
-struct Split {
-  int64_t tiles, a_block;
-  LLMCORE_INLINE bool partial() const { return a_block < tiles; }
-};
-int64_t partial_floats(const AttentionArgs& args) {
-  return args.value_dim + 2;
-}
 int64_t partial_bytes(const AttentionArgs& args, const Split& split) {
-  return args.batch * args.heads * args.queries * split.tiles * partial_floats(args) *
+  return args.batch * args.heads * args.queries * split.tiles * (args.value_dim + 2) *
          static_cast<int64_t>(sizeof(float));
 }
 int64_t row_blocks(const AttentionArgs& args) {
   return blocks_of(args.queries * (args.heads / args.kv_heads), kRows);
 }
+bool decodes(const AttentionArgs& args) {
+  return args.cache.k.data != nullptr && args.cache.k.dtype == args.cache.v.dtype &&
+         args.queries * (args.heads / args.kv_heads) <= kMostDecodeRows;
+}
 Split split_of(const AttentionArgs& args) {
-  constexpr int64_t kEnough = 264, kMostBytes = 256 << 20;  // two blocks on each processor
+  // Blocks that fill a GPU, here two on each of its processors, when decoding as many as they hold.
+  const int64_t enough = decodes(args) ? 4096 : 264;
+  constexpr int64_t kMostBytes = 256 << 20;
   const int64_t blocks = args.batch * args.kv_heads * row_blocks(args);
-  Split split{blocks_of(args.keys, kTile), 0};
-  split.a_block = blocks == 0 ? split.tiles : blocks_of(split.tiles * blocks, kEnough);
-  if (blocks >= kEnough / 2 || partial_bytes(args, split) > kMostBytes) split.a_block = split.tiles;
-  if (split.a_block < 1) split.a_block = 1;
+  Split split{blocks_of(args.keys, kTile), 1, true};
+  if (blocks == 0 || split.tiles == 0) return {split.tiles, 1, false};
+  split.a_block = blocks_of(split.tiles * blocks, enough);
+  if (decodes(args)) return split;
+  split.partial = split.a_block < split.tiles && blocks < enough / 2 &&
+                  partial_bytes(args, split) <= kMostBytes;
+  if (!split.partial) split.a_block = split.tiles;
   return split;
 }
 int64_t forward_scratch(const AttentionArgs& args) {
   const Split split = split_of(args);
-  return split.partial() ? partial_bytes(args, split) : 0;
+  return split.partial ? partial_bytes(args, split) : 0;
 }
 
 // A block's rows, and those of its threads.
@@ -144,7 +144,7 @@ __global__ __launch_bounds__(kBlockThreads, 1) void forward_rows(const Attention
       max(static_cast<int64_t>(blockIdx.z) * split.a_block, rows.together.begin / kTile);
   const int64_t end = min(static_cast<int64_t>(blockIdx.z + 1) * split.a_block,
                           (rows.together.end + kTile - 1) / kTile);
-  if (split.partial() && begin >= end) return;
+  if (split.partial && begin >= end) return;
   float* q = dynamic_shared<float>();
   float* kv = q + kRows * row_stride(args.head_dim);
   float* weights = kv + kTile * max(row_stride(args.head_dim), row_stride(args.value_dim));
@@ -183,7 +183,7 @@ __global__ __launch_bounds__(kBlockThreads, 1) void forward_rows(const Attention
         args.value_dim, kTile, part);
 #pragma unroll
     for (int m = 0; m < kMine; ++m) {
-      if (split.partial()) {
+      if (split.partial) {
         if (!rows.has(m)) continue;
         float* to =
             args.scratch.as<float>() +
@@ -201,7 +201,7 @@ __global__ __launch_bounds__(kBlockThreads, 1) void forward_rows(const Attention
         total[m][c] = fmaf(total[m][c], factors.kept, part[m][c] * factors.added);
     }
   }
-  if (split.partial()) return;
+  if (split.partial) return;
 #pragma unroll
   for (int m = 0; m < kMine; ++m) {
     if (!rows.has(m)) continue;
@@ -283,16 +283,18 @@ size_t shared_bytes(const AttentionArgs& args, bool values) {
 }
 
 void forward(const Context& context, const AttentionForwardArgs& args) {
+  if (fits_tensor_cores(args, args.out)) return attention_forward_mma(context, args);
   const Split split = split_of(args);
-  const int64_t splits = split.partial() ? blocks_of(split.tiles, split.a_block) : 1;
+  const int64_t splits = split.partial ? blocks_of(split.tiles, split.a_block) : 1;
   with_columns(args.head_dim, [](auto) {});
   with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
     with_columns(args.value_dim, [&](auto columns) {
+      if (split.partial && decodes(args)) return attention_decode(context, args, split);
       launch(context, forward_rows<T, columns()>, grid_of(args, splits), dim3(kBlockThreads),
              shared_bytes(args, true), args, split, rounds(context, args));
     });
-    if (split.partial())
+    if (split.partial)
       launch(context, join_tiles<T>,
              dim3(static_cast<unsigned>(args.batch * args.heads * args.queries)), dim3(64), 0, args,
              split);

@@ -8,6 +8,7 @@
 #include "cuda/floats.h"
 #include "cuda/launch.h"
 #include "cuda/philox.h"
+#include "cuda/reduce.h"
 #include "ops/attention.h"
 
 namespace llmcore::cuda {
@@ -261,6 +262,13 @@ struct Softmax {
   }
 };
 
+// How tiles go to blocks. Partial sums of each tile go to the scratch, [B, H, T, tiles]: the
+// highest score, the sum of exponentials and the weighted values [Dv].
+struct Split {
+  int64_t tiles, a_block;
+  bool partial;
+};
+
 // launch(std::integral_constant) with how many times 64 columns hold `width`.
 template <class Visit>
 void with_columns(int64_t width, Visit visit) {
@@ -277,6 +285,10 @@ void with_columns(int64_t width, Visit visit) {
 inline bool rounds(const Context& context, const AttentionArgs& args) {
   return args.cache.k.data != nullptr ? args.cache.k.dtype == DType::kBFloat16 : context.bfloat16;
 }
+
+// Partial sums over a cache, of at most so many query rows a kv head.
+inline constexpr int kMostDecodeRows = 8;
+void attention_decode(const Context& context, const AttentionForwardArgs& args, const Split& split);
 
 int64_t attention_backward_scratch(const AttentionArgs& args);
 void attention_backward(const Context& context, const AttentionBackwardArgs& args);

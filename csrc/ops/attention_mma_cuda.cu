@@ -6,8 +6,8 @@ namespace llmcore::cuda {
 namespace {
 
 // Rows of a warp, in sixteens: as many as registers hold.
-template <int kWidth>
-inline constexpr int kSixteens = kWidth <= 64 ? 2 : 1;
+template <int kWidth, bool kExtras>
+inline constexpr int kSixteens = kWidth <= 64 && !kExtras ? 2 : 1;
 
 // Query rows g and g + 8 of sixteen of them, in a lane.
 struct LaneRows {
@@ -33,7 +33,7 @@ __device__ __forceinline__ LaneRows lane_rows(const AttentionArgs& args, const K
 // Grid: kv heads of all sequences, blocks of rows.
 template <int kWidth, bool kExtras>
 __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionForwardArgs args) {
-  constexpr int kM = kSixteens<kWidth>, kBlockRows = 16 * kM * kMmaWarps;
+  constexpr int kM = kSixteens<kWidth, kExtras>, kBlockRows = 16 * kM * kMmaWarps;
   constexpr int kStride = kMmaStride<kWidth>, kTileSize = kTile * kStride;
   BFloat16* q = dynamic_shared<BFloat16>();
   BFloat16* k = q + kBlockRows * kStride;  // two of them
@@ -42,8 +42,7 @@ __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionFor
   const KvGroup group = kv_group(args, blockIdx.x);
   const int64_t rows = args.queries * group.group;
   const int64_t first_row = static_cast<int64_t>(gridDim.y - 1 - blockIdx.y) * kBlockRows;
-  const KeyRange together =
-      seen_by(args, group, first_row, min(first_row + kBlockRows, rows));
+  const KeyRange together = seen_by(args, group, first_row, min(first_row + kBlockRows, rows));
   const int begin = static_cast<int>(together.begin) / kTile * kTile;
   const int end = static_cast<int>(together.end);
   const int64_t length = keys_of(args, group.b);
@@ -149,16 +148,24 @@ __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionFor
           }
         }
 #pragma unroll
-        for (int n = 0; n < kTile / 8; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            float& x = score[m][n][i];
-            x = exp2f(fmaf(x, unit, -base[i / 2]));
-            sum[m][i / 2] += x;
-            if (kExtras && args.dropout.p > 0.0f && x != 0.0f)
-              x *= weight_factor(args, row_index(args, group, mine[m].row[i / 2]),
-                                 first + 8 * n + 2 * lane.t + i % 2);
+        for (int half = 0; half < 2; ++half) {
+          const bool drops = kExtras && args.dropout.p > 0.0f && mine[m].row[half] < rows;
+          uint32_t kept = 0;
+          if (drops) {
+            const int64_t element =
+                row_index(args, group, mine[m].row[half]) * args.keys + first + 2 * lane.t;
+            kept = kept_bits<kTile / 8, true>(args.dropout, [&](int n) { return element + 8 * n; });
           }
+#pragma unroll
+          for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              float& x = score[m][n][2 * half + j];
+              x = exp2f(fmaf(x, unit, -base[half]));
+              sum[m][half] += x;
+              if (drops) x *= kept_factor(args.dropout, kept, 2 * n + j);
+            }
+        }
       }
 #pragma unroll
       for (int j = 0; j < kTile / 8; j += 2) {
@@ -201,14 +208,14 @@ __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionFor
 
 template <int kWidth>
 void run(const Context& context, const AttentionForwardArgs& args) {
-  constexpr int kBlockRows = 16 * kSixteens<kWidth> * kMmaWarps;
-  const int64_t rows = args.queries * (args.heads / args.kv_heads);
-  const size_t shared = sizeof(BFloat16) * kMmaStride<kWidth> * (kBlockRows + 4 * kTile);
   with_bool(has_extras(args), [&](auto extras) {
+    constexpr int kBlockRows = 16 * kSixteens<kWidth, extras()> * kMmaWarps;
+    const int64_t rows = args.queries * (args.heads / args.kv_heads);
     launch(context, forward_mma<kWidth, extras()>,
            dim3(static_cast<unsigned>(args.batch * args.kv_heads),
                 static_cast<unsigned>(blocks_of(rows, kBlockRows))),
-           dim3(kMmaThreads), shared, args);
+           dim3(kMmaThreads), sizeof(BFloat16) * kMmaStride<kWidth> * (kBlockRows + 4 * kTile),
+           args);
   });
 }
 

@@ -143,6 +143,32 @@ __device__ __forceinline__ void leave_sums(const float (&sums)[kWidth / 8][4], R
   }
 }
 
+// Bit i says whether dropout keeps element(i), of so many; kPairs: bits 2 i and 2 i + 1, whether it
+// keeps that and the next. Not unrolled: there are as many as a lane has scores.
+template <int kCount, bool kPairs, class Element>
+__device__ __forceinline__ uint32_t kept_bits(const Dropout& dropout, Element element) {
+  const uint32_t threshold = dropout_threshold(dropout.p);
+  uint32_t bits = 0;
+  const auto word = [](const Philox4& words, uint32_t i) {
+    return i < 2 ? (i == 0 ? words.lane[0] : words.lane[1])
+                 : (i == 2 ? words.lane[2] : words.lane[3]);
+  };
+#pragma unroll 1
+  for (int i = 0; i < kCount; ++i) {
+    const uint64_t at = static_cast<uint64_t>(element(i));
+    Philox4 words = philox(dropout.seed, dropout.stream, at / 4);
+    bits |= (word(words, at % 4) >= threshold ? 1u : 0u) << (kPairs ? 2 * i : i);
+    if (!kPairs) continue;
+    if (at % 4 == 3) words = philox(dropout.seed, dropout.stream, at / 4 + 1);
+    bits |= (word(words, (at + 1) % 4) >= threshold ? 2u : 0u) << (2 * i);
+  }
+  return bits;
+}
+
+__device__ __forceinline__ float kept_factor(const Dropout& dropout, uint32_t bits, int i) {
+  return bits >> i & 1u ? 1.0f / (1.0f - dropout.p) : 0.0f;
+}
+
 // Over the 4 lanes that share a row.
 template <class Combine>
 __device__ __forceinline__ float across_row(float x, Combine combine) {
@@ -150,15 +176,17 @@ __device__ __forceinline__ float across_row(float x, Combine combine) {
   return combine(x, __shfl_xor_sync(kAllLanes, x, 2));
 }
 
-// What tensor cores take: rows of bfloat16 that begin at whole 16 bytes.
-inline bool fits_tensor_cores(const AttentionArgs& args) {
+// What tensor cores take: rows of bfloat16 that begin at whole 16 bytes, in all these views.
+template <class... Views>
+bool fits_tensor_cores(const AttentionArgs& args, const Views&... views) {
   const auto whole = [](const HeadView& view) {
     return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && view.batch_stride % 8 == 0 &&
            view.row_stride % 8 == 0 && view.head_stride % 8 == 0;
   };
   return args.dtype == DType::kBFloat16 && args.cache.k.data == nullptr && args.head_dim <= 128 &&
          args.value_dim <= 128 && args.head_dim % 8 == 0 && args.value_dim % 8 == 0 &&
-         whole(args.q) && whole(args.k) && whole(args.v) && args.keys < (1 << 30);
+         args.keys < (1 << 30) && whole(args.q) && whole(args.k) && whole(args.v) &&
+         (whole(views) && ...);
 }
 // Whether scores are more than scaled products of what is seen.
 inline bool has_extras(const AttentionArgs& args) {
@@ -167,6 +195,9 @@ inline bool has_extras(const AttentionArgs& args) {
 }
 
 void attention_forward_mma(const Context& context, const AttentionForwardArgs& args);
-void attention_backward_mma(const Context& context, const AttentionBackwardArgs& args);
+// dk and dv; dq of so many kv heads (attention_backward_cuda.cu says what `scores` are).
+void backward_keys_mma(const Context& context, const AttentionBackwardArgs& args);
+void backward_queries_mma(const Context& context, const AttentionBackwardArgs& args,
+                          int64_t first_group, int64_t groups, float* scores);
 
 }  // namespace llmcore::cuda

@@ -98,8 +98,8 @@ __device__ __forceinline__ void activate_all(Activation activation, float (&x)[k
   }
 }
 
-// The sums x of C's elements i, i + 1, ..., in column `col` and those after it, to the end. T is C's
-// type.
+// The sums x of C's elements i, i + 1, ..., in column `col` and those after it, to the end. T is
+// C's type.
 template <class T, int kCount>
 __device__ __forceinline__ void finish(const Epilogue& to, int64_t i, int64_t col,
                                        float (&x)[kCount]) {

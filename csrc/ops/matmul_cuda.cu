@@ -96,7 +96,8 @@ constexpr Fusion kFusions[] = {
 
 // Default where it cannot do all, but for the residual and the gate's output.
 cublasLtEpilogue_t fused_epilogue(const Epilogue& rest, DType dtype) {
-  constexpr int64_t kAuxWidth = 8;  // what the library wants rows of such a matrix to be a multiple of
+  constexpr int64_t kAuxWidth =
+      8;  // what the library wants rows of such a matrix to be a multiple of
   const bool gate = rest.gate_input != nullptr;
   if (rest.residual != nullptr || rest.dropout.p > 0.0f) return CUBLASLT_EPILOGUE_DEFAULT;
   if (gate && rest.gate_activation != Activation::kGeluTanh) return CUBLASLT_EPILOGUE_DEFAULT;
@@ -166,9 +167,9 @@ void multiply_by_library(const Context& context, const MatmulArgs& args, const W
     data.c = args.c.data;
     if (multiply(context, kind, data)) {
       if (rest.gate_output != nullptr)
-        activation_forward(context, {.activation = rest.gate_activation,
-                                     .x = args.gate_input,
-                                     .y = args.gate_output});
+        activation_forward(
+            context,
+            {.activation = rest.gate_activation, .x = args.gate_input, .y = args.gate_output});
       return;
     }
     kind.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
@@ -210,7 +211,9 @@ template <class W, class T, bool kRoundW, int kRows>
 __global__ void __launch_bounds__(kThreads) multiply_few_rows(FewRowsArgs args) {
   constexpr int kOutputs = few_rows_outputs(kRows);
   constexpr int kDepth = kStaged / kRows, kStep = kWarp * kPack<W>;
-  [[maybe_unused]] constexpr int kUnroll = kOutputs == 1 ? 4 : kOutputs == 2 ? 2 : 1;  // loads in flight
+  [[maybe_unused]] constexpr int kUnroll = kOutputs == 1   ? 4
+                                           : kOutputs == 2 ? 2
+                                                           : 1;  // loads in flight
   static_assert(kDepth % kStep == 0);
   __shared__ __align__(16) float x[kRows][kDepth];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -340,7 +343,7 @@ void multiply_few(const Context& context, const MatmulArgs& args, bool bfloat16)
 constexpr int kSumWarps = 8;
 
 template <class T, int kCount>
-__global__ void __launch_bounds__(kSumWarps * kWarp)
+__global__ void __launch_bounds__(kSumWarps* kWarp)
     sum_parts(const T* x, float* partial, int64_t rows, int64_t width, int64_t part_rows) {
   __shared__ float shared[kSumWarps][kWarp][kCount + 1];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;

@@ -60,22 +60,27 @@ struct Rows {
   Pack packs_[kPacks > 0 ? kPacks : 1];
 };
 
-// The sums over the threads that have a row: a warp, or a block of several with `shared`.
-template <int kSums>
-__device__ __forceinline__ void row_sums(float (&sums)[kSums], float (&shared)[kSums][kWarp]) {
+// The sums over the threads that have a row: a warp, or a block of several with `shared`. Warps are
+// added first, so that a row has the same sums whether its packs are one lane's or one each of
+// several warps.
+template <int kSums, int kWarps>
+__device__ __forceinline__ void row_sums(float (&sums)[kSums],
+                                         float (&shared)[kSums][kWarps][kWarp]) {
+  if (blockDim.x > kWarp) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) shared[i][threadIdx.x / kWarp][lane] = sums[i];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      sums[i] = shared[i][0][lane];
+      for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarp; ++warp)
+        sums[i] += shared[i][warp][lane];
+    }
+    __syncthreads();
+  }
 #pragma unroll
   for (float& sum : sums) sum = warp_sum(sum);
-  if (blockDim.x == kWarp) return;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp,
-            warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
-#pragma unroll
-  for (int i = 0; i < kSums; ++i)
-    if (lane == 0) shared[i][warp] = sums[i];
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kSums; ++i) sums[i] = warp_sum(lane < warps ? shared[i][lane] : 0.0f);
-  __syncthreads();
 }
 
 // Calls f with the fewest packs a thread there is a kernel for, at least `packs`; with none where a
@@ -97,6 +102,16 @@ struct Aligned {
   bool rows, parameters;
 };
 
+// Of weight or bias: `fallback` where there is none.
+template <int kCount>
+__device__ __forceinline__ void load_parameters(const Tensor& parameters, float fallback,
+                                                int64_t column, int64_t left, bool aligned,
+                                                float (&x)[kCount]) {
+  if (parameters) return load_floats(parameters.f32() + column, left, aligned, x);
+#pragma unroll
+  for (float& each : x) each = fallback;
+}
+
 constexpr int kForwardThreads = 256, kBackwardThreads = 512;  // at most
 
 // ---------------------------------------------------------------------------------------- forward
@@ -105,7 +120,7 @@ constexpr int kForwardThreads = 256, kBackwardThreads = 512;  // at most
 template <class T, int kPacks>
 __global__ void __launch_bounds__(kForwardThreads)
     forward_kernel(NormForwardArgs args, int64_t rows, int64_t width, Aligned aligned) {
-  __shared__ float shared[1][kWarp];
+  __shared__ float shared[1][kForwardThreads / kWarp][kWarp];
   const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (n >= rows) return;
   Rows<T, kPacks, 1> row({args.x.as<T>() + n * width}, width, aligned.rows);
@@ -114,36 +129,33 @@ __global__ void __launch_bounds__(kForwardThreads)
   if (args.kind == NormKind::kLayer) {
     float sums[1] = {};
     row.each([&](int, int64_t, int64_t, auto& pack) {
+      float sum = 0.0f;
 #pragma unroll
-      for (float x : pack[0]) sums[0] += x;
+      for (float x : pack[0]) sum += x;
+      sums[0] += sum;
     });
     row_sums(sums, shared);
     mean = sums[0] / count;
   }
   float squares[1] = {};
   row.each([&](int, int64_t, int64_t left, auto& pack) {
+    float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kPack<T>; ++i) {
-      const float centred = pack[0][i] - mean;
-      squares[0] += i < left ? centred * centred : 0.0f;
+      const float centred = i < left ? pack[0][i] - mean : 0.0f;
+      sum = fmaf(centred, centred, sum);
     }
+    squares[0] += sum;
   });
   row_sums(squares, shared);
   const float rstd = 1.0f / sqrtf(squares[0] / count + args.eps);
   row.each([&](int, int64_t column, int64_t left, auto& pack) {
-    float scale[kPack<T>], y[kPack<T>];
+    float weight[kPack<T>], bias[kPack<T>];
+    load_parameters(args.weight, 1.0f, column, left, aligned.parameters, weight);
+    load_parameters(args.bias, 0.0f, column, left, aligned.parameters, bias);
+    float y[kPack<T>];
 #pragma unroll
-    for (int i = 0; i < kPack<T>; ++i) y[i] = (pack[0][i] - mean) * rstd;
-    if (args.weight) {
-      load_floats(args.weight.f32() + column, left, aligned.parameters, scale);
-#pragma unroll
-      for (int i = 0; i < kPack<T>; ++i) y[i] *= scale[i];
-    }
-    if (args.bias) {
-      load_floats(args.bias.f32() + column, left, aligned.parameters, scale);
-#pragma unroll
-      for (int i = 0; i < kPack<T>; ++i) y[i] += scale[i];
-    }
+    for (int i = 0; i < kPack<T>; ++i) y[i] = fmaf((pack[0][i] - mean) * rstd, weight[i], bias[i]);
     store_up_to(args.y.as<T>() + n * width + column, y, left, aligned.rows);
   });
   if (threadIdx.x != 0) return;
@@ -151,17 +163,19 @@ __global__ void __launch_bounds__(kForwardThreads)
   if (args.rstd) args.rstd.f32()[n] = rstd;
 }
 
-// Up to 8 packs a lane, a warp has a row and there are no barriers; weights come from L1.
+// Rows that a warp can hold are a warp's each, without barriers, where there are enough of them,
+// and a block's where not: a token alone must not wait for one warp. Which it is changes no bit,
+// nor may how the compiler fuses operations: hence fmaf.
 void forward(const Context& context, const NormForwardArgs& args) {
   with_type(args.x.dtype, [&](auto type) {
     using T = decltype(type);
-    constexpr int kMost = 8, kRowsOfWarps = 4;
+    constexpr int kMost = 8, kRowsOfWarps = 4, kManyRows = 1024;
     const int64_t rows = args.x.rows(), width = args.x.cols(), all = blocks_of(width, kPack<T>);
     const Aligned aligned = {
         .rows = packs<T>(args.x.data, width) && packs<T>(args.y.data, width),
         .parameters = packs<float>(args.weight.data, width) && packs<float>(args.bias.data, width)};
-    const int64_t wanted =
-        all <= kMost * kForwardThreads ? std::min<int64_t>(blocks_of(all, kWarp), kMost) : all;
+    const bool one_warp = all <= kMost * kWarp && rows >= kManyRows;
+    const int64_t wanted = blocks_of(all, one_warp ? kWarp : kForwardThreads);
     with_packs<1, 2, 4, kMost>(wanted, [&](auto count) {
       const unsigned across = threads_of_row(all, count.value, kForwardThreads);
       const unsigned down = across == kWarp ? kRowsOfWarps : 1;
@@ -180,14 +194,11 @@ template <class T, int kPacks>
 __global__ void __launch_bounds__(kBackwardThreads)
     backward_kernel(NormBackwardArgs args, int64_t rows, int64_t width, Aligned aligned) {
   constexpr int kHeld = kPacks > 0 ? kPacks : 1, kCount = kPack<T>;
-  __shared__ float shared[2][kWarp];
+  __shared__ float shared[2][kBackwardThreads / kWarp][kWarp];
   float weight[kHeld][kCount], dweight[kHeld][kCount] = {}, dbias[kHeld][kCount] = {};
   float* const partial = args.partial.f32() + static_cast<int64_t>(blockIdx.x) * 2 * width;
   const auto load_weight = [&](int64_t column, float(&w)[kCount]) {
-    if (args.weight)
-      return load_floats(args.weight.f32() + column, width - column, aligned.parameters, w);
-#pragma unroll
-    for (float& each : w) each = 1.0f;
+    load_parameters(args.weight, 1.0f, column, width - column, aligned.parameters, w);
   };
   const auto store_sums = [&](int64_t column, const float(&dw)[kCount], const float(&db)[kCount]) {
     if (args.dweight) store_floats(partial + column, dw, width - column, aligned.parameters);

@@ -3,8 +3,8 @@
 // A warp takes two panels, a row of the tensor core's matrix being an output and a column a row of
 // x: 16 bytes of a line are the words of four outputs, two for each of two matrices. Which words
 // meet is free as long as both sides agree: lane t of four takes words 2t and 2t + 1 of eight, of
-// the panel and of x. The warps of a block share out the words along K, and their sums are added up
-// in order, so that a row's result depends on K alone, not on the rows beside it.
+// the panel and of x. Sums are cut along K into kShares, which are added up in order: a row's
+// result depends on K alone, whichever kernel it is from.
 #include "cuda/launch.h"
 #include "cuda/reduce.h"
 #include "ops/epilogue_cuda.h"
@@ -14,9 +14,11 @@ namespace llmcore::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kTileRows = 8;                              // of x, in a tensor core's matrix
-constexpr int kOutputs = 2 * static_cast<int>(kPanelOutputs);  // of a block
-constexpr int kPairWords = 8;                             // of an output, in a product of tensor cores
+constexpr int kShares = 8;
+constexpr int kPanel = static_cast<int>(kPanelOutputs);
+constexpr int kTileRows = 8, kPairOutputs = 2 * kPanel;  // of x, of two panels: a warp's tile
+constexpr int kPairWords = 8;    // of an output, in a product of tensor cores
+constexpr int kStageWords = 32;  // of a row of x: what rows are padded to
 
 struct PackedArgs {
   const uint32_t* weights;
@@ -30,65 +32,63 @@ struct PackedArgs {
 template <class T>
 using Sums = T[2][4];
 
-__device__ __forceinline__ uint4 load_line(const uint4* line, bool valid) {
-  return valid ? __ldg(line) : make_uint4(0, 0, 0, 0);
-}
-__device__ __forceinline__ void load_pair(const uint32_t* words, uint32_t (&pair)[2]) {
-  const uint2 both = __ldg(reinterpret_cast<const uint2*>(words));
-  pair[0] = both.x;
-  pair[1] = both.y;
+// line(l) of a panel is l * kLine on; `panel` is at a lane's four outputs.
+constexpr int kLine = kPanel / 4;
+__device__ __forceinline__ uint4 load_line(const uint4* panel, int64_t line, bool valid) {
+  return valid ? __ldg(panel + line * kLine) : make_uint4(0, 0, 0, 0);
 }
 
-// line(l) of a panel is 4 uint4 on; `panel` is at a lane's four outputs.
-constexpr int kLine = static_cast<int>(kPanelOutputs) / 4;
+// A format's load() gives a lane's words of a step, zeros beyond the last; multiply() adds their
+// products with what x(tile, word, pair) gives, two words from `word` of the step on.
+template <class Format>
+struct Words {
+  uint4 first, second;
 
-// bfloat16 and int8: a step is eight words of each output.
-template <class Format, int kTiles>
-__device__ __forceinline__ void multiply_words(const uint4* panel, int64_t step, int64_t lines,
-                                               const uint32_t* const (&x)[kTiles], int t,
-                                               Sums<typename Format::Sum> (&sums)[kTiles]) {
-  const int64_t word = step * kPairWords + 2 * t;
-  const uint4 first = load_line(panel + word * kLine, word < lines);
-  const uint4 second = load_line(panel + (word + 1) * kLine, word + 1 < lines);
-  constexpr uint32_t kFlip = Format::kFlip;
-  const uint32_t a[2][4] = {
-      {first.x ^ kFlip, first.y ^ kFlip, second.x ^ kFlip, second.y ^ kFlip},
-      {first.z ^ kFlip, first.w ^ kFlip, second.z ^ kFlip, second.w ^ kFlip}};
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    uint32_t b[2];
-    load_pair(x[tile] + word, b);
-    Format::multiply(sums[tile][0], a[0], b);
-    Format::multiply(sums[tile][1], a[1], b);
+  __device__ __forceinline__ void load(const uint4* panel, int64_t step, int64_t depth, int t) {
+    const int64_t lines = (depth + Format::kWeights - 1) / Format::kWeights;
+    const int64_t line = step * kPairWords + 2 * t;
+    first = load_line(panel, line, line < lines);
+    second = load_line(panel, line + 1, line + 1 < lines);
   }
-}
+  template <int kTiles, class X>
+  __device__ __forceinline__ void multiply(int t, const X& x,
+                                           Sums<typename Format::Sum> (&sums)[kTiles]) const {
+    constexpr uint32_t kFlip = Format::kFlip;
+    const uint32_t a[2][4] = {
+        {first.x ^ kFlip, first.y ^ kFlip, second.x ^ kFlip, second.y ^ kFlip},
+        {first.z ^ kFlip, first.w ^ kFlip, second.z ^ kFlip, second.w ^ kFlip}};
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      uint32_t b[2];
+      x(tile, 2 * t, b);
+      Format::multiply(sums[tile][0], a[0], b);
+      Format::multiply(sums[tile][1], a[1], b);
+    }
+  }
+};
 
 struct BFloat16Panels {
   using Sum = float;
+  using Words = cuda::Words<BFloat16Panels>;
   static constexpr DType kFormat = DType::kPackedBFloat16;
-  static constexpr int kStepWords = kPairWords, kWeights = 2;  // of a step; in a word of x
+  static constexpr int kStepWords = kPairWords, kWeights = 2;  // of a step; in a word
   static constexpr uint32_t kFlip = 0;
 
   static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
                                                   const uint32_t (&b)[2]) {
     mma_bfloat16(d, a, b);
   }
-  template <int kTiles>
-  static __device__ __forceinline__ void step(const uint4* panel, int64_t step, int64_t depth,
-                                              const uint32_t* const (&x)[kTiles], int t,
-                                              Sums<float> (&sums)[kTiles]) {
-    multiply_words<BFloat16Panels>(panel, step, (depth + 1) / 2, x, t, sums);
-  }
   static __device__ __forceinline__ float value(float sum, const uint32_t*, int64_t, const float*) {
     return sum;
   }
   static __device__ __forceinline__ float weight(const uint32_t* lane, int64_t, int64_t k) {
-    return __uint_as_float(lane[k / 2 * kPanelOutputs] >> (k % 2 * 16) << 16);
+    return __uint_as_float(lane[k / 2 * kPanel] >> (k % 2 * 16) << 16);
   }
 };
 
 struct Int8Panels {
   using Sum = int;
+  using Words = cuda::Words<Int8Panels>;
   static constexpr DType kFormat = DType::kPackedInt8;
   static constexpr int kStepWords = kPairWords, kWeights = 4;
   static constexpr uint32_t kFlip = 0x80808080u;  // from q + 128 to q
@@ -97,86 +97,80 @@ struct Int8Panels {
                                                   const uint32_t (&b)[2]) {
     mma_int8(d, a, b);
   }
-  template <int kTiles>
-  static __device__ __forceinline__ void step(const uint4* panel, int64_t step, int64_t depth,
-                                              const uint32_t* const (&x)[kTiles], int t,
-                                              Sums<int> (&sums)[kTiles]) {
-    multiply_words<Int8Panels>(panel, step, (depth + 3) / 4, x, t, sums);
-  }
   static __device__ __forceinline__ float scale(const uint32_t* lane, int64_t depth) {
-    return __uint_as_float(lane[(depth + 3) / 4 * kPanelOutputs]);
+    return __uint_as_float(lane[(depth + 3) / 4 * kPanel]);
   }
   static __device__ __forceinline__ float value(int sum, const uint32_t* lane, int64_t depth,
                                                 const float* x_scale) {
     return static_cast<float>(sum) * scale(lane, depth) * *x_scale;
   }
   static __device__ __forceinline__ float weight(const uint32_t* lane, int64_t depth, int64_t k) {
-    const uint32_t code = lane[k / 4 * kPanelOutputs] >> (k % 4 * 8) & 255u;
+    const uint32_t code = lane[k / 4 * kPanel] >> (k % 4 * 8) & 255u;
     return (static_cast<float>(code) - 128.0f) * scale(lane, depth);
   }
 };
 
-// A step is two groups. The integers of a group are summed as 16 q, what half a byte is in the
-// upper half of one.
+// A step is two groups. Integers are multiplied as 16 q: half a byte in the upper half of one.
 struct Int4Panels {
   using Sum = float;
   static constexpr DType kFormat = DType::kPackedInt4;
   static constexpr int kStepWords = 2 * kPairWords, kWeights = 4;
-  static constexpr int kChunkLines = 9, kGroupLines = 4, kGroupWeights = 2 * kInt4Group;
+  static constexpr int kGroupLines = 4, kStepLines = 2 * kGroupLines + 1;
+  static constexpr int64_t kStepWeights = 2 * kInt4Group;
 
-  static __device__ __forceinline__ uint32_t low(uint32_t bytes) {
-    return (bytes << 4 & 0xf0f0f0f0u) ^ 0x80808080u;
-  }
-  static __device__ __forceinline__ uint32_t high(uint32_t bytes) {
-    return (bytes & 0xf0f0f0f0u) ^ 0x80808080u;
-  }
   static __device__ __forceinline__ float scale(uint32_t both, int group) {
     return __uint_as_float(group == 0 ? both << 16 : both & 0xffff0000u);
   }
 
-  template <int kTiles>
-  static __device__ __forceinline__ void step(const uint4* panel, int64_t step, int64_t,
-                                              const uint32_t* const (&x)[kTiles], int t,
-                                              Sums<float> (&sums)[kTiles]) {
-    const uint4* const chunk = panel + step * kChunkLines * kLine;
-    const uint4 scales = __ldg(chunk + 2 * kGroupLines * kLine);
-    uint4 bytes[2];
+  struct Words {
+    uint4 bytes[2], scales;
+
+    __device__ __forceinline__ void load(const uint4* panel, int64_t step, int64_t depth, int t) {
+      const bool valid = step * kStepWeights < depth;
+      const int64_t line = step * kStepLines;
+      bytes[0] = load_line(panel, line + t, valid);
+      bytes[1] = load_line(panel, line + kGroupLines + t, valid);
+      scales = load_line(panel, line + 2 * kGroupLines, valid);
+    }
+    template <int kTiles, class X>
+    __device__ __forceinline__ void multiply(int t, const X& x, Sums<float> (&sums)[kTiles]) const {
 #pragma unroll
-    for (int group = 0; group < 2; ++group)
-      bytes[group] = __ldg(chunk + (group * kGroupLines + t) * kLine);
+      for (int group = 0; group < 2; ++group) {
+        const auto low = [](uint32_t w) { return (w << 4 & 0xf0f0f0f0u) ^ 0x80808080u; };
+        const auto high = [](uint32_t w) { return (w & 0xf0f0f0f0u) ^ 0x80808080u; };
+        const uint4 w = bytes[group];
+        const uint32_t a[2][4] = {{low(w.x), low(w.y), high(w.x), high(w.y)},
+                                  {low(w.z), low(w.w), high(w.z), high(w.w)}};
+        const float scale_of[2][2] = {{scale(scales.x, group), scale(scales.y, group)},
+                                      {scale(scales.z, group), scale(scales.w, group)}};
 #pragma unroll
-    for (int group = 0; group < 2; ++group) {
-      const uint4 w = bytes[group];
-      const uint32_t a[2][4] = {{low(w.x), low(w.y), high(w.x), high(w.y)},
-                                {low(w.z), low(w.w), high(w.z), high(w.w)}};
-      const float scale_of[2][2] = {{scale(scales.x, group), scale(scales.y, group)},
-                                    {scale(scales.z, group), scale(scales.w, group)}};
+        for (int tile = 0; tile < kTiles; ++tile) {
+          uint32_t b[2];
+          x(tile, group * kPairWords + 2 * t, b);
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        uint32_t b[2];
-        load_pair(x[tile] + step * kStepWords + group * kPairWords + 2 * t, b);
+          for (int half = 0; half < 2; ++half) {
+            int whole[4] = {};
+            mma_int8(whole, a[half], b);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int whole[4] = {};
-          mma_int8(whole, a[half], b);
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            sums[tile][half][i] = fmaf(static_cast<float>(whole[i]) * 0.0625f,
-                                       scale_of[half][i / 2], sums[tile][half][i]);
+            for (int i = 0; i < 4; ++i)
+              sums[tile][half][i] = fmaf(static_cast<float>(whole[i]) * 0.0625f,
+                                         scale_of[half][i / 2], sums[tile][half][i]);
+          }
         }
       }
     }
-  }
+  };
+
   static __device__ __forceinline__ float value(float sum, const uint32_t*, int64_t,
                                                 const float* x_scale) {
     return sum * *x_scale;
   }
   static __device__ __forceinline__ float weight(const uint32_t* lane, int64_t, int64_t k) {
-    const uint32_t* const chunk = lane + k / kGroupWeights * kChunkLines * kPanelOutputs;
-    const int64_t i = k % kGroupWeights;
-    const uint32_t code = chunk[i / 8 * kPanelOutputs] >> (i % 4 * 8 + i / 4 % 2 * 4) & 15u;
+    const uint32_t* const step = lane + k / kStepWeights * kStepLines * kPanel;
+    const int64_t i = k % kStepWeights;
+    const uint32_t code = step[i / 8 * kPanel] >> (i % 4 * 8 + i / 4 % 2 * 4) & 15u;
     return (static_cast<float>(code) - 8.0f) *
-           scale(chunk[2 * kGroupLines * kPanelOutputs], static_cast<int>(i / kInt4Group));
+           scale(step[2 * kGroupLines * kPanel], static_cast<int>(i / kInt4Group));
   }
 };
 
@@ -189,59 +183,183 @@ void with_format(DType format, Visit visit) {
 
 // ---- The product
 
+// Panel number `panel`, or the last: what is beyond is computed and dropped.
+__device__ __forceinline__ const uint32_t* panel_at(const PackedArgs& args, int64_t panel) {
+  const int64_t last = packed_panels(args.outputs) - 1;
+  return args.weights + (panel < last ? panel : last) * args.panel_words;
+}
+// A lane's place in the pair of panels.
+__device__ __forceinline__ const uint4* lane_panel(const PackedArgs& args, int64_t pair, int g) {
+  return reinterpret_cast<const uint4*>(panel_at(args, 2 * pair + g / 4)) + g % 4;
+}
+
+// A tile's sums into [row][output].
+template <class Sum, int kWidth>
+__device__ __forceinline__ void spread(const Sums<Sum>& sums, int lane, int first_output,
+                                       Sum (&to)[kTileRows][kWidth]) {
+  const int g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      to[2 * t + i % 2][first_output + 4 * g + 2 * half + i / 2] = sums[half][i];
+}
+
+template <class Format, class T>
+__device__ __forceinline__ void finish_sum(const PackedArgs& args, typename Format::Sum sum,
+                                           int64_t row, int64_t output) {
+  if (row >= args.rows || output >= args.outputs) return;
+  const uint32_t* const lane = panel_at(args, output / kPanel) + output % kPanel;
+  float y[1] = {Format::value(sum, lane, args.depth, args.x_scales + row)};
+  finish<T>(args.to, row * args.outputs + output, output, y);
+}
+
+// Few rows: a block takes two panels, each warp a share of K.
 template <class Format, class T, int kTiles>
-__global__ void __launch_bounds__(kThreads) multiply_panels(PackedArgs args) {
+__global__ void __launch_bounds__(kThreads) multiply_few(PackedArgs args) {
   using Sum = typename Format::Sum;
-  __shared__ Sum parts[kWarps][kTileRows][kOutputs];
+  static_assert(kShares == kWarps && kThreads == kTileRows * kPairOutputs);
+  __shared__ Sum parts[kShares][kTileRows][kPairOutputs];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int g = lane / 4, t = lane % 4;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTiles * kTileRows;
-  const int64_t last_panel = packed_panels(args.outputs) - 1;
-  const auto panel_at = [&](int second) {
-    const int64_t panel = 2 * static_cast<int64_t>(blockIdx.x) + second;
-    return args.weights + (panel < last_panel ? panel : last_panel) * args.panel_words;
-  };
-  const uint4* const panel = reinterpret_cast<const uint4*>(panel_at(g / 4)) + g % 4;
-  const uint32_t* x[kTiles];
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTiles * kTileRows;
+  const uint4* const panel = lane_panel(args, blockIdx.y, g);
+  const uint32_t* rows[kTiles];
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
     const int64_t row = first_row + tile * kTileRows + g;
-    x[tile] = args.x + (row < args.rows ? row : args.rows - 1) * args.x_words;
+    rows[tile] = args.x + (row < args.rows ? row : args.rows - 1) * args.x_words;
   }
 
   Sums<Sum> sums[kTiles] = {};
-  const int64_t share = blocks_of(args.steps, kWarps), begin = warp * share;
+  const int64_t share = blocks_of(args.steps, kShares), begin = warp * share;
   const int64_t end = begin + share < args.steps ? begin + share : args.steps;
-  [[maybe_unused]] constexpr int kUnroll = kTiles == 1 ? 4 : kTiles == 2 ? 2 : 1;  // loads in flight
+  [[maybe_unused]] constexpr int kUnroll = kTiles == 1 ? 4 : kTiles == 2 ? 2 : 1;
 #pragma unroll kUnroll
-  for (int64_t step = begin; step < end; ++step)
-    Format::step(panel, step, args.depth, x, t, sums);
+  for (int64_t step = begin; step < end; ++step) {
+    typename Format::Words words;
+    words.load(panel, step, args.depth, t);
+    words.multiply(
+        t,
+        [&](int tile, int word, uint32_t(&pair)[2]) {
+          const uint2 both =
+              __ldg(reinterpret_cast<const uint2*>(rows[tile] + step * Format::kStepWords + word));
+          pair[0] = both.x;
+          pair[1] = both.y;
+        },
+        sums);
+  }
 
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
     if (tile > 0) __syncthreads();
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        parts[warp][2 * t + i % 2][4 * g + 2 * half + i / 2] = sums[tile][half][i];
+    spread(sums[tile], lane, 0, parts[warp]);
     __syncthreads();
-    const int i = static_cast<int>(threadIdx.x) / kOutputs;
-    const int o = static_cast<int>(threadIdx.x) % kOutputs;
+    const int i = static_cast<int>(threadIdx.x) / kPairOutputs;
+    const int o = static_cast<int>(threadIdx.x) % kPairOutputs;
     Sum total = parts[0][i][o];
 #pragma unroll
-    for (int w = 1; w < kWarps; ++w) total += parts[w][i][o];
-    const int64_t row = first_row + tile * kTileRows + i;
-    const int64_t output = static_cast<int64_t>(blockIdx.x) * kOutputs + o;
-    if (row < args.rows && output < args.outputs) {
-      const uint32_t* const of = panel_at(o / static_cast<int>(kPanelOutputs)) + o % kPanelOutputs;
-      float y[1] = {Format::value(total, of, args.depth, args.x_scales + row)};
-      finish<T>(args.to, row * args.outputs + output, output, y);
-    }
+    for (int part = 1; part < kShares; ++part) total += parts[part][i][o];
+    finish_sum<Format, T>(args, total, first_row + tile * kTileRows + i,
+                          static_cast<int64_t>(blockIdx.y) * kPairOutputs + o);
   }
 }
-static_assert(kThreads == kTileRows * kOutputs);
+
+// Many rows: each warp of a block takes two panels, all of them the same rows of x, which pass
+// through shared memory; words are loaded a stage ahead.
+constexpr int kManyTiles = 8, kManyRows = kManyTiles * kTileRows, kStages = 3;
+constexpr int kManyOutputs = kWarps * kPairOutputs;
+constexpr int kRowWords = kStageWords + 8;  // no two of half a warp's pairs of words in one bank
+
+template <class Format, class T>
+__global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
+  using Sum = typename Format::Sum;
+  constexpr int kSteps = kStageWords / Format::kStepWords;  // of a stage
+  constexpr bool kExact = std::is_same_v<Sum, int>;
+  __shared__ __align__(16) uint32_t staged[kStages][kManyRows][kRowWords];
+  __shared__ Sum finished[kTileRows][kManyOutputs];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % kWarp, warp = thread / kWarp;
+  const int g = lane / 4, t = lane % 4;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kManyRows;
+  const uint4* const panel = lane_panel(args, static_cast<int64_t>(blockIdx.y) * kWarps + warp, g);
+
+  const int64_t stages = blocks_of(args.steps, kSteps);
+  const auto stage = [&](int64_t index) {
+    if (index < stages)
+      for (int i = thread; i < kManyRows * kStageWords / 4; i += kThreads) {
+        const int row = i / (kStageWords / 4), word = i % (kStageWords / 4) * 4;
+        const bool valid = first_row + row < args.rows;
+        cp_async16(
+            &staged[index % kStages][row][word],
+            args.x + (valid ? first_row + row : 0) * args.x_words + index * kStageWords + word,
+            valid);
+      }
+    cp_async_commit();
+  };
+  typename Format::Words words[kSteps];
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) words[s].load(panel, s, args.depth, t);
+  // Sums of shares that are done. Integers are exact in any order.
+  Sums<Sum> sums[kManyTiles] = {};
+  Sum* const done = dynamic_shared<Sum>() + thread;
+  const int64_t share = blocks_of(args.steps, kShares);
+  int64_t boundary = share;
+  const auto add_done = [&](bool last) {
+#pragma unroll
+    for (int tile = 0; tile < kManyTiles; ++tile)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        Sum& sum = sums[tile][i / 4][i % 4];
+        Sum& total = done[(tile * 8 + i) * kThreads];
+        if (boundary > share) sum += total;
+        if (last) continue;
+        total = sum;
+        sum = Sum{};
+      }
+  };
+
+  static_assert(kStages == 3);
+  stage(0);
+  stage(1);
+  for (int64_t index = 0; index < stages; ++index) {
+    cp_async_wait<1>();
+    __syncthreads();
+    stage(index + 2);
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int64_t step = index * kSteps + s;
+      if (!kExact && step == boundary) {
+        add_done(false);
+        boundary += share;
+      }
+      words[s].multiply(
+          t,
+          [&](int tile, int word, uint32_t(&pair)[2]) {
+            const uint2 both = *reinterpret_cast<const uint2*>(
+                &staged[index % kStages][tile * kTileRows + g][s * Format::kStepWords + word]);
+            pair[0] = both.x;
+            pair[1] = both.y;
+          },
+          sums);
+      words[s].load(panel, step + kSteps, args.depth, t);
+    }
+  }
+  if (!kExact) add_done(true);
+
+#pragma unroll
+  for (int tile = 0; tile < kManyTiles; ++tile) {
+    if (tile > 0) __syncthreads();
+    spread(sums[tile], lane, warp * kPairOutputs, finished);
+    __syncthreads();
+    static_assert(kThreads == kManyOutputs);
+#pragma unroll 1
+    for (int i = 0; i < kTileRows; ++i)
+      finish_sum<Format, T>(args, finished[i][thread], first_row + tile * kTileRows + i,
+                            static_cast<int64_t>(blockIdx.y) * kManyOutputs + thread);
+  }
+}
 
 // ---- The rounding of x
 
@@ -252,8 +370,8 @@ __global__ void round_to_bfloat16(const X* x, uint32_t* words, int64_t count, in
   if (i >= count) return;
   const int64_t k = i % row_words * 2;
   const X* const from = x + i / row_words * depth + k;
-  words[i] = pack_bfloat16(k < depth ? as_float(from[0]) : 0.0f,
-                           k + 1 < depth ? as_float(from[1]) : 0.0f);
+  words[i] =
+      pack_bfloat16(k < depth ? as_float(from[0]) : 0.0f, k + 1 < depth ? as_float(from[1]) : 0.0f);
 }
 
 // To the nearest integers from -127 to 127, a block a row. A scale is NaN where the row has an
@@ -268,12 +386,12 @@ __global__ void __launch_bounds__(kThreads)
     const uint32_t magnitude = __float_as_uint(as_float(row[k])) & 0x7fffffffu;
     largest = largest > magnitude ? largest : magnitude;
   }
-  largest = block_reduce(largest, shared, 0u,
-                         [](uint32_t a, uint32_t b) { return a > b ? a : b; });
+  largest = block_reduce(largest, shared, 0u, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
   const float most = __uint_as_float(largest);
   const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
   if (threadIdx.x == 0) scales[blockIdx.x] = most / 127.0f + (most - most);
-  constexpr float kRounder = 0x1.8p23f;  // added to this, a small integer is what the lowest bits hold
+  constexpr float kRounder =
+      0x1.8p23f;  // added to this, a small integer is what the lowest bits hold
   for (int64_t w = threadIdx.x; w < row_words; w += kThreads) {
     uint32_t word = 0;
 #pragma unroll
@@ -285,15 +403,42 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Rows of x with all stages of words, and so with all steps.
 template <class Format>
-int64_t steps_of(int64_t depth) {
-  return blocks_of(depth, Format::kStepWords * Format::kWeights);
+int64_t padded_words(int64_t depth) {
+  return blocks_of(depth, kStageWords * Format::kWeights) * kStageWords;
+}
+
+template <class Format, class T>
+void start(const Context& context, const PackedArgs& args) {
+  // Fewer blocks than this leave most of a GPU idle.
+  constexpr int64_t kEnoughBlocks = 64;
+  const auto grid = [&](int64_t rows, int64_t outputs) {
+    return dim3(static_cast<unsigned>(blocks_of(args.rows, rows)),
+                static_cast<unsigned>(blocks_of(args.outputs, outputs)));
+  };
+  const auto few = [&](auto tiles) {
+    constexpr int kTiles = decltype(tiles)::value;
+    launch(context, multiply_few<Format, T, kTiles>, grid(kTiles * kTileRows, kPairOutputs),
+           dim3(kThreads), 0, args);
+  };
+  const dim3 many = grid(kManyRows, kManyOutputs);
+  if (args.rows <= kTileRows)
+    few(std::integral_constant<int, 1>{});
+  else if (args.rows <= 2 * kTileRows)
+    few(std::integral_constant<int, 2>{});
+  else if (args.rows <= 4 * kTileRows || int64_t{many.x} * many.y < kEnoughBlocks)
+    few(std::integral_constant<int, 4>{});
+  else
+    launch(context, multiply_many<Format, T>, many, dim3(kThreads),
+           std::is_same_v<typename Format::Sum, int> ? 0 : kManyRows * kManyOutputs * sizeof(float),
+           args);
 }
 
 template <class Format>
 void multiply(const Context& context, const MatmulArgs& args) {
-  const int64_t rows = args.a.dim(0), depth = args.a.dim(1), outputs = args.c.dim(1);
-  const int64_t steps = steps_of<Format>(depth), x_words = steps * Format::kStepWords;
+  const int64_t rows = args.a.dim(0), depth = args.a.dim(1);
+  const int64_t x_words = padded_words<Format>(depth);
   auto* const words = args.scratch.as<uint32_t>();
   auto* const scales = reinterpret_cast<float*>(words + rows * x_words);
   with_type(args.a.dtype, [&](auto tag) {
@@ -309,36 +454,19 @@ void multiply(const Context& context, const MatmulArgs& args) {
                         .x = words,
                         .x_scales = scales,
                         .rows = rows,
-                        .outputs = outputs,
+                        .outputs = args.c.dim(1),
                         .depth = depth,
                         .panel_words = panel_bytes(Format::kFormat, depth) / 4,
                         .x_words = x_words,
-                        .steps = steps,
+                        .steps = blocks_of(depth, Format::kStepWords * Format::kWeights),
                         .to = Epilogue(args)};
-  with_type(args.c.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    const auto start = [&](auto tiles) {
-      constexpr int kTiles = decltype(tiles)::value;
-      const dim3 grid(static_cast<unsigned>(blocks_of(outputs, kOutputs)),
-                      static_cast<unsigned>(blocks_of(rows, kTiles * kTileRows)));
-      launch(context, multiply_panels<Format, T, kTiles>, grid, dim3(kThreads), 0, call);
-    };
-    if (rows <= kTileRows)
-      start(std::integral_constant<int, 1>{});
-    else if (rows <= 2 * kTileRows)
-      start(std::integral_constant<int, 2>{});
-    else if (rows <= 4 * kTileRows)
-      start(std::integral_constant<int, 4>{});
-    else
-      start(std::integral_constant<int, 8>{});
-  });
+  with_type(args.c.dtype, [&](auto tag) { start<Format, decltype(tag)>(context, call); });
 }
 
 int64_t scratch_bytes(const MatmulArgs& args) {
   int64_t words = 0;
-  with_format(args.b.dtype, [&]<class Format>(Format) {
-    words = steps_of<Format>(args.a.dim(1)) * Format::kStepWords;
-  });
+  with_format(args.b.dtype,
+              [&]<class Format>(Format) { words = padded_words<Format>(args.a.dim(1)); });
   return args.a.dim(0) * (words + 1) * 4;
 }
 
@@ -352,8 +480,7 @@ template <class Format>
 __global__ void unpack(const uint32_t* weights, const int32_t* rows, float* out, int64_t depth,
                        int64_t panel_words) {
   const int64_t row = rows[blockIdx.x];
-  const uint32_t* const lane =
-      weights + row / kPanelOutputs * panel_words + row % kPanelOutputs;
+  const uint32_t* const lane = weights + row / kPanel * panel_words + row % kPanel;
   for (int64_t k = threadIdx.x; k < depth; k += blockDim.x)
     out[blockIdx.x * depth + k] = Format::weight(lane, depth, k);
 }

@@ -127,9 +127,9 @@ void find_best_few(const Products& products, Plan& plan, int64_t alignment) {
        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
     set(side, static_cast<uint32_t>(alignment));
-  const cublasStatus_t status = cublas().MatmulAlgoGetHeuristic(
-      products.handle, plan.description, plan.b, plan.a, plan.c, plan.c, preference, kBestFew,
-      plan.best, &plan.count);
+  const cublasStatus_t status =
+      cublas().MatmulAlgoGetHeuristic(products.handle, plan.description, plan.b, plan.a, plan.c,
+                                      plan.c, preference, kBestFew, plan.best, &plan.count);
   check(cublas().MatmulPreferenceDestroy(preference), "cublasLtMatmulPreferenceDestroy");
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) check(status, "cublasLtMatmulAlgoGetHeuristic");
   while (plan.count > 0 && plan.best[plan.count - 1].state != CUBLAS_STATUS_SUCCESS) --plan.count;
@@ -185,7 +185,7 @@ class RandomData {
 
 // Which of the best few takes the least time.
 int fastest(const Context& context, const Products& products, const Plan& plan,
-               const ProductKind& kind) {
+            const ProductKind& kind) {
   const RandomData random(context, kind);
   set_pointers(plan, kind, random.data);
   cudaEvent_t start = nullptr, end = nullptr;

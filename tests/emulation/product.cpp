@@ -1,4 +1,5 @@
-// Products in float, or in int32 of int8: each sum runs over k from first to last.
+// Products in float, or in int32 of int8: each sum is one of chains, which run over k from first to
+// last.
 #include "product.h"
 
 #include <algorithm>
@@ -15,6 +16,7 @@ using llmcore::BFloat16;
 
 // The tile of sums that stays in registers.
 constexpr int64_t kRows = 4, kCols = 8;
+constexpr int64_t kChain = 256;  // a single one errs too much where k is large
 
 template <class T>
 T load(const void* data, int32_t type, int64_t i) {
@@ -138,8 +140,13 @@ void multiply_batch(const Product& product, int64_t batch, T alpha, T beta) {
   std::vector<double> bias_gradient(m);
   for (int64_t col = 0; col < n; col += kCols)
     for (int64_t row = 0; row < m; row += kRows) {
-      T sums[kRows * kCols];
-      multiply_tile(a.data() + row * k, b.data() + col * k, k, sums);
+      T sums[kRows * kCols] = {};
+      for (int64_t first = 0; first < k; first += kChain) {
+        T chain[kRows * kCols];
+        multiply_tile(a.data() + row * k + first * kRows, b.data() + col * k + first * kCols,
+                      std::min(k - first, kChain), chain);
+        for (int64_t i = 0; i < kRows * kCols; ++i) sums[i] += chain[i];
+      }
       for (int64_t j = col; j < std::min(n, col + kCols); ++j)
         for (int64_t i = row; i < std::min(m, row + kRows); ++i) {
           T value = alpha * sums[(i - row) * kCols + j - col];

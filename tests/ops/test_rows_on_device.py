@@ -78,6 +78,19 @@ def test_norm(rng, shape, rms, in_place, dtype):
     assert_same(dtype, compute)
 
 
+@pytest.mark.parametrize("width", [24, 100, 768, 1600])
+def test_a_row_does_not_depend_on_how_many_there_are(rng, width):
+    place = Place("cuda", "bfloat16")
+    x, weight = normal(rng, 1100, width), place.parameter(normal(rng, width))
+
+    def normed(rows):
+        y = place.activation(rows)
+        _core.norm_forward(rms=False, eps=1e-5, x=place.activation(rows), weight=weight, y=y)
+        return y.numpy()
+
+    assert np.array_equal(normed(x)[5:7], normed(x[5:7]))
+
+
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("shape", SHAPES[:8], ids=str)
 @pytest.mark.parametrize("in_place", [False, True])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import llmcore
-from chi_square import assert_likely
 from llmcore import DeviceError, ShapeError, _core
 from reference import sampling as reference
 
@@ -44,7 +43,8 @@ def log_softmax(logits):
 
 def weights_of(row, temperature=1.0, **values):
     """The probabilities of what may be sampled, unnormalised."""
-    z = (row.astype(np.float32) / np.float32(temperature)).astype(np.float64)
+    with np.errstate(over="ignore"):
+        z = (row.astype(np.float32) / np.float32(temperature)).astype(np.float64)
     values["top_p"] = max(values.get("top_p", 1.0), 1e-300)
     return np.where(reference.kept(z, **values), np.exp(z - z.max()), 0)
 
@@ -58,7 +58,8 @@ def rows_of_all_kinds(rng, classes):
     logits[5, rng.random(classes) < 0.5] = -np.inf
     logits[5, classes // 2] = 1
     logits[7, rng.random(classes) < 0.3] = np.finfo(np.float32).min
-    return logits.astype(np.float32)
+    most = 8 if classes < 10000 else 3  # for the emulation's sake
+    return logits[rng.permutation(8)[:most]].astype(np.float32)
 
 
 # ---------------------------------------------------------------------------- the best tokens
@@ -132,8 +133,7 @@ RESTRICTIONS = [
 def test_samples_are_where_the_distribution_says(rng, classes, values):
     """The id that `uniform` falls to, unless it is within rounding of a border."""
     logits = rows_of_all_kinds(rng, classes)
-    kinds, draws = len(logits), 2
-    rows = np.tile(rng.permutation(kinds), draws)
+    rows = rng.permutation(len(logits))
     uniforms = rng.random(rows.size)
     ids, log_probabilities, failures = sample(logits, uniforms, rows, **values)
     assert not failures.any()
@@ -172,18 +172,14 @@ def test_ties_of_top_k_all_stay():
     "values", [{}, {"top_k": 6}, {"top_p": 0.8}, {"temperature": 2.0}], ids=str
 )
 def test_frequencies_are_the_probabilities(rng, values):
+    """Of evenly spaced numbers an id gets its share, to one."""
     logits = rng.standard_normal((1, 33)).astype(np.float32)
     weights = weights_of(logits[0], **values)
-    ids, _, _ = sample(logits, rng.random(3000), **values)
-    kept = weights > 0
+    draws = 150
+    ids, _, _ = sample(logits, (np.arange(draws) + 0.5) / draws, **values)
     counts = np.bincount(ids, minlength=33)
-    assert not counts[~kept].any()
-    probabilities = weights[kept] / weights.sum()
-    likely = probabilities * 3000 >= 5
-    shares = np.append(probabilities[likely], max(0.0, 1 - probabilities[likely].sum()))
-    drawn = np.append(counts[kept][likely], counts[kept][~likely].sum())
-    some = shares * 3000 >= 5
-    assert_likely(drawn[some], shares[some] / shares[some].sum())
+    assert not counts[weights == 0].any()
+    assert np.abs(counts - draws * weights / weights.sum()).max() < 1.001
 
 
 @needs_cuda

@@ -63,10 +63,12 @@ def test_exponential_is_within_two_ulp():
     assert ulps.max() <= 2.0, f"{ulps.max():.2f} ulp at {x[ulps.argmax()]}"
 
 
+@pytest.mark.cpu("its exponential, which flushes what is below the smallest normal number")
 def test_exponential_at_its_ends():
     x = np.array([0, -0.0, -np.inf, -3e38, -104, -90, 88.73, 89, 3e38, np.inf], np.float32)
     want = np.array([1, 1, 0, 0, 0, 0, np.inf, np.inf, np.inf, np.inf], np.float32)
-    assert np.array_equal(exp(x), want)
+    smallest = np.finfo(np.float32).tiny  # below it a device may give zero
+    np.testing.assert_allclose(exp(x), want, rtol=0, atol=smallest)
     assert np.isnan(exp(np.array([np.nan], np.float32)))[0]
     just_inside = np.array([88.7228], np.float32)
     assert np.isfinite(exp(just_inside))[0]

@@ -1,0 +1,290 @@
+// Attention's backward pass on tensor cores: what attention_backward_cuda.cu does, with operands of
+// bfloat16. A warp has sixteen keys, or sixteen rows; the weights and the gradients of scores are
+// sums in its registers and from there the left sides of the products that follow.
+#include "ops/attention_mma_cuda.h"
+
+namespace llmcore::cuda {
+namespace {
+
+// What backward knows of a row: its highest score and log of its sum in powers of 2, dout . out,
+// and what it sees.
+struct RowFacts {
+  float highest, log_sum, delta;
+  int begin, end;
+  int64_t index;  // of [B, H, T]
+};
+__device__ __forceinline__ RowFacts row_facts(const AttentionBackwardArgs& args,
+                                              const KvGroup& group, int64_t row) {
+  if (row >= args.queries * group.group) return {INFINITY, 0.0f, 0.0f, 0, 0, 0};
+  const int64_t index = row_index(args, group, row);
+  const KeyRange seen = visible_keys(args, group.b, group.query(row));
+  const float highest = args.softmax[2 * index];
+  // Where it saw nothing, all weights are exp(-inf).
+  return {highest == -INFINITY ? INFINITY : highest * kLog2E,
+          args.softmax[2 * index + 1] * kLog2E,
+          args.scratch.as<float>()[index],
+          static_cast<int>(seen.begin),
+          static_cast<int>(seen.end),
+          index};
+}
+
+// From the products q . k and dout . v of a row and a key to its weight and, returned, the gradient
+// of its score before the softcap. `factor` is dropout's.
+template <bool kExtras, class Bias>
+__device__ __forceinline__ float take_weight(const AttentionBackwardArgs& args,
+                                             const KvGroup& group, int64_t row,
+                                             const RowFacts& facts, int key, bool hidden,
+                                             float unit, float factor, float& weight, float dweight,
+                                             Bias bias) {
+  float x = weight, slope = 1.0f;
+  if (kExtras)
+    x = finish_score(args, group, row, {facts.begin, facts.end}, key, x * args.scale, slope);
+  else if (hidden)
+    x = -INFINITY;
+  const float p = exp2f(fmaf(x, unit, -facts.highest) - facts.log_sum);
+  weight = p * factor;
+  const float dscore = p * (dweight * factor - facts.delta);
+  bias(key, dscore);
+  return dscore * slope;
+}
+
+constexpr int kMmaKeys = 16 * kMmaWarps;
+
+// Rows that meet the keys of a block together: what registers have room for.
+template <int kWidth>
+inline constexpr int kMmaRows = kWidth <= 64 ? 64 : 32;
+
+// Grid: kv heads of all sequences, tiles of keys.
+template <int kWidth, bool kExtras>
+__global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwardArgs args) {
+  constexpr int kRows = kMmaRows<kWidth>, kStride = kMmaStride<kWidth>, kCount = kRows / 8;
+  BFloat16* k = dynamic_shared<BFloat16>();
+  BFloat16* v = k + kMmaKeys * kStride;
+  BFloat16* q = v + kMmaKeys * kStride;  // two of them
+  BFloat16* dout = q + 2 * kRows * kStride;
+  RowFacts* facts = reinterpret_cast<RowFacts*>(dout + 2 * kRows * kStride);
+  const Lane lane;
+  const KvGroup group = kv_group(args, blockIdx.x);
+  const int first = static_cast<int>(blockIdx.y) * kMmaKeys;
+  const int64_t rows = args.queries * group.group;
+  const float unit = kExtras ? kLog2E : args.scale * kLog2E;
+
+  const auto key_row = [&](const HeadView& view) {
+    return [&](int j) { return view.at<BFloat16>(group.b, first + j, group.kv_head); };
+  };
+  const int64_t count = keys_of(args, group.b) - first;
+  copy_rows_async<kWidth>(key_row(args.k), kMmaKeys, count, args.head_dim, k);
+  copy_rows_async<kWidth>(key_row(args.v), kMmaKeys, count, args.value_dim, v);
+
+  KeyRange seen{0, 0};
+  // The next rows, from `row` on, that see any of the keys.
+  const auto next = [&](int64_t row) {
+    for (; row < rows; row += kRows) {
+      seen = seen_by(args, group, row, min(row + kRows, rows));
+      if (seen.begin < first + kMmaKeys && seen.end > first) break;
+    }
+    return row;
+  };
+  const auto copy_rows = [&](int64_t row, int stage) {
+    const auto query_row = [&](const HeadView& view) {
+      return [&group, &view, row](int r) {
+        return view.at<BFloat16>(group.b, group.query(row + r), group.head(row + r));
+      };
+    };
+    copy_rows_async<kWidth>(query_row(args.q), kRows, rows - row, args.head_dim,
+                            q + stage * kRows * kStride);
+    copy_rows_async<kWidth>(query_row(args.dout), kRows, rows - row, args.value_dim,
+                            dout + stage * kRows * kStride);
+    cp_async_commit();
+    if (static_cast<int>(threadIdx.x) < kRows)
+      facts[stage * kRows + threadIdx.x] = row_facts(args, group, row + threadIdx.x);
+  };
+  float dk[kWidth / 8][4], dv[kWidth / 8][4];
+  clear(dk);
+  clear(dv);
+  int64_t row = next(0);
+  if (row < rows) copy_rows(row, 0);
+  for (int stage = 0; row < rows; stage ^= 1) {
+    const int64_t following = next(row + kRows);
+    if (following < rows) {
+      copy_rows(following, stage ^ 1);
+      cp_async_wait<1>();
+    } else {
+      cp_async_wait<0>();
+    }
+    __syncthreads();
+    // All rows see all keys, if the first sees them to the last, and the last to the first.
+    const RowFacts* of = facts + stage * kRows;
+    const bool whole = of[0].end >= first + kMmaKeys && of[kRows - 1].begin <= first &&
+                       of[kRows - 1].end > of[kRows - 1].begin;
+    float weight[kCount][4], dscore[kCount][4];
+    dots<kWidth>(k, 16 * lane.warp, q + stage * kRows * kStride, lane, weight);
+    dots<kWidth>(v, 16 * lane.warp, dout + stage * kRows * kStride, lane, dscore);
+    const int my_key = first + 16 * lane.warp + lane.g;
+    const bool drops = kExtras && args.dropout.p > 0.0f;
+    uint32_t kept = 0;  // bit 4 n + i
+    if (drops)
+      kept = kept_bits<4 * kCount, false>(args.dropout, [&](int e) {
+        return of[e / 4 * 8 + 2 * lane.t + e % 2].index * args.keys + my_key + e / 2 % 2 * 8;
+      });
+#pragma unroll
+    for (int n = 0; n < kCount; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int r = 8 * n + 2 * lane.t + j;
+        const RowFacts mine = of[r];
+#pragma unroll
+        for (int i = j; i < 4; i += 2) {
+          const int key = my_key + 8 * (i / 2);
+          const float factor = drops ? kept_factor(args.dropout, kept, 4 * n + i) : 1.0f;
+          const bool hidden = !whole && (key < mine.begin || key >= mine.end);
+          dscore[n][i] = take_weight<kExtras>(args, group, row + r, mine, key, hidden, unit, factor,
+                                              weight[n][i], dscore[n][i], [](int, float) {});
+        }
+      }
+    add_products<kWidth>(weight, dout + stage * kRows * kStride, lane, dv);
+    add_products<kWidth>(dscore, q + stage * kRows * kStride, lane, dk);
+    __syncthreads();
+    row = following;
+  }
+  cp_async_wait<0>();
+  const auto to = [&](const HeadView& view) {
+    return [&](int half) -> BFloat16* {
+      const int64_t key = first + 16 * lane.warp + lane.g + 8 * half;
+      return key < args.keys ? view.at<BFloat16>(group.b, key, group.kv_head) : nullptr;
+    };
+  };
+  leave_sums<kWidth>(dk, to(args.dk), args.head_dim, lane, {args.scale, args.scale});
+  leave_sums<kWidth>(dv, to(args.dv), args.value_dim, lane, {1.0f, 1.0f});
+}
+
+// Grid: kv heads from `first_group` on, blocks of rows. `scores` as in attention_backward_cuda.cu.
+template <int kWidth, bool kExtras>
+__global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBackwardArgs args,
+                                                              int64_t first_group, float* scores) {
+  constexpr int kRows = 16 * kMmaWarps, kStride = kMmaStride<kWidth>;
+  constexpr int kTileSize = kTile * kStride, kCount = kTile / 8;
+  BFloat16* q = dynamic_shared<BFloat16>();
+  BFloat16* dout = q + kRows * kStride;
+  BFloat16* k = dout + kRows * kStride;  // two of them
+  BFloat16* v = k + 2 * kTileSize;
+  const Lane lane;
+  const KvGroup group = kv_group(args, first_group + blockIdx.x);
+  const int64_t rows = args.queries * group.group;
+  const int64_t first_row = static_cast<int64_t>(gridDim.y - 1 - blockIdx.y) * kRows;
+  const float unit = kExtras ? kLog2E : args.scale * kLog2E;
+  KeyRange seen = seen_by(args, group, first_row, min(first_row + kRows, rows));
+  if (scores != nullptr) seen = {0, args.keys};  // zeros too
+  const int begin = static_cast<int>(seen.begin) / kTile * kTile;
+  const int end = static_cast<int>(seen.end);
+  const int64_t length = keys_of(args, group.b);
+
+  const auto query_row = [&](const HeadView& view) {
+    return [&](int r) {
+      return view.at<BFloat16>(group.b, group.query(first_row + r), group.head(first_row + r));
+    };
+  };
+  const auto copy_tile = [&](int first, int stage) {
+    const auto key_row = [&](const HeadView& view) {
+      return [&group, &view, first](int j) {
+        return view.at<BFloat16>(group.b, first + j, group.kv_head);
+      };
+    };
+    copy_rows_async<kWidth>(key_row(args.k), kTile, length - first, args.head_dim,
+                            k + stage * kTileSize);
+    copy_rows_async<kWidth>(key_row(args.v), kTile, length - first, args.value_dim,
+                            v + stage * kTileSize);
+    cp_async_commit();
+  };
+  copy_rows_async<kWidth>(query_row(args.q), kRows, rows - first_row, args.head_dim, q);
+  copy_rows_async<kWidth>(query_row(args.dout), kRows, rows - first_row, args.value_dim, dout);
+  if (begin < end) copy_tile(begin, 0);
+  const int64_t my_row = first_row + 16 * lane.warp + lane.g;
+  const RowFacts facts[2] = {row_facts(args, group, my_row), row_facts(args, group, my_row + 8)};
+  float dq[kWidth / 8][4];
+  clear(dq);
+  int stage = 0;
+  for (int first = begin; first < end; first += kTile, stage ^= 1) {
+    if (first + kTile < end) {
+      copy_tile(first + kTile, stage ^ 1);
+      cp_async_wait<1>();
+    } else {
+      cp_async_wait<0>();
+    }
+    __syncthreads();
+    float weight[kCount][4], dscore[kCount][4];
+    dots<kWidth>(q, 16 * lane.warp, k + stage * kTileSize, lane, weight);
+    dots<kWidth>(dout, 16 * lane.warp, v + stage * kTileSize, lane, dscore);
+    const bool drops = kExtras && args.dropout.p > 0.0f;
+    uint32_t kept[2] = {};
+    if (drops)
+      for (int half = 0; half < 2; ++half) {
+        const int64_t element = facts[half].index * args.keys + first + 2 * lane.t;
+        kept[half] = kept_bits<kCount, true>(args.dropout, [&](int n) { return element + 8 * n; });
+      }
+#pragma unroll
+    for (int n = 0; n < kCount; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int key = first + 8 * n + 2 * lane.t + i % 2;
+        const int64_t row = my_row + 8 * (i / 2);
+        const RowFacts& mine = facts[i / 2];
+        const float factor = drops ? kept_factor(args.dropout, kept[i / 2], 2 * n + i % 2) : 1.0f;
+        dscore[n][i] = take_weight<kExtras>(
+            args, group, row, mine, key, key < mine.begin || key >= mine.end, unit, factor,
+            weight[n][i], dscore[n][i], [&](int, float dbias) {
+              if (!kExtras || scores == nullptr || row >= rows || key >= args.keys) return;
+              const int64_t of_head = group.head(row) * args.queries + group.query(row);
+              scores[of_head * args.keys + key] = dbias;
+            });
+      }
+    add_products<kWidth>(dscore, k + stage * kTileSize, lane, dq);
+    __syncthreads();
+  }
+  cp_async_wait<0>();
+  leave_sums<kWidth>(dq,
+                     [&](int half) -> BFloat16* {
+                       const int64_t row = my_row + 8 * half;
+                       return row < rows
+                                  ? args.dq.at<BFloat16>(group.b, group.query(row), group.head(row))
+                                  : nullptr;
+                     },
+                     args.head_dim, lane, {args.scale, args.scale});
+}
+
+template <class Visit>
+void with_kernels(const AttentionBackwardArgs& args, Visit visit) {
+  with_bool(args.head_dim > 64 || args.value_dim > 64, [&](auto wide) {
+    with_bool(has_extras(args), [&](auto extras) {
+      visit(std::integral_constant < int, wide() ? 128 : 64 > {}, extras);
+    });
+  });
+}
+
+}  // namespace
+
+void backward_keys_mma(const Context& context, const AttentionBackwardArgs& args) {
+  with_kernels(args, [&](auto width, auto extras) {
+    constexpr int kWidth = width(), kRows = kMmaRows<kWidth>;
+    const size_t shared = sizeof(BFloat16) * kMmaStride<kWidth> * (2 * kMmaKeys + 4 * kRows) +
+                          sizeof(RowFacts) * 2 * kRows;
+    launch(context, keys_mma<kWidth, extras()>,
+           dim3(static_cast<unsigned>(args.batch * args.kv_heads),
+                static_cast<unsigned>(blocks_of(args.keys, kMmaKeys))),
+           dim3(kMmaThreads), shared, args);
+  });
+}
+
+void backward_queries_mma(const Context& context, const AttentionBackwardArgs& args,
+                          int64_t first_group, int64_t groups, float* scores) {
+  with_kernels(args, [&](auto width, auto extras) {
+    constexpr int kWidth = width(), kRows = 16 * kMmaWarps;
+    const size_t shared = sizeof(BFloat16) * kMmaStride<kWidth> * (2 * kRows + 4 * kTile);
+    const int64_t rows = args.queries * (args.heads / args.kv_heads);
+    launch(context, queries_mma<kWidth, extras()>,
+           dim3(static_cast<unsigned>(groups), static_cast<unsigned>(blocks_of(rows, kRows))),
+           dim3(kMmaThreads), shared, args, first_group, scores);
+  });
+}
+
+}  // namespace llmcore::cuda

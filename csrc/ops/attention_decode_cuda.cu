@@ -1,0 +1,205 @@
+// Attention of a few query rows over a cache, as decoding asks for it: all keys are read once, by
+// many blocks, straight from where they are kept.
+//
+// A block takes a tile of 64 keys, a thread a key, whose words lie side by side with those of its
+// neighbours; then a thread takes columns of the values, which came to shared memory meanwhile. It
+// leaves partial sums, in the order in which attention_cuda.cu takes them: no bit tells which of
+// the two computed a row.
+#include "ops/attention_cuda.h"
+
+namespace llmcore::cuda {
+namespace {
+
+constexpr int kThreads = kTile, kWarps = kThreads / kWarp;
+constexpr int kStep = 16;  // numbers of a key that are read before they are multiplied
+
+LLMCORE_INLINE int64_t query_stride(int64_t width) {
+  return (width + kStep - 1) / kStep * kStep;
+}
+
+// Number `column` of a token's words.
+template <DType kType>
+__device__ __forceinline__ float column_of(const float* words, int column) {
+  constexpr int kNumbers = kType == DType::kFloat32 ? 1 : kType == DType::kBFloat16 ? 2 : 4;
+  return number_of(kType, words[column / kNumbers], column % kNumbers);
+}
+
+// The products of one key with all rows. `k` is its first word; others are kTile apart.
+template <DType kType, int kRows>
+__device__ __forceinline__ void multiply_key(const float* k, int64_t words, const float* q,
+                                             int64_t q_stride, float (&score)[kRows]) {
+  constexpr int kNumbers = kType == DType::kFloat32 ? 1 : kType == DType::kBFloat16 ? 2 : 4;
+  constexpr int kWords = kStep / kNumbers;
+  for (int64_t w = 0; w < words; w += kWords, q += kStep) {
+    float word[kWords];
+#pragma unroll
+    for (int u = 0; u < kWords; ++u) word[u] = w + u < words ? __ldg(k + (w + u) * kTile) : 0.0f;
+#pragma unroll
+    for (int d = 0; d < kStep; d += 4)
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const float4 x = *reinterpret_cast<const float4*>(q + r * q_stride + d);
+        const auto add = [&](float factor, int i) {
+          score[r] = fmaf(factor, number_of(kType, word[i / kNumbers], i % kNumbers), score[r]);
+        };
+        add(x.x, d);
+        add(x.y, d + 1);
+        add(x.z, d + 2);
+        add(x.w, d + 3);
+      }
+  }
+}
+
+// Grid: kv heads of all sequences, splits.
+template <DType kType, int kRows>
+__global__ __launch_bounds__(kThreads) void decode_tiles(const AttentionForwardArgs args,
+                                                         const Split split, bool round) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+  const KvGroup group = kv_group(args, blockIdx.x);
+  const int64_t rows = args.queries * group.group;
+  const KeyRange together = seen_by(args, group, 0, rows);
+  const int64_t begin =
+      max(static_cast<int64_t>(blockIdx.y) * split.a_block, together.begin / kTile);
+  const int64_t end =
+      min(static_cast<int64_t>(blockIdx.y + 1) * split.a_block, (together.end + kTile - 1) / kTile);
+  if (begin >= end) return;
+  const KvTiles &k = args.cache.k, &v = args.cache.v;
+  const int64_t q_stride = query_stride(args.head_dim), words = v.words();
+  float* values = dynamic_shared<float>();  // [kTile, words]
+  float* q = values + kTile * words;        // [kRows, q_stride]
+  float* weights = q + kRows * q_stride;    // [kRows, kTile]
+  __shared__ const float* value_rows[kTile];
+  __shared__ float most[kWarps][kRows];
+
+  for (int64_t e = thread; e < kRows * q_stride; e += kThreads) {
+    const int64_t r = e / q_stride, d = e % q_stride;
+    float x = 0.0f;
+    if (r < rows && d < args.head_dim) {
+      const int64_t i = group.query(r), h = group.head(r);
+      x = args.dtype == DType::kBFloat16 ? as_float(args.q.at<BFloat16>(group.b, i, h)[d])
+                                         : args.q.at<float>(group.b, i, h)[d];
+    }
+    q[e] = rounded(x * args.scale, round);
+  }
+  const int64_t length = keys_of(args, group.b);
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t key = tile * kTile + thread;
+    const int64_t row = key < length ? args.cache.row(group.b, key) : 0;
+    value_rows[thread] = key < length ? v.tile(row, group.kv_head, key) + thread * words : nullptr;
+    __syncthreads();
+    const int fours = static_cast<int>(words / 4);
+    for (int e = thread; e < kTile * fours; e += kThreads) {
+      const float* from = value_rows[e / fours];
+      cp_async16(values + 4 * e, from == nullptr ? v.data : from + e % fours * 4, from != nullptr);
+    }
+    cp_async_commit();
+
+    float score[kRows] = {}, highest[kRows];
+    if (key < length) {
+      const float* from = k.tile(row, group.kv_head, key) + thread;
+      multiply_key<kType>(from, k.words(), q, q_stride, score);
+      if (kType == DType::kInt8)
+        for (int r = 0; r < kRows; ++r) score[r] *= from[kTile * k.words()];
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      KeyRange seen{0, 0};
+      float slope;
+      if (r < rows) seen = visible_keys(args, group.b, group.query(r));
+      score[r] = finish_score(args, group, r, seen, key, score[r], slope);
+      const float mine = warp_reduce(score[r], [](float a, float b) { return larger(a, b); });
+      if (lane == 0) most[warp][r] = mine;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      highest[r] = larger(most[0][r], most[1][r]);
+      weights[r * kTile + thread] = highest[r] == -INFINITY ? 0.0f : expf(score[r] - highest[r]);
+    }
+    __syncthreads();
+    const int x = thread % kSide;
+    float* partial = args.scratch.as<float>();
+    const auto place = [&](int r) {
+      return (row_index(args, group, r) * split.tiles + tile) * (args.value_dim + 2);
+    };
+    for (int first = 0; first < kRows; first += kThreads / kSide) {  // 16 threads a row
+      const int r = first + thread / kSide;
+      float sum = 0.0f;
+      for (int n = 0; n < kTile; n += kSide) sum += r < kRows ? weights[r * kTile + x + n] : 0.0f;
+      sum = across(sum, [](float a, float b) { return a + b; });
+      if (x == 0 && r < kRows && r < rows) {
+        partial[place(r)] = larger(most[0][r], most[1][r]);
+        partial[place(r) + 1] = sum;
+      }
+    }
+    __syncthreads();
+    const float scale = kType == DType::kInt8 && key < length
+                            ? v.tile(row, group.kv_head, key)[kTile * words + thread]
+                            : 1.0f;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      float weight = weights[r * kTile + thread];
+      if (args.dropout.p > 0.0f && weight != 0.0f)
+        weight *= weight_factor(args, row_index(args, group, r), key);
+      if (kType == DType::kInt8 && weight != 0.0f) weight *= scale;
+      weights[r * kTile + thread] = rounded(weight, round);
+    }
+    cp_async_wait<0>();
+    __syncthreads();
+    for (int c = thread; c < args.value_dim; c += kThreads) {
+      float sum[kRows] = {};
+#pragma unroll 4
+      for (int j = 0; j < kTile; ++j) {
+        const float value = column_of<kType>(values + j * words, c);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          const float weight = weights[r * kTile + j];
+          sum[r] = weight != 0.0f ? fmaf(weight, value, sum[r]) : sum[r];
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+        if (r < rows) partial[place(r) + 2 + c] = sum[r];
+    }
+    __syncthreads();
+  }
+}
+
+template <DType kType>
+void run(const Context& context, const AttentionForwardArgs& args, const Split& split) {
+  const int64_t rows = args.queries * (args.heads / args.kv_heads);
+  const auto start = [&](auto count) {
+    constexpr int kRows = count();
+    const int64_t floats =
+        kTile * args.cache.v.words() + kRows * (query_stride(args.head_dim) + kTile);
+    launch(context, decode_tiles<kType, kRows>,
+           dim3(static_cast<unsigned>(args.batch * args.kv_heads),
+                static_cast<unsigned>(blocks_of(split.tiles, split.a_block))),
+           dim3(kThreads), static_cast<size_t>(floats) * sizeof(float), args, split,
+           rounds(context, args));
+  };
+  if (rows == 1)
+    start(std::integral_constant<int, 1>{});
+  else if (rows == 2)
+    start(std::integral_constant<int, 2>{});
+  else if (rows <= 4)
+    start(std::integral_constant<int, 4>{});
+  else
+    start(std::integral_constant<int, kMostDecodeRows>{});
+}
+
+}  // namespace
+
+void attention_decode(const Context& context, const AttentionForwardArgs& args,
+                      const Split& split) {
+  switch (args.cache.k.dtype) {
+    case DType::kBFloat16:
+      return run<DType::kBFloat16>(context, args, split);
+    case DType::kInt8:
+      return run<DType::kInt8>(context, args, split);
+    default:
+      return run<DType::kFloat32>(context, args, split);
+  }
+}
+
+}  // namespace llmcore::cuda
