@@ -85,7 +85,10 @@ def _rates(outcome: Outcome, work: Generation, memory: float | None) -> Result:
             "seconds": turns.seconds,
             "tokens_per_second": measure.amount / seconds,
             "bytes": measure.bytes,
-            "limit_tokens_per_second": measure.amount * memory / measure.bytes if memory else None,
+            # A prefill's limit is another.
+            "limit_tokens_per_second": measure.amount * memory / measure.bytes
+            if memory and measure.name.startswith("decode")
+            else None,
         }
     errors = {name: turns.error for name, turns in outcome.turns.items() if turns.error}
     texts = [
