@@ -44,8 +44,8 @@ def make(variant="llama", lora=ALL, seed=0, **changes):
     model.add_lora(lora, seed=seed)
     rng = np.random.default_rng(seed + 1)
     for parameter in model.parameters().values():
-        array = parameter.numpy()
-        array += 0.2 * rng.standard_normal(array.shape).astype(np.float32)
+        noise = 0.2 * rng.standard_normal(parameter.shape).astype(np.float32)
+        write(parameter, parameter.numpy() + noise)
     return model
 
 
@@ -104,16 +104,16 @@ def test_gradients_agree_with_finite_differences(variant, dropout, rng):
             continue
         if not name.endswith(("lora_a", "lora_b")) and "layers.0" not in name:
             continue
-        array, before = parameter.numpy(), parameter.numpy().copy()
+        before = parameter.numpy().copy()
         size = min(0.02 / norm, 0.1)
         direction = (gradients[name] / norm).astype(np.float32)
         differences = []
         for distance in (size, size / 2, size / 4):
-            array[...] = before + np.float32(distance) * direction
+            write(parameter, before + np.float32(distance) * direction)
             above = loss()
-            array[...] = before - np.float32(distance) * direction
+            write(parameter, before - np.float32(distance) * direction)
             differences.append((above - loss()) / (2 * distance))
-        array[...] = before
+        write(parameter, before)
         coarse, fine = ((4 * b - a) / 3 for a, b in itertools.pairwise(differences))
         extrapolated = (16 * fine - coarse) / 15  # Richardson, twice
         rounding = 4 * 2.0**-24 * above / (size / 4)

@@ -24,8 +24,8 @@ def resembling(model, variant, noise=0.05):
     draft = make(variant)
     rng = np.random.default_rng(5)
     for parameter in draft.parameters().values():
-        array = parameter.numpy()
-        array += noise * rng.standard_normal(array.shape).astype(np.float32)
+        change = noise * rng.standard_normal(parameter.shape).astype(np.float32)
+        write(parameter, parameter.numpy() + change)
     return draft
 
 
