@@ -194,7 +194,8 @@ void cached(const Call& call, const std::string& dtype, const PyTensor& rows, co
     side.data = storage[transposed].view.f32();
     return side;
   };
-  args.cache = {tiles(true, args.head_dim), tiles(false, args.value_dim), rows.view, {args.keys, 1}};
+  args.cache = {
+      tiles(true, args.head_dim), tiles(false, args.value_dim), rows.view, {args.keys, 1}};
   PyTensor lengths = allocate({args.batch}, DType::kInt32, {});
   std::fill_n(lengths.view.as<int32_t>(), args.batch, static_cast<int32_t>(args.keys));
   lengths = moved_to(lengths, device);
