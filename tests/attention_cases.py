@@ -34,16 +34,16 @@ def tensors(rng, sizes):
     )
 
 
-def run_core(q, k, v, dout, bias=None, **options):
+def run_core(q, k, v, dout, bias=None, dtype="float32", **options):
     """Forward and backward straight through the core; arrays as it takes them."""
-    q, k, v, dout = map(llmcore.tensor, (q, k, v, dout))
+    q, k, v, dout = (llmcore.tensor(x, dtype) for x in (q, k, v, dout))
     bias = None if bias is None else llmcore.tensor(bias)
     call = _core.AttentionCall(op="attention", q=q, k=k, v=v, bias=bias, **options)
     rows_first = options.get("rows_first", False)
-    out = _core.empty(dout.shape)
+    out = _core.empty(dout.shape, dtype)
     sizes = [q.shape[i] for i in ((0, 2, 1) if rows_first else (0, 1, 2))]
     softmax = _core.empty([*sizes, 2])
-    dq, dk, dv = gradients = [_core.empty(x.shape) for x in (q, k, v)]
+    dq, dk, dv = gradients = [_core.empty(x.shape, dtype) for x in (q, k, v)]
     dbias = None
     if bias is not None:
         dbias = llmcore.tensor(np.zeros(bias.shape, np.float32))

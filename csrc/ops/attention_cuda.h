@@ -24,11 +24,14 @@ LLMCORE_INLINE int row_stride(int64_t width) {
   return static_cast<int>(((width + 3) / 4) | 1) * 4;
 }
 
-// Query rows of one kv head are numbered by query, then by head.
+// Query rows of one kv head are numbered by query, then by head. Below 2^32: to divide longer
+// numbers takes a GPU longer than what a row is read for.
 struct KvGroup {
   int64_t b, kv_head, group;
-  __device__ int64_t query(int64_t row) const { return row / group; }
-  __device__ int64_t head(int64_t row) const { return kv_head * group + row % group; }
+  __device__ int64_t query(int64_t row) const {
+    return group == 1 ? row : static_cast<uint32_t>(row) / static_cast<uint32_t>(group);
+  }
+  __device__ int64_t head(int64_t row) const { return kv_head * group + row - query(row) * group; }
 };
 __device__ __forceinline__ KvGroup kv_group(const AttentionArgs& args, int64_t index) {
   return {index / args.kv_heads, index % args.kv_heads, args.heads / args.kv_heads};

@@ -28,7 +28,8 @@ def kept(x, dtype):
     most = np.abs(x).max(-1, keepdims=True)
     inverse = np.divide(F(127), most, out=np.zeros_like(most), where=most > 0)
     products = x.astype(np.float64) * inverse  # exact, as in a fused multiply-add
-    if llmcore.device_info()["isa_chosen"] == "generic":
+    on_cpu = llmcore.tensor(x[:0]).device == "cpu"
+    if on_cpu and llmcore.device_info()["isa_chosen"] == "generic":
         products = products.astype(F)
     return np.rint(products).astype(F) * (most / F(127))
 
