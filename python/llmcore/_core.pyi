@@ -33,6 +33,7 @@ __all__: list[str] = [
     "attention_forward",
     "attention_weights",
     "batched_matmul",
+    "best_tokens",
     "cast",
     "choose_tokens",
     "column_sum",
@@ -63,6 +64,7 @@ __all__: list[str] = [
     "process_logits",
     "reset_peak_memory",
     "rope",
+    "sample_tokens",
     "scale",
     "scatter_rows",
     "set_library_folders",
@@ -533,6 +535,7 @@ def batched_matmul(
     transpose_b: bool = False,
     accumulate: bool = False,
 ) -> None: ...
+def best_tokens(*, logits: Tensor, count: typing.SupportsInt | typing.SupportsIndex) -> tuple: ...
 def cast(*, x: Tensor, y: Tensor) -> None: ...
 def choose_tokens(
     *,
@@ -733,6 +736,20 @@ def rope(
     inverse: bool,
     y: Tensor,
 ) -> None: ...
+def sample_tokens(
+    *,
+    logits: Tensor,
+    settings: collections.abc.Sequence[
+        tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+        ]
+    ],
+) -> tuple: ...
 def scale(*, factor: typing.SupportsFloat | typing.SupportsIndex, x: Tensor, y: Tensor) -> None: ...
 def scatter_rows(*, x: Tensor, index: Tensor, y: Tensor) -> None: ...
 def set_library_folders(folders: collections.abc.Sequence[str]) -> None: ...
