@@ -23,9 +23,10 @@ namespace {
 
 using Sum = unsigned long long;
 
-constexpr int kThreads = 1024, kBins = 2 * kThreads, kAtOnce = 4;
+constexpr int kAtOnce = 4;
+constexpr int kFew = 128, kMany = 1024;  // threads, for up to kSmall classes and for more
+constexpr int64_t kSmall = 2048;
 constexpr float kOne = 0x1p43f;  // the weight of the most likely token: kMostClasses of it fit Sum
-static_assert(kThreads == kWarp * kWarp);
 
 // The order of floats as integers, -0 being 0.
 __device__ __forceinline__ unsigned key_of(float z) {
@@ -53,7 +54,9 @@ struct Crossing {
   unsigned bin, count, through;  // keys in it, and up to its end
 };
 
+template <int kThreads>
 struct Shared {
+  static constexpr int kBins = 2 * kThreads;
   Sum weights[kBins];
   unsigned counts[kBins];
   Sum gathered[kMostBest];
@@ -76,7 +79,8 @@ struct Summary {
   }
 };
 
-__device__ Summary summarize(const float* logits, int classes, Shared& shared) {
+template <int kThreads>
+__device__ Summary summarize(const float* logits, int classes, Shared<kThreads>& shared) {
   float largest = -INFINITY, lowest = INFINITY, sum = 0.0f;
   unsigned id = 0;
   int damaged = 0;
@@ -114,6 +118,7 @@ __device__ Summary summarize(const float* logits, int classes, Shared& shared) {
 }
 
 // In ascending order.
+template <int kThreads>
 __device__ void sort(Sum* values, int count) {
   int size = 1;
   while (size < count) size *= 2;
@@ -141,8 +146,13 @@ struct Selected {
 };
 
 // The tokens that may still be chosen: those above `floor`, and those at it up to the id `last`.
+template <int kThreads>
 struct Candidates {
-  Shared& shared;
+  static constexpr int kBins = Shared<kThreads>::kBins, kWarps = kThreads / kWarp;
+  static constexpr int kBits = kThreads == kMany ? 11 : 8;
+  static_assert(kBins == 1 << kBits);
+
+  Shared<kThreads>& shared;
   const float* logits;
   int count;  // of logits, or of what is gathered
   float temperature, largest;
@@ -186,7 +196,7 @@ struct Candidates {
     __syncthreads();
     gathered = true;
     count = static_cast<int>(shared.next);
-    sort(shared.gathered, count);
+    sort<kThreads>(shared.gathered, count);
   }
 
   // From the most likely one down, where the sum of the candidates' weights, or their number,
@@ -197,8 +207,7 @@ struct Candidates {
     Sum missing = 0;
     for (bool first = true;; first = false) {
       const int bits = 32 - __clz(static_cast<int>(high - low));
-      const int shift = bits > 11 ? bits - 11 : 0;
-      static_assert(kBins == 1 << 11);
+      const int shift = bits > kBits ? bits - kBits : 0;
       for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
         shared.counts[bin] = 0;
         if (kWeighted) shared.weights[bin] = 0;
@@ -232,8 +241,8 @@ struct Candidates {
       const Crossing crossing = shared.crossing;
       missing = crossing.missing;
       high -= crossing.bin << shift;
-      const unsigned end = high - ((1u << shift) - 1);  // keys are above 2^21
-      low = end > low ? end : low;
+      const unsigned width = (1u << shift) - 1;
+      if (high - low > width) low = high - width;
       const unsigned through = above + crossing.through;
       if (!gathered && through <= kMostBest) gather(low, ~0u);
       above = through - crossing.count;
@@ -249,7 +258,7 @@ struct Candidates {
     Sum target = 0;
     bool first = true;
     do {  // a warp sums a piece
-      const int piece = (end - begin + kWarp - 1) / kWarp;
+      const int piece = (end - begin + kWarps - 1) / kWarps;
       const int from = min(begin + warp * piece, end);
       Sum sum = 0;
       each(from + lane, min(from + piece, end), kWarp,
@@ -257,7 +266,8 @@ struct Candidates {
       sum = warp_sum(sum);
       if (lane == 0) shared.sums[warp] = sum;
       __syncthreads();
-      const Sum of_piece = shared.sums[lane], through = warp_scan(of_piece);
+      const Sum of_piece = lane < kWarps ? shared.sums[lane] : 0;
+      const Sum through = warp_scan(of_piece);
       if (first) target = target_of(__shfl_sync(~0u, through, kWarp - 1));
       first = false;
       const int which = __ffs(static_cast<int>(__ballot_sync(~0u, through >= target))) - 1;
@@ -314,8 +324,9 @@ struct Candidates {
   }
 };
 
+template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) sample_tokens_kernel(SampleTokensArgs args) {
-  __shared__ Shared shared;
+  __shared__ Shared<kThreads> shared;
   const SampleSettings settings = args.settings.as<SampleSettings>()[blockIdx.x];
   const int classes = static_cast<int>(args.logits.cols());
   const float* logits = args.logits.f32() + int64_t{settings.row} * classes;
@@ -332,12 +343,12 @@ __global__ void __launch_bounds__(kThreads, 1) sample_tokens_kernel(SampleTokens
   const bool greedy = settings.top_p <= 0.0 && settings.temperature == 1.0f;
   if (failure == ChoiceFailure::kNone && !greedy) {
     const float lowest = max(row.lowest / settings.temperature, -FLT_MAX);
-    Candidates candidates{.shared = shared,
-                          .logits = logits,
-                          .count = classes,
-                          .temperature = settings.temperature,
-                          .largest = largest,
-                          .floor = key_of(lowest)};
+    Candidates<kThreads> candidates{.shared = shared,
+                                    .logits = logits,
+                                    .count = classes,
+                                    .temperature = settings.temperature,
+                                    .largest = largest,
+                                    .floor = key_of(lowest)};
     if (settings.top_k > 0 && settings.top_k < classes) candidates.keep_top_k(settings.top_k);
     if (settings.top_p < 1.0) candidates.keep_top_p(settings.top_p);
     id = candidates.at(settings.uniform, settings.min_p);
@@ -349,8 +360,9 @@ __global__ void __launch_bounds__(kThreads, 1) sample_tokens_kernel(SampleTokens
         .failure = failure};
 }
 
+template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) best_tokens_kernel(BestTokensArgs args) {
-  __shared__ Shared shared;
+  __shared__ Shared<kThreads> shared;
   const int classes = static_cast<int>(args.logits.cols());
   const int count = static_cast<int>(args.choices.dim(1));
   const float* logits = args.logits.f32() + int64_t{blockIdx.x} * classes;
@@ -364,13 +376,13 @@ __global__ void __launch_bounds__(kThreads, 1) best_tokens_kernel(BestTokensArgs
     return;
   }
 
-  Candidates candidates{.shared = shared,
-                        .logits = logits,
-                        .count = classes,
-                        .temperature = 1.0f,
-                        .largest = row.largest,
-                        .floor = key_of(row.lowest)};
-  const Selected selected = candidates.select<false>([&](Sum) { return Sum(count); });
+  Candidates<kThreads> candidates{.shared = shared,
+                                  .logits = logits,
+                                  .count = classes,
+                                  .temperature = 1.0f,
+                                  .largest = row.largest,
+                                  .floor = key_of(row.lowest)};
+  const Selected selected = candidates.template select<false>([&](Sum) { return Sum(count); });
   if (!candidates.gathered) {  // too many are as likely as the last one
     candidates.keep(selected, selected.missing);
     candidates.gather(candidates.floor, candidates.last);
@@ -378,7 +390,7 @@ __global__ void __launch_bounds__(kThreads, 1) best_tokens_kernel(BestTokensArgs
   for (int i = threadIdx.x; i < candidates.count; i += kThreads)
     shared.gathered[i] = pair(~low_of(shared.gathered[i]), high_of(shared.gathered[i]));
   __syncthreads();
-  sort(shared.gathered, candidates.count);
+  sort<kThreads>(shared.gathered, candidates.count);
   for (int i = threadIdx.x; i < count; i += kThreads)
     choices[i] = {.id = static_cast<int32_t>(low_of(shared.gathered[i])),
                   .log_probability = row.log_probability(value_of(~high_of(shared.gathered[i]))),
@@ -386,13 +398,15 @@ __global__ void __launch_bounds__(kThreads, 1) best_tokens_kernel(BestTokensArgs
 }
 
 void best_tokens(const Context& context, const BestTokensArgs& args) {
-  launch(context, best_tokens_kernel, dim3(static_cast<unsigned>(args.logits.rows())),
-         dim3(kThreads), 0, args);
+  const bool few = args.logits.cols() <= kSmall;
+  launch(context, few ? best_tokens_kernel<kFew> : best_tokens_kernel<kMany>,
+         dim3(static_cast<unsigned>(args.logits.rows())), dim3(few ? kFew : kMany), 0, args);
 }
 
 void sample_tokens(const Context& context, const SampleTokensArgs& args) {
-  launch(context, sample_tokens_kernel, dim3(static_cast<unsigned>(args.choices.rows())),
-         dim3(kThreads), 0, args);
+  const bool few = args.logits.cols() <= kSmall;
+  launch(context, few ? sample_tokens_kernel<kFew> : sample_tokens_kernel<kMany>,
+         dim3(static_cast<unsigned>(args.choices.rows())), dim3(few ? kFew : kMany), 0, args);
 }
 
 }  // namespace
