@@ -70,7 +70,8 @@ class Arena {
   int64_t used_bytes() const { return keep_ + scratch_; }
   int64_t peak_bytes() const { return peak_keep_ + peak_scratch_; }
 
-  // Gives touched memory back; the stacks must be empty, and on a GPU its queue have come to an end.
+  // Gives touched memory back; the stacks must be empty, and on a GPU its queue have come to an
+  // end.
   void trim();
   // How often that has been done: what was captured before must not run again.
   int64_t trims() const { return trims_; }

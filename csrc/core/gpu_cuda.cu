@@ -50,7 +50,8 @@ void find(const char* name, Function& function) {
   constexpr unsigned kVersion = 12000;
   cudaDriverEntryPointQueryResult found{};
   void* address = nullptr;
-  check(cudaGetDriverEntryPointByVersion(name, &address, kVersion, cudaEnableDefault, &found), name);
+  check(cudaGetDriverEntryPointByVersion(name, &address, kVersion, cudaEnableDefault, &found),
+        name);
   CHECK(found == cudaDriverEntryPointSuccess, DeviceError, "the NVIDIA driver has no ", name,
         ": it needs to be 580 or later");
   function = reinterpret_cast<Function>(address);

@@ -91,10 +91,9 @@ LLMCORE_INLINE Tensor view_from(const Tensor& tensor, int64_t begin, Sizes... si
 // Rows [begin, begin + count) of a matrix.
 LLMCORE_INLINE Tensor row_slice(const Tensor& matrix, int64_t begin, int64_t count) {
   Tensor view = matrix;
-  const int64_t skipped =
-      matrix.data == nullptr
-          ? 0
-          : begin * (matrix.numel() / matrix.shape[0]) * dtype_size(matrix.dtype);
+  const int64_t skipped = matrix.data == nullptr ? 0
+                                                 : begin * (matrix.numel() / matrix.shape[0]) *
+                                                       dtype_size(matrix.dtype);
   if (matrix.data != nullptr) view.data = matrix.as<char>() + skipped;
   if (matrix.mirror != nullptr) view.mirror = static_cast<char*>(matrix.mirror) + skipped;
   view.shape[0] = count;

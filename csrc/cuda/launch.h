@@ -24,10 +24,10 @@ void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, di
   constexpr size_t kWithoutAsking = 48 << 10;
   check(cudaSetDevice(context.queue->device), "cudaSetDevice");
   if (shared > kWithoutAsking)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared)),
-          "cudaFuncSetAttribute");
+    check(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        "cudaFuncSetAttribute");
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;

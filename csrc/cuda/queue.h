@@ -11,7 +11,7 @@
 
 namespace llmcore::cuda {
 
-struct Products;  // ops/products_cuda.h
+struct Products;  // cuda/products.h
 
 // Throws OutOfMemory or DeviceError, saying what failed, unless `status` is success.
 void check(cudaError_t status, const char* what);

@@ -56,8 +56,8 @@ void CrossAttention::forward(const Context& context, const Sequences& sequences,
   const Memory& memory = *sequences.memory;
   saved.q = context.keep(rows, width);
   saved.mixed = context.keep(rows, width);
-  saved.softmax =
-      context.arena->keep(DType::kFloat32, sequences.batch, config_.num_heads, sequences.queries, 2);
+  saved.softmax = context.arena->keep(DType::kFloat32, sequences.batch, config_.num_heads,
+                                      sequences.queries, 2);
   q_.forward(context, x, saved.q);
   if (memory.layers.empty()) {
     saved.keys_values = context.keep(memory.hidden.dim(0), kv_.out());

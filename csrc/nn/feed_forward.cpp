@@ -67,9 +67,7 @@ void FeedForward::backward(const Context& context, const Sequences&, const Tenso
   const Tensor dup = context.scratch(saved.up.dim(0), saved.up.dim(1));
   {
     ScratchScope inner(*context.arena);
-    const auto scratch = [&] {
-      return context.scratch(dy.dim(0), config_.ffn_size);
-    };
+    const auto scratch = [&] { return context.scratch(dy.dim(0), config_.ffn_size); };
     MatmulArgs fused{.dropout = context.dropout(config_.ffn_dropout, inner_site(site_))};
     if (!gated) {
       fused.gate_input = saved.up;

@@ -44,8 +44,8 @@ void look_at_weights(const Context& context, const AttentionArgs& args, int64_t 
     KeepScope inputs(*context.arena);
     one.past = context.arena->input(DType::kInt32, args.batch);
     for (int64_t b = 0; b < args.batch; ++b)
-      one.past.host<int32_t>()[b] = static_cast<int32_t>(
-          probe.first_query + (args.past ? args.past.host<int32_t>()[b] : 0));
+      one.past.host<int32_t>()[b] =
+          static_cast<int32_t>(probe.first_query + (args.past ? args.past.host<int32_t>()[b] : 0));
     context.upload();
     one.weights = probe.weights;
     attention_weights(context, one);

@@ -236,8 +236,7 @@ void ParamStore::set_trainable(const std::string& name, bool trainable) {
   const int index = find(name);
   ParamInfo& info = table_[index];
   // What an earlier pass left there; memory that none has touched stays so.
-  if (!trainable && info.trainable && has_gradients())
-    fill_zeros(gradient(index));
+  if (!trainable && info.trainable && has_gradients()) fill_zeros(gradient(index));
   version_ += info.trainable != trainable;
   info.trainable = trainable;
 }

@@ -50,9 +50,9 @@ void RelativeBias::forward(const Context& context, Sequences& sequences) const {
   const Tensor bias = arena.keep(DType::kFloat32, kinds, heads_, width);
   ScratchScope scope(arena);
   const Tensor rows = arena.scratch(DType::kFloat32, kinds * width, heads_);
-  embedding_forward(context, {.ids = reshaped(sequences.buckets, kinds * width),
-                              .table = table_.weight(),
-                              .out = rows});
+  embedding_forward(
+      context,
+      {.ids = reshaped(sequences.buckets, kinds * width), .table = table_.weight(), .out = rows});
   for (int64_t b = 0; b < kinds; ++b)
     transpose(context, {.x = row_slice(rows, b * width, width),
                         .y = reshaped(row_slice(bias, b, 1), heads_, width)});

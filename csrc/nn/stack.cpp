@@ -33,8 +33,7 @@ void Stack::prepare(const Context& context, Sequences& sequences) const {
 
 Tensor Stack::forward(const Context& context, const StackInput& input, Sequences& sequences,
                       bool recompute, Saved& saved) const {
-  Tensor stream =
-      context.keep(sequences.rows(), embedding_.tokens().weight().dim(1));
+  Tensor stream = context.keep(sequences.rows(), embedding_.tokens().weight().dim(1));
   embedding_.forward(context, input.ids, flat_positions(sequences), input.types, stream,
                      saved.embedding);
   if (relative_bias_) relative_bias_->forward(context, sequences);
@@ -71,8 +70,7 @@ void Stack::backward(const Context& context, Sequences& sequences, bool recomput
 }
 
 Tensor Stack::infer(const Context& context, const StackInput& input, Sequences& sequences) const {
-  const Tensor stream =
-      context.keep(sequences.rows(), embedding_.tokens().weight().dim(1));
+  const Tensor stream = context.keep(sequences.rows(), embedding_.tokens().weight().dim(1));
   Saved unused;
   if (relative_bias_) relative_bias_->forward(context, sequences);
   {

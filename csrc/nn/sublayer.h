@@ -55,9 +55,7 @@ class Sublayer {
                 const Tensor& gradient) const {
     ScratchScope scope(*context.arena);
     if (placement_ == NormPlacement::kPre) {
-      const auto like_gradient = [&] {
-        return context.scratch(gradient.dim(0), gradient.dim(1));
-      };
+      const auto like_gradient = [&] { return context.scratch(gradient.dim(0), gradient.dim(1)); };
       const Tensor normed = like_gradient(), dnormed = like_gradient();
       norm_.forward_again(context, saved.norm, normed);  // cheaper than to keep it
       branch_.backward(context, sequences, through_dropout(context, gradient), normed, saved.branch,

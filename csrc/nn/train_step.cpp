@@ -133,7 +133,8 @@ void use_bfloat16(Context& context) {
     context.activations = DType::kBFloat16;
 }
 
-std::shared_ptr<StepReport> TrainStep::step(const std::vector<Batch>& micro_batches, const StepSettings& settings) {
+std::shared_ptr<StepReport> TrainStep::step(const std::vector<Batch>& micro_batches,
+                                            const StepSettings& settings) {
   CHECK(!trainable_runs(model_.params(), false).empty(), ConfigError,
         "train step: every parameter is frozen; unfreeze those to be trained");
   check_adamw(settings.adamw, 1);

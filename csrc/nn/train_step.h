@@ -42,7 +42,8 @@ class TrainStep {
   TrainStep(Transformer& model, uint64_t dropout_seed, bool bfloat16 = false);
 
   // Throws ConfigError for a setting out of its range.
-  std::shared_ptr<StepReport> step(const std::vector<Batch>& micro_batches, const StepSettings& settings);
+  std::shared_ptr<StepReport> step(const std::vector<Batch>& micro_batches,
+                                   const StepSettings& settings);
 
   // First and second moments, flat, in the parameters' layout.
   Tensor first_moment() const { return moment(m_); }

@@ -1,5 +1,5 @@
 // Activation functions and gated linear units on CUDA: a pack of 16 bytes a thread.
-#include "cuda/activation.h"
+#include "ops/activation_cuda.h"
 
 #include "cuda/floats.h"
 #include "cuda/launch.h"

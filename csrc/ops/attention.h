@@ -123,10 +123,10 @@ struct AttentionWeightsArgs : AttentionArgs {
 // Adds the keys and values of new tokens to a cache: those of token t of sequence b as key past[b]
 // + t, if that is below kv_lengths[b].
 struct AttentionAppendArgs {
-  int64_t batch = 0, tokens = 0;        // B, T
-  HeadView k, v;                        // [B, T, Hkv, D], [B, T, Hkv, Dv]
-  Tensor kv_lengths;                    // [B] int32
-  Tensor past;                          // [B] int32; empty: 0
+  int64_t batch = 0, tokens = 0;  // B, T
+  HeadView k, v;                  // [B, T, Hkv, D], [B, T, Hkv, Dv]
+  Tensor kv_lengths;              // [B] int32
+  Tensor past;                    // [B] int32; empty: 0
   KvCacheView cache;
 };
 

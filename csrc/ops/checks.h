@@ -11,8 +11,7 @@ namespace llmcore {
 // The type that `x` has as an activation: float32, on a GPU also bfloat16.
 inline DType activation_dtype(const char* op, const char* name, const Context& context,
                               const Tensor& x) {
-  const bool narrow =
-      context.device.type != DeviceType::kCpu && x.dtype == DType::kBFloat16;
+  const bool narrow = context.device.type != DeviceType::kCpu && x.dtype == DType::kBFloat16;
   CHECK(x.dtype == DType::kFloat32 || narrow, DTypeError, op, ": ", name, " must be float32",
         context.device.type == DeviceType::kCpu ? "" : " or bfloat16", ", got ",
         dtype_name(x.dtype));

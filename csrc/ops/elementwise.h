@@ -65,8 +65,8 @@ struct ScatterRowsArgs {
 struct CopyRowsArgs {
   int64_t rows = 0, cols = 0;
   DType dtype = DType::kFloat32;
-  const void* x = nullptr;            // rows x_stride apart
-  void* y = nullptr;                  // rows y_stride apart; does not overlap x
+  const void* x = nullptr;             // rows x_stride apart
+  void* y = nullptr;                   // rows y_stride apart; does not overlap x
   int64_t x_stride = 0, y_stride = 0;  // in elements
 };
 

@@ -182,8 +182,7 @@ void copy_rows(const Context&, const CopyRowsArgs& args) {
   auto* y = static_cast<float*>(args.y);
   parallel_chunks(args.rows, rows_per_task(args.cols), [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row)
-      __builtin_memcpy(y + row * args.y_stride, x + row * args.x_stride,
-                       args.cols * sizeof(float));
+      __builtin_memcpy(y + row * args.y_stride, x + row * args.x_stride, args.cols * sizeof(float));
   });
 }
 

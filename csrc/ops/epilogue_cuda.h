@@ -1,9 +1,9 @@
 // What becomes of a product's sums, in the order of ops/matmul.h, where no library does it.
 #pragma once
 
-#include "cuda/activation.h"
 #include "cuda/floats.h"
 #include "cuda/philox.h"
+#include "ops/activation_cuda.h"
 #include "ops/matmul.h"
 
 namespace llmcore::cuda {

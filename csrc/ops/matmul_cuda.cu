@@ -3,9 +3,9 @@
 #include "core/error.h"
 #include "core/gpu.h"
 #include "cuda/launch.h"
+#include "cuda/products.h"
 #include "cuda/reduce.h"
 #include "ops/epilogue_cuda.h"
-#include "ops/products_cuda.h"
 
 namespace llmcore::cuda {
 namespace {

@@ -46,7 +46,7 @@ LLMCORE_INLINE AdamWFactors adamw_factors(const AdamWSettings& s, int64_t step, 
 struct StepSettings {
   AdamWSettings adamw;
   double max_grad_norm;
-  double max_loss, max_norm;  // no update where loss or norm is above these or is not finite
+  double max_loss, max_norm;    // no update where loss or norm is above these or is not finite
   uint64_t dropout_stream = 0;  // of the step (core/context.h)
 };
 
@@ -67,8 +67,7 @@ LLMCORE_INLINE void decide(const StepSettings& settings, StepState& state) {
   state.skipped = !(loss <= kLargest && loss >= -kLargest && norm <= kLargest &&
                     loss <= settings.max_loss && norm <= settings.max_norm);
   if (state.skipped) return;
-  const double clip =
-      norm > settings.max_grad_norm ? settings.max_grad_norm / (norm + 1e-6) : 1.0;
+  const double clip = norm > settings.max_grad_norm ? settings.max_grad_norm / (norm + 1e-6) : 1.0;
   state.factors = adamw_factors(settings.adamw, ++state.updates, static_cast<float>(clip));
 }
 

@@ -57,8 +57,7 @@ struct Problem {
             .softcap = c.softcap,
             .causal = c.causal,
             .window_left = c.window,
-            .kv_lengths =
-                c.ragged ? tensor_view(lengths.data(), DType::kInt32, kBatch) : Tensor{},
+            .kv_lengths = c.ragged ? tensor_view(lengths.data(), DType::kInt32, kBatch) : Tensor{},
             .dropout = {.p = c.dropout, .seed = 3, .stream = 4}};
   }
 

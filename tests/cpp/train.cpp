@@ -85,11 +85,10 @@ int train(const std::string& model, const std::string& input, const std::string&
   // A large eps: with a small one the first update is the sign of each gradient, also of those that
   // are zero but for rounding.
   constexpr double kNoLimit = std::numeric_limits<double>::infinity();
-  const StepSettings settings{
-      .adamw = {.lr = 0.01, .beta2 = 0.99, .eps = 0.1, .weight_decay = 0.1},
-      .max_grad_norm = 1.0,
-      .max_loss = kNoLimit,
-      .max_norm = kNoLimit};
+  const StepSettings settings{.adamw = {.lr = 0.01, .beta2 = 0.99, .eps = 0.1, .weight_decay = 0.1},
+                              .max_grad_norm = 1.0,
+                              .max_loss = kNoLimit,
+                              .max_norm = kNoLimit};
   const StepResult result = step.step({batch}, settings)->get();
   const File out = open(output, "wb");
   write(out, &result.loss, 1);

@@ -1,5 +1,5 @@
 // Plans of cuBLASLt's products, their choice, and their execution.
-#include "ops/products_cuda.h"
+#include "cuda/products.h"
 
 #include <fstream>
 #include <map>
