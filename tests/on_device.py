@@ -11,6 +11,7 @@ import numpy as np
 
 import llmcore
 from llmcore import _core, ops
+from llmcore.ops._arguments import has_device
 from llmcore.training import assemble
 
 
@@ -31,8 +32,8 @@ def make_default(device: str) -> None:
 
 
 def _moved(tensor: llmcore.Tensor, source: Any, device: str) -> llmcore.Tensor:
-    """What tests mean by an array: a tensor there. Tensors stay where they are."""
-    return tensor if source is tensor else tensor.to(device=device)
+    """What tests mean by NumPy's arrays and lists: tensors there. All else stays where it is."""
+    return tensor if has_device(source) else tensor.to(device=device)
 
 
 def _in_place(operation: Callable[..., Any], device: str) -> Callable[..., Any]:
