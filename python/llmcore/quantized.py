@@ -155,7 +155,7 @@ def fill(core: Any, parameters: Iterable[tuple[str, Any]]) -> None:
 def _float32(array: Array) -> _core.Tensor:
     """The array itself where it can be shared, else widened and upright."""
     if array.dtype == np.float32 and array.flags.c_contiguous:
-        return _core.as_tensor(array)
+        return _core.as_tensor(array).to(device="cpu")
     target = _core.empty(list(array.shape), device="cpu")
     _core.widen([array], [target])
     return target
