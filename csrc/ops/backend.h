@@ -23,7 +23,7 @@ inline Context cpu_context() {
 Device device_from_name(const std::string& name);
 std::string device_name(Device device);
 
-// Linked from backend_cuda.cpp, or from backend_no_cuda.cpp in a build without it.
+// Linked from backend_cuda.cu, or from backend_no_cuda.cpp in a build without it.
 const Kernels* cuda_kernels();
 std::string cuda_unavailable_reason();  // empty: CUDA can be used
 
