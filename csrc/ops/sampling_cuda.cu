@@ -61,6 +61,7 @@ struct Shared {
   unsigned counts[kBins];
   Sum gathered[kMostBest];
   Sum sums[kWarp];
+  double doubles[kWarp];
   float floats[kWarp];
   Crossing crossing;
   Sum found;
@@ -70,18 +71,19 @@ struct Shared {
 // What the logits of a row are like.
 struct Summary {
   float largest, lowest;
-  float log_sum;  // of e^(z - largest)
-  unsigned id;    // the most likely one
-  bool damaged;   // by NaN or +inf
+  double log_sum;  // of e^(z - largest), so that log-probabilities are rounded once
+  unsigned id;     // the most likely one
+  bool damaged;    // by NaN or +inf
 
   __device__ float log_probability(float z) const {
-    return z == -INFINITY ? z : z - largest - log_sum;
+    return z == -INFINITY ? z : static_cast<float>(static_cast<double>(z) - largest - log_sum);
   }
 };
 
 template <int kThreads>
 __device__ Summary summarize(const float* logits, int classes, Shared<kThreads>& shared) {
-  float largest = -INFINITY, lowest = INFINITY, sum = 0.0f;
+  float largest = -INFINITY, lowest = INFINITY;
+  double sum = 0.0;
   unsigned id = 0;
   int damaged = 0;
   for (int begin = threadIdx.x; begin < classes; begin += kAtOnce * kThreads) {
@@ -104,15 +106,16 @@ __device__ Summary summarize(const float* logits, int classes, Shared<kThreads>&
     }
     if (largest > before) sum *= expf(before - largest);
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) sum += expf(z[i] - finite(largest));
+    for (float& x : z) x = expf(x - finite(largest));
+    sum += (z[0] + z[1]) + (z[2] + z[3]);
   }
   const auto larger = [](Sum a, Sum b) { return a > b ? a : b; };
   const Sum best = block_reduce(pair(key_of(largest), ~id), shared.sums, Sum{0}, larger);
   const float highest = value_of(high_of(best));
-  sum = block_sum(sum * expf(largest - finite(highest)), shared.floats);
+  sum = block_sum(sum * expf(largest - finite(highest)), shared.doubles);
   return {.largest = highest,
           .lowest = -block_max(-lowest, shared.floats),
-          .log_sum = logf(sum),
+          .log_sum = log(sum),
           .id = ~low_of(best),
           .damaged = __syncthreads_or(damaged) != 0};
 }
