@@ -50,7 +50,7 @@ def _in_place(operation: Callable[..., Any], device: str) -> Callable[..., Any]:
                 return value
             try:
                 tensor = _core.in_place_tensor(value)
-            except ValueError:  # which the operation is to find
+            except (TypeError, ValueError):  # which the operation is to find
                 return value
             changed.append((value, tensor.to(device=device)))
             return changed[-1][1]
