@@ -51,10 +51,8 @@ __device__ __forceinline__ float take_weight(const AttentionBackwardArgs& args,
 constexpr int kMmaKeys = 16 * kMmaWarps;
 
 // Rows that meet the keys of a block together: what registers have room for.
-template <int kWidth, bool kExtras>
-inline constexpr int kMmaRows = kWidth <= 64 ? 64
-                                : kExtras    ? 16
-                                             : 32;
+template <int kWidth>
+inline constexpr int kMmaRows = kWidth <= 64 ? 64 : 16;
 
 // Grid: kv heads of all sequences, tiles of keys.
 template <int kWidth, bool kExtras>
