@@ -51,15 +51,13 @@ __device__ __forceinline__ float take_weight(const AttentionBackwardArgs& args,
 constexpr int kMmaKeys = 16 * kMmaWarps;
 
 // Rows that meet the keys of a block together: what registers have room for.
-template <int kWidth, bool kExtras>
-inline constexpr int kMmaRows = kWidth <= 64 ? 64
-                                : kExtras    ? 16
-                                             : 32;
+template <int kWidth>
+inline constexpr int kMmaRows = kWidth <= 64 ? 64 : 16;
 
 // Grid: kv heads of all sequences, tiles of keys.
 template <int kWidth, bool kExtras>
 __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwardArgs args) {
-  constexpr int kRows = kMmaRows<kWidth, kExtras>, kStride = kMmaStride<kWidth>, kCount = kRows / 8;
+  constexpr int kRows = kMmaRows<kWidth>, kStride = kMmaStride<kWidth>, kCount = kRows / 8;
   BFloat16* k = dynamic_shared<BFloat16>();
   BFloat16* v = k + kMmaKeys * kStride;
   BFloat16* q = v + kMmaKeys * kStride;  // two of them
@@ -267,7 +265,7 @@ void with_kernels(const AttentionBackwardArgs& args, Visit visit) {
 
 void backward_keys_mma(const Context& context, const AttentionBackwardArgs& args) {
   with_kernels(args, [&](auto width, auto extras) {
-    constexpr int kWidth = width(), kRows = kMmaRows<kWidth, extras()>;
+    constexpr int kWidth = width(), kRows = kMmaRows<kWidth>;
     const size_t shared = sizeof(BFloat16) * kMmaStride<kWidth> * (2 * kMmaKeys + 4 * kRows) +
                           sizeof(RowFacts) * 2 * kRows;
     launch(context, keys_mma<kWidth, extras()>,
