@@ -193,6 +193,7 @@ def test_logit_scale(rng, scale):
     assert dweight.numpy() == pytest.approx(want[1], abs=1e-5)
 
 
+@pytest.mark.cpu("bits that only it promises")
 def test_results_do_not_depend_on_threads_or_neighbours(rng, threads):
     hidden, weight, bias, targets = linear_case(rng, (300, 24), 16_500)
     logits = (rng.standard_normal((50, 999)) * 3).astype(np.float32)
@@ -222,9 +223,18 @@ def test_bfloat16_hidden_states(rng):
     loss = ops.linear_cross_entropy(hidden, weight, targets)
     assert loss.dtype == "float32"
     plain = (hidden.numpy(), weight.numpy(), targets)
-    assert_matches(loss, reference.linear_cross_entropy, *plain)
     dhidden, dweight, dbias = ops.linear_cross_entropy_backward(1.0, hidden, weight, targets)
     assert (dhidden.dtype, dweight.dtype, dbias) == ("bfloat16", "bfloat16", None)
+    if hidden.device != "cpu":  # logits are bfloat16 too there: 2 ** -8 of each is what they err
+        want = (
+            reference.linear_cross_entropy(*plain),
+            *reference.linear_cross_entropy_backward(np.ones((), np.float32), *plain),
+        )
+        for got, exact in zip((loss, dhidden, dweight), want, strict=False):
+            error = np.linalg.norm(got.numpy() - exact)
+            assert error <= 1e-2 * np.linalg.norm(exact)
+        return
+    assert_matches(loss, reference.linear_cross_entropy, *plain)
     assert_matches(
         (dhidden, dweight, dbias),
         reference.linear_cross_entropy_backward, np.ones((), np.float32), *plain, dtype="bfloat16",
