@@ -83,6 +83,8 @@ void attention_backward(const Context& context, const AttentionBackwardArgs& arg
   const char* op = "attention_backward";
   check_arguments(context, op, args);
   check_no_cache(op, args);
+  CHECK(args.dbias.data == nullptr || args.bias.data != nullptr, ConfigError, op,
+        ": dbias is the gradient of a bias, which is missing");
   if (any_queries(args)) {
     check_given(op, "q", args.q.data);
     check_given(op, "out", args.out.data);
