@@ -777,4 +777,4 @@ def zeros(
 ) -> Tensor: ...
 
 __version__: str = "0.1.0"
-cuda_build: str = "OFF"
+cuda_build: str
