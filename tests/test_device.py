@@ -292,6 +292,15 @@ def test_texts(name, settings, rng):
         assert [one.ids for one in got.alternatives] == [one.ids for one in want.alternatives]
 
 
+def test_a_cache_made_where_another_was_is_read_as_what_it_is(rng):
+    here, there = pair("llama")
+    prompts = ragged(rng, 5, 1, 9)
+    for cache_dtype in ("float32", "int8", "bfloat16", "float32"):
+        config = GenerationConfig(max_new_tokens=6, stop_ids=(2,), cache_dtype=cache_dtype)
+        wanted = [result.ids for result in here.generate(prompts, config)]
+        assert [result.ids for result in there.generate(prompts, config)] == wanted
+
+
 @pytest.mark.parametrize("format", ["bfloat16", "int8", "int4"])
 def test_packed_models(format, rng, tmp_path):
     model = Transformer(FAMILIES["llama"], device="cpu", seed=3)

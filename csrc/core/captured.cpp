@@ -35,7 +35,6 @@ void Captured::run(const Context& context, const Look& look,
       work(recorded);
     });
   graph.launch(context.queue);
-  ++launches_;
 }
 
 }  // namespace llmcore

@@ -33,9 +33,6 @@ class Captured {
   void run(const Context& context, const Look& look,
            const std::function<void(const Context&)>& work);
 
-  // How often a graph was asked for.
-  int64_t launches() const { return launches_; }
-
  private:
   struct Entry {
     Look look;
@@ -43,7 +40,6 @@ class Captured {
   };
   size_t most_;
   std::list<Entry> entries_;  // the latest first
-  int64_t launches_ = 0;
 };
 
 }  // namespace llmcore

@@ -137,6 +137,7 @@ Buffer ParamStore::replace_weights(DType format) {
   Buffer weights(kept * static_cast<int64_t>(sizeof(float)), Backing::kMemory, device_);
   // All memory is there: nothing below fails half-way.
   format_ = format;
+  ++version_;
   packed_ = std::move(packed);
   std::swap(weights_, weights);
   gradients_ = Buffer();

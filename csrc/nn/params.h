@@ -51,7 +51,8 @@ class ParamStore {
 
   // Whether any of `count` parameters is.
   bool trainable(int index, int count = 1) const;
-  // Changes with what is trainable: what was captured before is no longer the same step.
+  // Changes with what is trainable and with where weights are: what was captured before is no
+  // longer the same.
   int64_t version() const { return version_; }
   // Throws ConfigError for a name that is not in the table.
   void set_trainable(const std::string& name, bool trainable);

@@ -35,6 +35,16 @@ int64_t key_room(const Cache& cache, const Sequences& sequences) {
   return std::min((keys + kStep - 1) / kStep * kStep, cache.rows.dim(1));
 }
 
+// Where caches lie and what they are: one may be made where another was.
+void add_layers(Look& look, const std::vector<LayerCache>& layers) {
+  for (const LayerCache& layer : layers)
+    for (const KvTiles& tiles : {layer.k, layer.v}) {
+      look.add(reinterpret_cast<int64_t>(tiles.data));
+      look.add(static_cast<int64_t>(tiles.dtype));
+      look.add(tiles.tokens);
+    }
+}
+
 Param token_table(ParamStore& params, const Config& config) {
   const Param table =
       ParamBuilder(params, "embed")
@@ -332,12 +342,13 @@ void Transformer::decode(const DecodeArgs& args) {
   for (const Tensor& tensor : {args.ids, args.lengths, args.past, args.rows, args.logits, total,
                                args.cache->rows, sequences.positions, sequences.buckets})
     look.add(tensor);
-  look.add(reinterpret_cast<int64_t>(args.cache->layers[0].k.data));
+  look.add(params_.version());
+  add_layers(look, args.cache->layers);
   if (args.memory != nullptr) {
     look.add(args.memory->keys);
     look.add(args.memory->lengths);
     look.add(args.memory->rows);
-    look.add(reinterpret_cast<int64_t>(args.memory->layers[0].k.data));
+    add_layers(look, args.memory->layers);
   }
   decoding_.run(context, look, [&](const Context& where) {
     const Tensor hidden = decoder_->infer(where, {.ids = flat(args.ids)}, sequences);
