@@ -66,7 +66,7 @@ def test_what_is_planned_is_what_is_used(case):
             model.freeze(train.freeze)
         model.recompute = train.recompute
         step = llmcore.TrainStep(model, lr=1e-3, dtype=train.dtype)
-        batch = plan._fullest_batch(config, train)
+        batch = plan.fullest_batch(config, train)
         for _ in range(2):
             step([batch] * train.accumulation).loss
         besides = cost.device_bytes

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/device.h"
@@ -88,9 +90,18 @@ class Event {
   Event& operator=(const Event&) = delete;
   void record(Queue* queue);
   void wait();  // nothing where it was never recorded
+  // The same where nobody may throw: of a failure the next call tells.
+  void settle() noexcept;
 
  private:
   void* event_ = nullptr;
 };
+
+// While on, algorithms of products that no file of this machine names are timed when they are next
+// asked for, on random data, and the file is told. What was captured before stays as it was.
+// Returns how many were timed since the last call. Throws ConfigError where there can be no file.
+int64_t tune_products(bool on);
+// The products that a device was asked for so far, and which of the library's best few each is.
+std::vector<std::pair<std::string, int>> product_choices(int index);
 
 }  // namespace llmcore::gpu

@@ -46,5 +46,13 @@ void Graph::clear() {}
 Event::~Event() = default;
 void Event::record(Queue*) {}
 void Event::wait() {}
+void Event::settle() noexcept {}
+
+int64_t tune_products(bool) {
+  fail();
+}
+std::vector<std::pair<std::string, int>> product_choices(int) {
+  fail();
+}
 
 }  // namespace llmcore::gpu
