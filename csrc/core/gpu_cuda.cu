@@ -3,7 +3,11 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <atomic>
+#include <iterator>
 #include <mutex>
 
 #include "core/gpu.h"
@@ -12,11 +16,24 @@
 namespace llmcore {
 
 namespace cuda {
+namespace {
+
+// After these, every call fails.
+bool is_final(cudaError_t status) {
+  constexpr cudaError_t kFinal[] = {cudaErrorECCUncorrectable, cudaErrorIllegalAddress,
+                                    cudaErrorIllegalInstruction, cudaErrorMisalignedAddress,
+                                    cudaErrorLaunchFailure};
+  return std::find(std::begin(kFinal), std::end(kFinal), status) != std::end(kFinal);
+}
+
+}  // namespace
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   const std::string reason = str(what, " failed: ", cudaGetErrorString(status));
   cudaGetLastError();  // not to be told again
+  CHECK(!is_final(status), DeviceError, reason,
+        "; this process can use the GPU no more: start it again");
   if (status == cudaErrorMemoryAllocation)
     throw OutOfMemory(str("out of memory on the GPU: ", reason,
                           "; use a smaller batch or shorter sequences, or turn recompute on"));
@@ -78,7 +95,13 @@ void check(CUresult status, const char* what) {
   CHECK(status == CUDA_SUCCESS, DeviceError, what, " failed with error ", static_cast<int>(status));
 }
 
+// CUDA does not survive a fork: its calls in the child fail, or never return.
+std::atomic<bool> forked{false};
+
 void use(int index) {
+  CHECK(!forked, DeviceError,
+        "this process was forked from one that had used the GPU, which CUDA does not allow; start "
+        "it with multiprocessing.get_context('spawn'), or use the GPU in the child alone");
   check(cudaSetDevice(index), "cudaSetDevice");
 }
 
@@ -198,6 +221,7 @@ Queue* queue_of(int index) {
   for (Queue* queue : queues)
     if (queue->device == index) return queue;
   use(index);
+  if (queues.empty()) pthread_atfork(nullptr, nullptr, [] { forked = true; });
   auto queue = std::make_unique<Queue>();
   queue->device = index;
   check(cudaStreamCreateWithFlags(&queue->stream, cudaStreamNonBlocking), "cudaStreamCreate");
@@ -289,6 +313,10 @@ void Event::record(Queue* queue) {
 void Event::wait() {
   if (event_ != nullptr)
     check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "the work of the GPU");
+}
+
+void Event::settle() noexcept {
+  if (event_ != nullptr) cudaEventSynchronize(static_cast<cudaEvent_t>(event_));
 }
 
 }  // namespace gpu

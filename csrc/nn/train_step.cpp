@@ -168,7 +168,7 @@ std::shared_ptr<StepReport> TrainStep::free_report() {
 
 StepReport::~StepReport() {
   if (pinned_ == nullptr) return;
-  done_.wait();
+  done_.settle();
   gpu::release_pinned(pinned_);
 }
 
