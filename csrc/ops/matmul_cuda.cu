@@ -207,10 +207,23 @@ __device__ __forceinline__ float rounded(float x) {
   return as_float(from_float<BFloat16>(x));
 }
 
+// Weights do not depend on the kernel ahead: a warp's come while that runs.
+template <class W, int kOutputs>
+__device__ __forceinline__ void prefetch_outputs(const FewRowsArgs& args) {
+  constexpr int64_t kCacheLine = 128;
+  const int64_t first = thread_index() / kWarp * kOutputs, left = args.outputs - first;
+  const int64_t bytes = (left < kOutputs ? left : kOutputs) * args.depth * int64_t{sizeof(W)};
+  const auto* const from =
+      static_cast<const char*>(args.w) + first * args.depth * int64_t{sizeof(W)};
+  for (int64_t i = threadIdx.x % kWarp * kCacheLine; i < bytes; i += kWarp * kCacheLine)
+    prefetch_line(from + i);
+}
+
 // A lane multiplies packs 32 apart, in ascending order; then the lanes are added up. This depends
 // on the depth alone.
 template <class W, class T, bool kRoundW, int kRows>
-__global__ void __launch_bounds__(kThreads) multiply_few_rows(FewRowsArgs args) {
+__global__ void __launch_bounds__(kThreads, 2) multiply_few_rows(FewRowsArgs args) {
+  prefetch_outputs<W, few_rows_outputs(kRows)>(args);
   take_turn();
   constexpr int kOutputs = few_rows_outputs(kRows);
   constexpr int kDepth = kStaged / kRows, kStep = kWarp * kPack<W>;
