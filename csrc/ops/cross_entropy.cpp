@@ -65,7 +65,9 @@ void linear_cross_entropy(const Context& context, const LinearCrossEntropyArgs& 
   check_tensor(op, "hidden", args.hidden, "[N, C]", {rows, width}, dtype);
   const bool backward = args.dhidden || args.dweight || args.dbias;
   check_tensor(op, "weight", args.weight, "[V, C]", {classes, width},
-               is_packed(args.weight.dtype) && !backward ? args.weight.dtype : DType::kFloat32);
+               is_packed(args.weight.dtype) && !backward
+                   ? args.weight.dtype
+                   : activation_dtype(op, "weight", context, args.weight));
   check_optional(op, "bias", args.bias, "[V]", {classes});
   check_targets(context, op, args.targets, args.losses, args.label_smoothing, rows, classes);
   check_optional(op, "dhidden", args.dhidden, "[N, C]", {rows, width}, dtype);

@@ -29,7 +29,7 @@ struct CrossEntropyArgs {
 // Loss of hidden states under an output matrix, in chunks of rows: [N, V] is never held whole.
 struct LinearCrossEntropyArgs {
   Tensor hidden;   // [N, C]
-  Tensor weight;   // [V, C]; without gradients it may be packed
+  Tensor weight;   // [V, C], on a GPU maybe bfloat16; without gradients it may be packed
   Tensor bias;     // [V], or empty
   Tensor targets;  // [N] int32, negative: ignored
   float label_smoothing = 0.0f;
