@@ -20,6 +20,7 @@ int64_t round_up(int64_t x) {
 constexpr int kCastCount = kPack<BFloat16>;
 
 __global__ void cast(const float* from, BFloat16* to, int64_t count, bool aligned) {
+  take_turn();
   const int64_t i = thread_index() * kCastCount;
   if (i >= count) return;
   float x[kCastCount], half[kCastCount / 2];
@@ -51,6 +52,7 @@ int64_t narrowed_bytes(const Tensor& from, bool wanted) {
 
 template <class Sum, class T, int kCount>
 __global__ void finish_sums(const Sum* sums, Epilogue to, int64_t count) {
+  take_turn();
   const int64_t i = thread_index() * kCount;
   if (i >= count) return;
   float x[kCount];
@@ -209,6 +211,7 @@ __device__ __forceinline__ float rounded(float x) {
 // on the depth alone.
 template <class W, class T, bool kRoundW, int kRows>
 __global__ void __launch_bounds__(kThreads) multiply_few_rows(FewRowsArgs args) {
+  take_turn();
   constexpr int kOutputs = few_rows_outputs(kRows);
   constexpr int kDepth = kStaged / kRows, kStep = kWarp * kPack<W>;
   [[maybe_unused]] constexpr int kUnroll = kOutputs == 1   ? 4
@@ -345,6 +348,7 @@ constexpr int kSumWarps = 8;
 template <class T, int kCount>
 __global__ void __launch_bounds__(kSumWarps* kWarp)
     sum_parts(const T* x, float* partial, int64_t rows, int64_t width, int64_t part_rows) {
+  take_turn();
   __shared__ float shared[kSumWarps][kWarp][kCount + 1];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -375,6 +379,7 @@ __global__ void __launch_bounds__(kSumWarps* kWarp)
 }
 
 __global__ void add_parts(const float* partial, float* out, int64_t parts, int64_t width) {
+  take_turn();
   const int64_t col = thread_index();
   if (col >= width) return;
   float total = 0.0f;

@@ -217,6 +217,7 @@ __device__ __forceinline__ void finish_sum(const PackedArgs& args, typename Form
 // Few rows: a block takes two panels, each warp a share of K.
 template <class Format, class T, int kTiles>
 __global__ void __launch_bounds__(kThreads) multiply_few(PackedArgs args) {
+  take_turn();
   using Sum = typename Format::Sum;
   static_assert(kShares == kWarps && kThreads == kTileRows * kPairOutputs);
   __shared__ Sum parts[kShares][kTileRows][kPairOutputs];
@@ -274,6 +275,7 @@ constexpr int kRowWords = kStageWords + 8;  // no two of half a warp's pairs of 
 
 template <class Format, class T>
 __global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
+  take_turn();
   using Sum = typename Format::Sum;
   constexpr int kSteps = kStageWords / Format::kStepWords;  // of a stage
   constexpr bool kExact = std::is_same_v<Sum, int>;
@@ -366,6 +368,7 @@ __global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
 template <class X>
 __global__ void round_to_bfloat16(const X* x, uint32_t* words, int64_t count, int64_t depth,
                                   int64_t row_words) {
+  take_turn();
   const int64_t i = thread_index();
   if (i >= count) return;
   const int64_t k = i % row_words * 2;
@@ -379,6 +382,7 @@ __global__ void round_to_bfloat16(const X* x, uint32_t* words, int64_t count, in
 template <class X>
 __global__ void __launch_bounds__(kThreads)
     round_to_int8(const X* x, uint32_t* words, float* scales, int64_t depth, int64_t row_words) {
+  take_turn();
   __shared__ uint32_t shared[kWarp];
   const X* const row = x + static_cast<int64_t>(blockIdx.x) * depth;
   uint32_t largest = 0;  // magnitudes as integers: NaN is above infinity, that above all others
@@ -479,6 +483,7 @@ void matmul(const Context& context, const MatmulArgs& args) {
 template <class Format>
 __global__ void unpack(const uint32_t* weights, const int32_t* rows, float* out, int64_t depth,
                        int64_t panel_words) {
+  take_turn();
   const int64_t row = rows[blockIdx.x];
   const uint32_t* const lane = weights + row / kPanel * panel_words + row % kPanel;
   for (int64_t k = threadIdx.x; k < depth; k += blockDim.x)

@@ -329,6 +329,7 @@ struct Candidates {
 
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) sample_tokens_kernel(SampleTokensArgs args) {
+  take_turn();
   __shared__ Shared<kThreads> shared;
   const SampleSettings settings = args.settings.as<SampleSettings>()[blockIdx.x];
   const int classes = static_cast<int>(args.logits.cols());
@@ -373,6 +374,7 @@ __global__ void fill_ids_kernel(FillIdsArgs args) {
 
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) best_tokens_kernel(BestTokensArgs args) {
+  take_turn();
   __shared__ Shared<kThreads> shared;
   const int classes = static_cast<int>(args.logits.cols());
   const int count = static_cast<int>(args.choices.dim(1));
