@@ -261,7 +261,9 @@ void Engine::ask_ahead(const std::vector<int64_t>& asked) {
     rows.push_back(
         {.sequence = static_cast<int64_t>(text.place), .count = 1, .chosen = row - asked.begin()});
   }
-  if (!texts.empty()) ask(texts, rows);
+  if (texts.empty()) return;
+  ask(texts, rows);
+  ++passes_ahead_;
 }
 
 bool Engine::at_limit(const Text& text, int64_t length) const {

@@ -81,6 +81,8 @@ class Engine {
   // Tokens that were guessed, and those of them that the model has confirmed.
   int64_t guessed_tokens() const { return guessed_tokens_; }
   int64_t accepted_tokens() const { return accepted_tokens_; }
+  // Passes that were asked for before the tokens they read were known.
+  int64_t passes_ahead() const { return passes_ahead_; }
 
  private:
   struct Text {
@@ -155,6 +157,7 @@ class Engine {
   std::vector<int64_t> asked_;  // texts whose next token the model has been asked for, by number
   int64_t joined_ = 0, clock_ = 0;
   int64_t read_tokens_ = 0, copied_tokens_ = 0, guessed_tokens_ = 0, accepted_tokens_ = 0;
+  int64_t passes_ahead_ = 0;
 };
 
 // Joins all prompts, in room that is made for them; sources [prompts] or none. Prompts that are the

@@ -366,6 +366,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_tokens_kernel(SampleTokens
 }
 
 __global__ void fill_ids_kernel(FillIdsArgs args) {
+  take_turn();
   const int64_t n = thread_index();
   if (n >= args.ids.numel()) return;
   const int32_t from = args.from.as<int32_t>()[n];
