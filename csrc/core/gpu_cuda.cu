@@ -225,6 +225,11 @@ Queue* queue_of(int index) {
   auto queue = std::make_unique<Queue>();
   queue->device = index;
   check(cudaStreamCreateWithFlags(&queue->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  constexpr int kHopper = 9;
+  int capability = 0;
+  check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index),
+        "cudaDeviceGetAttribute");
+  queue->overlaps = capability >= kHopper;
   queues.push_back(queue.get());
   return queue.release();
 }

@@ -20,6 +20,9 @@ double total_weight(const std::vector<Batch>& batches) {
 
 void run_passes(Transformer& model, Context context, const std::vector<Transformer::Pass>& passes,
                 StepState* state) {
+  KeepScope scope(*context.arena);
+  if (context.activations == DType::kBFloat16)
+    context.rounded_weights = model.params().rounded(context);
   begin_step(context, state);
   model.params().begin_gradients();
   for (const Transformer::Pass& pass : passes) {

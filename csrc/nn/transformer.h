@@ -27,6 +27,12 @@ struct DecodeArgs {
   const Memory* memory = nullptr;  // of the encoder's output; with an encoder
   Tensor rows;                     // [R] int32 flat positions in ids; or none
   Tensor logits;                   // [R, V] after those tokens
+  // On a GPU: a token chosen from each of them in the same pass, and ids that were chosen before;
+  // or none. See ops/sampling.h.
+  Tensor settings;    // [R]
+  Tensor choices;     // [M]
+  Tensor chosen_ids;  // [M]
+  Tensor from;        // [B, T] of chosen_ids
 };
 
 // Whose attention weights a forward pass is to write down.

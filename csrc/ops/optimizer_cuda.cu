@@ -12,6 +12,7 @@ constexpr int kPackFloats = kPack<float>;
 constexpr int kSumThreads = 1024;
 
 __global__ void adamw_kernel(AdamWArgs args, int64_t n, bool aligned) {
+  take_turn();
   const int64_t begin = thread_index() * kPackFloats, count = n - begin;
   if (count <= 0) return;
   AdamWFactors f = args.factors;
@@ -47,6 +48,7 @@ void adamw(const Context& context, const AdamWArgs& args) {
 
 __global__ void __launch_bounds__(kSumThreads)
     square_sum_kernel(const float* x, int64_t n, bool aligned, double* partial) {
+  take_turn();
   __shared__ double shared[kWarp];
   const int64_t begin = blockIdx.x * kSquareSumBlock;
   const int64_t end = begin + kSquareSumBlock < n ? begin + kSquareSumBlock : n;
@@ -66,6 +68,7 @@ __global__ void __launch_bounds__(kSumThreads)
 // *sum += the terms, by one block.
 __global__ void __launch_bounds__(kSumThreads)
     add_kernel(const double* terms, int64_t count, double* sum) {
+  take_turn();
   __shared__ double shared[kWarp];
   double part = 0.0;
   for (int64_t i = threadIdx.x; i < count; i += kSumThreads) part += terms[i];
@@ -81,6 +84,7 @@ void square_sum(const Context& context, const SquareSumArgs& args) {
 }
 
 __global__ void begin_kernel(StepState* state) {
+  take_turn();
   *state = {.updates = state->updates};
 }
 
@@ -90,6 +94,7 @@ void begin(const Context& context, StepState* state) {
 
 __global__ void __launch_bounds__(kSumThreads)
     weighted_sum_kernel(const float* losses, const float* weights, int64_t rows, StepState* state) {
+  take_turn();
   __shared__ double shared[kWarp];
   double sum = 0.0, weight = 0.0;
 #pragma unroll 4
@@ -110,6 +115,7 @@ void weighted_sum(const Context& context, const WeightedSumArgs& args) {
 }
 
 __global__ void decide_kernel(DecideArgs args) {
+  take_turn();
   decide(*args.settings, *args.state);
 }
 
