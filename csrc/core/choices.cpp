@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <charconv>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -16,12 +15,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string folder_in(const char* variable, const char* inside) {
-  const char* value = std::getenv(variable);
-  if (value == nullptr || !fs::path(value).is_absolute()) return "";
-  return (fs::path(value) / inside).string();
-}
-
 bool parse(const std::string& text, int& number) {
   const char* end = text.data() + text.size();
   const auto parsed = std::from_chars(text.data(), end, number);
@@ -31,11 +24,12 @@ bool parse(const std::string& text, int& number) {
 }  // namespace
 
 std::string cache_directory() {
-  const std::string& wanted = settings().cache_dir;
-  if (wanted == "off") return "";
-  if (!wanted.empty()) return wanted;
-  const std::string folder = folder_in("XDG_CACHE_HOME", "llmcore");
-  return folder.empty() ? folder_in("HOME", ".cache/llmcore") : folder;
+  const Settings& set = settings();
+  if (set.cache_dir == "off") return "";
+  if (!set.cache_dir.empty()) return set.cache_dir;
+  const fs::path caches = set.user_cache_dir, home = set.home;
+  if (caches.is_absolute()) return (caches / "llmcore").string();
+  return home.is_absolute() ? (home / ".cache/llmcore").string() : "";
 }
 
 Choices read_choices(const std::string& file, const std::string& subject) {
