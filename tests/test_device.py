@@ -270,6 +270,30 @@ class TestFamilies:
         assert results[0] == results[1]
 
 
+def test_frozen_parameters_and_weight_decay(rng):
+    # The larger matrices are several parts to the optimizer, and offsets are odd.
+    here, there = pair("gpt2", hidden_size=131, num_heads=1, ffn_size=263)
+    steps = []
+    for model in (here, there):
+        model.freeze(["*norm.weight", "decoder.layers.0.feed_forward.*"])
+        steps.append(TrainStep(model, lr=1e-2, weight_decay=0.5, dropout_seed=5))
+    start = {key: tensor.numpy().copy() for key, tensor in here.parameters().items()}
+    for _ in range(3):
+        batch = batch_for(here.config, rng)
+        want, got = (step(batch) for step in steps)
+        close([got.loss, got.grad_norm], [want.loss, want.grad_norm], 1e-4)
+    trained = here.trainable_parameters()
+    assert 0 < len(trained) < len(start)
+    for key, tensor in there.parameters().items():
+        if key not in trained:
+            assert np.array_equal(tensor.numpy(), start[key])
+        elif not key.endswith("k.bias"):  # its gradient is rounding alone
+            close(tensor.numpy(), trained[key].numpy(), 2e-3)
+    for name in ("m", "v"):
+        theirs, ours = (step.state_dict()[name] for step in steps)
+        assert np.array_equal(ours != 0, theirs != 0)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "lora"])
 @pytest.mark.parametrize("steps", [1, 3])  # asked for kernel by kernel; as a graph
 def test_a_step_multiplies_with_the_weights_as_they_are(name, steps, rng):
