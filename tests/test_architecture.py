@@ -229,6 +229,21 @@ def test_cuda_kernels_do_not_wait():
     assert not wrong, wrong
 
 
+def test_cuda_kernels_take_their_turn():
+    """One that reads what the kernel ahead has yet to write would be wrong on some days."""
+    start = re.compile(r"__global__[^;{]*\{\s*([^;]*;)")
+    prefetches = re.compile(r"(__global__[^;{]*\{)\s*(?:prefetch\w*(?:<[^;]*>)?\([^;]*;\s*)+")
+    kernels, wrong = 0, []
+    for path in filter(is_cuda, sources("*.cu")):
+        code = prefetches.sub(r"\1", without_comments(path))
+        for statement in start.findall(code):
+            kernels += 1
+            if statement != "take_turn();":
+                wrong.append(f"{name(path)}: {statement}")
+    assert kernels > 50
+    assert not wrong, wrong
+
+
 def test_kernel_families_are_vertical_slices():
     """A kernel has its contract and its checks beside it."""
     wrong = [

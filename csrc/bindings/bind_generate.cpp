@@ -103,7 +103,8 @@ void bind_generate(py::module_& module) {
       .def_property_readonly("read_tokens", &Engine::read_tokens)
       .def_property_readonly("copied_tokens", &Engine::copied_tokens)
       .def_property_readonly("guessed_tokens", &Engine::guessed_tokens)
-      .def_property_readonly("accepted_tokens", &Engine::accepted_tokens);
+      .def_property_readonly("accepted_tokens", &Engine::accepted_tokens)
+      .def_property_readonly("passes_ahead", &Engine::passes_ahead);
   py::class_<BeamGeneration, std::shared_ptr<BeamGeneration>>(module, "BeamGeneration")
       .def(py::init(&make_beams), py::arg("model"), py::arg("prompts"), py::arg("sources"),
            py::arg("options"), py::keep_alive<1, 2>())

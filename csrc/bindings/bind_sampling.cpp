@@ -99,7 +99,8 @@ py::tuple bound_sample_tokens(const PyTensor& logits, const std::vector<Settings
   const Tensor told = context.arena->input(DType::kInt8, count, sizeof(SampleSettings));
   for (int64_t i = 0; i < count; ++i) {
     const auto& [row, temperature, top_k, top_p, min_p, uniform] = settings[i];
-    told.host<SampleSettings>()[i] = {top_p, min_p, uniform, temperature, top_k, row};
+    told.host<SampleSettings>()[i] = {
+        top_p, min_p, uniform, temperature, top_k, row, static_cast<int32_t>(i)};
   }
   context.upload();
   const Tensor chosen = context.arena->scratch(DType::kInt8, count, sizeof(Choice));

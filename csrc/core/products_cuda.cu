@@ -151,6 +151,7 @@ void run(const Context& context, const Products& products, const Plan& plan,
 
 template <class T>
 __global__ void fill_randomly(T* data, int64_t count, uint64_t stream) {
+  take_turn();
   const int64_t i = thread_index();
   if (i < count)
     data[i] = from_float<T>(uniform(philox(0, stream, static_cast<uint64_t>(i)).lane[0]) - 0.5f);

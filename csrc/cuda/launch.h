@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/dtype.h"
+#include "cuda/ptx.h"
 #include "cuda/queue.h"
 #include "cuda/shared.h"
 
@@ -15,6 +16,13 @@ inline constexpr int kWarp = 32;
 // Blocks that `count` things make, so many a block.
 LLMCORE_INLINE int64_t blocks_of(int64_t count, int64_t a_block) {
   return (count + a_block - 1) / a_block;
+}
+
+// What every kernel does first: it may have been started while the one ahead of it in the queue
+// still ran. Before this it may prefetch, no more.
+__device__ __forceinline__ void take_turn() {
+  wait_for_kernel_ahead();
+  let_next_kernel_start();
 }
 
 // Starts `kernel` with `shared` bytes of dynamic shared memory; see dynamic_shared().
@@ -33,6 +41,11 @@ void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, di
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = context.queue->stream;
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = context.queue->overlaps ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), "launching a kernel");
 }
 

@@ -1,4 +1,5 @@
-// The instructions that CUDA C++ has no name for: tensor cores, their loads, asynchronous copies.
+// The instructions that CUDA C++ has no name for: tensor cores, their loads, asynchronous copies,
+// and how kernels follow one another.
 //
 // The only inline PTX of the house; tests/emulation/cuda/ptx.h does the same on the CPU. Lanes of a
 // warp call all but the copies together. How a matrix is spread over the lanes (PTX ISA,
@@ -95,6 +96,28 @@ __device__ __forceinline__ void cp_async_commit() {
 template <int kGroups>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// Kernels that overlap (programmatic dependent launch, compute capability 9.0 and later; before it
+// none does): one may start when all blocks of the kernel ahead have let it. What that writes is
+// seen after waiting for it alone.
+__device__ __forceinline__ void wait_for_kernel_ahead() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Brings the line of 128 bytes that `global` lies in to the L2 cache, where all see the same: it
+// may be about to be written. Nothing where no kernel starts early.
+__device__ __forceinline__ void prefetch_line([[maybe_unused]] const void* global) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(global)));
+#endif
 }
 
 }  // namespace llmcore::cuda

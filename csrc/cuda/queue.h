@@ -23,6 +23,7 @@ namespace llmcore {
 struct Queue {
   int device = 0;
   cudaStream_t stream = nullptr;
+  bool overlaps = false;  // a kernel may start before the one ahead has ended: see take_turn()
   std::shared_ptr<cuda::Products> products;  // made at the first product
 };
 

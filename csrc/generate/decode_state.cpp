@@ -92,6 +92,32 @@ void DecodeState::encode(const std::vector<int32_t>& sources,
 }
 
 void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logits) {
+  run(rows, {.logits = logits});
+}
+
+void DecodeState::ask(const std::vector<DecodeRow>& rows, std::vector<SampleSettings> settings) {
+  if (!chosen_) chosen_ = std::make_unique<Chosen>(model_.device(), cache_.rows());
+  Arena& arena = model_.arena();
+  KeepScope scope(arena);
+  const auto count = static_cast<int64_t>(rows.size());
+  const Tensor told = arena.input(DType::kInt8, count, sizeof(SampleSettings));
+  const Tensor from = arena.input(DType::kInt32, count, 1);
+  for (int64_t i = 0; i < count; ++i) {
+    settings[i].row = static_cast<int32_t>(i);
+    settings[i].place = static_cast<int32_t>(chosen_->place(i));
+    told.host<SampleSettings>()[i] = settings[i];
+    from.host<int32_t>()[i] =
+        rows[i].chosen < 0 ? -1 : static_cast<int32_t>(chosen_->place_before(rows[i].chosen));
+  }
+  run(rows, {.logits = arena.keep(DType::kFloat32, count, model_.config().vocab_size),
+             .settings = told,
+             .choices = chosen_->choices(),
+             .chosen_ids = chosen_->ids(),
+             .from = from});
+  chosen_->asked(model_.context().queue, count);
+}
+
+void DecodeState::run(const std::vector<DecodeRow>& rows, DecodeArgs args) {
   Arena& arena = model_.arena();
   KeepScope scope(arena);
   const int64_t capacity = cache_.capacity(), queries = best_queries(rows);
@@ -101,7 +127,7 @@ void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logi
   const auto ints = [&](auto... sizes) { return arena.input(DType::kInt32, sizes...); };
   const Tensor ids = ints(batch, queries), lengths = ints(batch), past = ints(batch);
   const Tensor source_rows = ints(batch), source_lengths = ints(batch);
-  const Tensor wanted = ints(logits.rows());
+  const Tensor wanted = ints(args.logits.rows());
   Cache cache{.layers = cache_.layers(), .rows = ints(batch, capacity)};
   std::fill_n(ids.host<int32_t>(), ids.numel(), 0);
   int64_t b = 0, asked = 0;
@@ -114,7 +140,7 @@ void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logi
           static_cast<int32_t>((b + i / queries) * queries + i % queries);
     for (int64_t first = 0; first < row.count; first += queries, ++b) {
       const int64_t count = std::min(queries, row.count - first);
-      std::copy_n(row.ids + first, count, ids.host<int32_t>() + b * queries);
+      if (row.chosen < 0) std::copy_n(row.ids + first, count, ids.host<int32_t>() + b * queries);
       lengths.host<int32_t>()[b] = static_cast<int32_t>(count);
       past.host<int32_t>()[b] = static_cast<int32_t>(seen + first);
       std::copy_n(places, seen + row.count, cache.rows.host<int32_t>() + b * capacity);
@@ -129,13 +155,13 @@ void DecodeState::advance(const std::vector<DecodeRow>& rows, const Tensor& logi
                       .lengths = source_lengths,
                       .layers = memory_.layers(),
                       .rows = source_rows};
-  model_.decode({.ids = ids,
-                 .lengths = lengths,
-                 .past = past,
-                 .cache = &cache,
-                 .memory = sequences_per_source_ == 0 ? nullptr : &memory,
-                 .rows = wanted,
-                 .logits = logits});
+  args.ids = ids;
+  args.lengths = lengths;
+  args.past = past;
+  args.cache = &cache;
+  args.memory = sequences_per_source_ == 0 ? nullptr : &memory;
+  args.rows = wanted;
+  model_.decode(args);
 }
 
 void DecodeState::begin_as(int64_t sequence, int64_t other, int64_t count) {

@@ -6,8 +6,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "generate/chosen.h"
 #include "generate/kv_cache.h"
 #include "generate/options.h"
 #include "nn/transformer.h"
@@ -35,7 +37,8 @@ struct DecodeRow {
   int64_t sequence;
   const int32_t* ids;  // [count], they follow what it has seen
   int64_t count;
-  int64_t wanted = 1;  // logits are asked for after the last so many
+  int64_t wanted = 1;   // logits are asked for after the last so many
+  int64_t chosen = -1;  // instead of `ids`, the token chosen from this row of the pass before
 };
 
 class DecodeState {
@@ -47,6 +50,12 @@ class DecodeState {
 
   // logits [W, V] after each wanted token, in the order of the rows.
   void advance(const std::vector<DecodeRow>& rows, const Tensor& logits);
+
+  // On a GPU: the same for rows of one token, after each of which a token is chosen by its settings
+  // (logits row and place aside). Returns before that is done; two passes may be asked for before
+  // the first is collected.
+  void ask(const std::vector<DecodeRow>& rows, std::vector<SampleSettings> settings);
+  std::vector<Choice> collect() { return chosen_->collect(); }
 
   // Tokens a sequence has seen; all but the first `count` can be forgotten.
   int64_t seen(int64_t sequence) const { return seen_[sequence]; }
@@ -60,6 +69,9 @@ class DecodeState {
   void reorder(int64_t first, const std::vector<int32_t>& parents);
 
  private:
+  // A pass over the rows, which fills in what is told of them.
+  void run(const std::vector<DecodeRow>& rows, DecodeArgs args);
+
   Transformer& model_;
   KvCache cache_;
   std::vector<int32_t> places_;  // [sequences, tokens] where each token stands
@@ -67,6 +79,7 @@ class DecodeState {
   KvCache memory_;
   int64_t sequences_per_source_;         // 0 without an encoder
   std::vector<int32_t> source_lengths_;  // [sources]
+  std::unique_ptr<Chosen> chosen_;       // made by the first ask()
 };
 
 }  // namespace llmcore

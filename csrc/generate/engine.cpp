@@ -80,12 +80,18 @@ void Engine::leave(int64_t number) {
 }
 
 void Engine::drop_ended() {
-  for (const Text& text : texts_) {
+  for (Text& text : texts_) {
     if (!text.ended) continue;
+    forget(text, static_cast<int64_t>(places_[text.place].seen.size()));  // what was asked ahead
     places_[text.place].taken = false;
     places_[text.place].last_used = ++clock_;
   }
   std::erase_if(texts_, [](const Text& text) { return text.ended; });
+}
+
+Engine::Text* Engine::find(int64_t number) {
+  const auto found = std::ranges::lower_bound(texts_, number, {}, &Text::number);
+  return found != texts_.end() && found->number == number ? &*found : nullptr;
 }
 
 int64_t Engine::unseen(const Text& text) const {
@@ -206,21 +212,68 @@ void Engine::read(const std::vector<Reading>& readings, Round& round) {
     if (!all) continue;
     round.texts.push_back(text);
     for (int64_t ahead = text->guessed; ahead >= 0; --ahead)
-      round.rows.push_back(
-          {.options = &text->request.options,
-           .history = {.ids = text->ids.data(),
-                       .length = static_cast<int64_t>(text->ids.size()) - ahead,
-                       .prompt_length = static_cast<int64_t>(text->request.prompt.size())},
-           .sequence = text->request.twin});
+      round.rows.push_back(choosing(*text, static_cast<int64_t>(text->ids.size()) - ahead));
   }
   const int64_t wanted = static_cast<int64_t>(round.rows.size()) - before;
   state_.advance(rows, row_slice(round.logits, before, wanted));
 }
 
+ChooseRow Engine::choosing(const Text& text, int64_t length) const {
+  return {.options = &text.request.options,
+          .history = {.ids = text.ids.data(),
+                      .length = length,
+                      .prompt_length = static_cast<int64_t>(text.request.prompt.size())},
+          .sequence = text.request.twin};
+}
+
+bool Engine::chosen_in_pass(const Text& text, int64_t length) const {
+  return model_.device().type != DeviceType::kCpu &&
+         text.request.options.speculate == Speculate::kNo &&
+         leaves_logits(text.request.options, choosing(text, length).history);
+}
+
+void Engine::ask(const std::vector<Text*>& texts, const std::vector<DecodeRow>& rows) {
+  std::vector<SampleSettings> settings;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const auto length = static_cast<int64_t>(texts[i]->ids.size()) + (rows[i].chosen >= 0);
+    settings.push_back(settings_of(choosing(*texts[i], length), model_.config().vocab_size));
+    asked_.push_back(texts[i]->number);
+  }
+  state_.ask(rows, std::move(settings));
+}
+
+void Engine::ask_ahead(const std::vector<int64_t>& asked) {
+  std::vector<Text*> texts;
+  std::vector<DecodeRow> rows;
+  for (Text& text : texts_) {
+    const auto row = std::ranges::lower_bound(asked, text.number);
+    if (row == asked.end() || *row != text.number) return;  // it reads its prompt
+    const auto length = static_cast<int64_t>(text.ids.size()) + 1;
+    const GenerationOptions& options = text.request.options;
+    if (length - static_cast<int64_t>(text.request.prompt.size()) >= options.max_new_tokens)
+      continue;
+    if (at_limit(text, length)) {
+      if (text.request.slide) return;
+      continue;
+    }
+    if (!chosen_in_pass(text, length)) return;
+    texts.push_back(&text);
+    rows.push_back(
+        {.sequence = static_cast<int64_t>(text.place), .count = 1, .chosen = row - asked.begin()});
+  }
+  if (texts.empty()) return;
+  ask(texts, rows);
+  ++passes_ahead_;
+}
+
+bool Engine::at_limit(const Text& text, int64_t length) const {
+  return has_bounded_positions(model_.config()) &&
+         length - text.begin >= model_.config().max_positions;
+}
+
 bool Engine::make_room(Text& text) {
-  if (!has_bounded_positions(model_.config())) return true;
+  if (!at_limit(text, static_cast<int64_t>(text.ids.size()))) return true;
   const int64_t limit = model_.config().max_positions;
-  if (static_cast<int64_t>(text.ids.size()) - text.begin < limit) return true;
   // Positions restart at zero, so what is kept has to be read again.
   if (!text.request.slide || limit < 2) return false;
   text.begin = static_cast<int64_t>(text.ids.size()) - limit / 2;
@@ -275,10 +328,24 @@ std::vector<GeneratedToken> Engine::step() {
   KeepScope scope(*context.arena);
   if (room_.sources > 0) encode_sources();
 
-  // Those that wait for a token have a pass of their own, without the padding of long rows.
+  // Those that wait for a token have a pass of their own, without the padding of long rows. It may
+  // have been asked for in the last step.
   std::vector<Text*> waiting;
   for (Text& text : texts_)
     if (text.started && unseen(text) == 1) waiting.push_back(&text);
+  if (asked_.empty() && std::ranges::all_of(waiting, [&](const Text* text) {
+        return chosen_in_pass(*text, static_cast<int64_t>(text->ids.size()));
+      })) {
+    std::vector<DecodeRow> rows;
+    for (const Text* text : waiting)
+      rows.push_back(
+          {.sequence = static_cast<int64_t>(text->place), .ids = &text->ids.back(), .count = 1});
+    if (!rows.empty()) ask(waiting, rows);
+    waiting.clear();
+  }
+  const std::vector<int64_t> asked = std::exchange(asked_, {});
+  if (!asked.empty()) ask_ahead(asked);
+
   guess(waiting);
   std::vector<Reading> readings;
   auto most_rows = static_cast<int64_t>(texts_.size());
@@ -300,6 +367,14 @@ std::vector<GeneratedToken> Engine::step() {
   std::vector<Choice> choices(ready);
   choose_tokens(context, row_slice(round.logits, 0, ready), round.rows.data(), choices.data());
   std::vector<GeneratedToken> tokens;
+  if (!asked.empty()) {
+    const std::vector<Choice> chosen = state_.collect();
+    for (size_t i = 0; i < asked.size(); ++i)
+      if (Text* text = find(asked[i])) {  // it has not left
+        places_[text->place].seen.push_back(text->ids.back());
+        settle(*text, &chosen[i], tokens);
+      }
+  }
   const Choice* next = choices.data();
   for (Text* text : round.texts) {
     const Choice* of_text = next;

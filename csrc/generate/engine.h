@@ -10,6 +10,11 @@
 // pass. The model chooses a token after each of them, as if it had written them; those of its
 // choices that come after right guesses are what it would have written, and the rest is forgotten.
 //
+// Where a GPU can choose what the texts that are being written wait for, all of them at once, it is
+// asked for the pass of the next step before anybody looks at the choices of this one: the ids go
+// from pass to pass on the device, which never waits for the CPU. What it then writes for a text
+// that has ended meanwhile is forgotten.
+//
 // A text's tokens are, bit for bit, those it gets alone: they depend on its request only.
 #pragma once
 
@@ -76,6 +81,8 @@ class Engine {
   // Tokens that were guessed, and those of them that the model has confirmed.
   int64_t guessed_tokens() const { return guessed_tokens_; }
   int64_t accepted_tokens() const { return accepted_tokens_; }
+  // Passes that were asked for before the tokens they read were known.
+  int64_t passes_ahead() const { return passes_ahead_; }
 
  private:
   struct Text {
@@ -109,7 +116,18 @@ class Engine {
     std::vector<Text*> texts;  // each has a row after its newest token and after each guess
   };
 
+  Text* find(int64_t number);
   int64_t unseen(const Text& text) const;
+  // How the token at `length`, counted from the beginning of the ids, is to be chosen.
+  ChooseRow choosing(const Text& text, int64_t length) const;
+  // Whether a pass itself can choose it.
+  bool chosen_in_pass(const Text& text, int64_t length) const;
+  // Asks for a pass over the newest tokens of the texts, which chooses those that follow; `rows`
+  // are theirs.
+  void ask(const std::vector<Text*>& texts, const std::vector<DecodeRow>& rows);
+  // The same over tokens that are still being chosen, those of the texts `asked`, unless a text has
+  // something to wait for.
+  void ask_ahead(const std::vector<int64_t>& asked);
   void encode_sources();
   // What a pass reads of prompts, `most` tokens at most; nothing when all are read.
   std::vector<Reading> next_readings(int64_t most);
@@ -123,6 +141,7 @@ class Engine {
   void settle(Text& text, const Choice* choices, std::vector<GeneratedToken>& tokens);
   // Adds a chosen token and says whether it was the last.
   GeneratedToken extend(Text& text, const Choice& choice, bool guessed);
+  bool at_limit(const Text& text, int64_t length) const;
   // Whether another token fits, after letting go of the older half of the context if asked.
   bool make_room(Text& text);
   void forget(Text& text, int64_t count);
@@ -135,8 +154,10 @@ class Engine {
   std::optional<DraftModel> draft_;
   std::vector<Place> places_;
   std::vector<Text> texts_;
+  std::vector<int64_t> asked_;  // texts whose next token the model has been asked for, by number
   int64_t joined_ = 0, clock_ = 0;
   int64_t read_tokens_ = 0, copied_tokens_ = 0, guessed_tokens_ = 0, accepted_tokens_ = 0;
+  int64_t passes_ahead_ = 0;
 };
 
 // Joins all prompts, in room that is made for them; sources [prompts] or none. Prompts that are the

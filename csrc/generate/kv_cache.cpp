@@ -13,7 +13,7 @@ int64_t tiles_for(int64_t tokens) {
 }  // namespace
 
 KvCache::KvCache(Transformer& model, DType dtype, int64_t rows, int64_t capacity)
-    : capacity_(capacity) {
+    : rows_(rows), capacity_(capacity) {
   const Config& config = model.config();
   KvTiles tiles{.dtype = dtype,
                 .tokens = tiles_for(capacity) * kTileTokens,

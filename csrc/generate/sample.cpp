@@ -163,18 +163,6 @@ ChoiceFailure choose(const float* logits, int64_t vocab_size, const ChooseRow& r
   return ChoiceFailure::kNone;
 }
 
-SampleSettings settings_of(const ChooseRow& row, int64_t place, int64_t vocab_size) {
-  const GenerationOptions& options = *row.options;
-  if (!options.do_sample)
-    return {.top_p = 0.0, .temperature = 1.0f, .row = static_cast<int32_t>(place)};
-  return {.top_p = options.top_p,
-          .min_p = options.min_p,
-          .uniform = uniform_at(options.seed, row.sequence, row.history.new_tokens()),
-          .temperature = static_cast<float>(options.temperature),
-          .top_k = static_cast<int32_t>(std::min(options.top_k, vocab_size)),
-          .row = static_cast<int32_t>(place)};
-}
-
 // Rows [count, V] of a GPU's logits, copied; in a run where they follow one another.
 void copy_rows(Queue* queue, const Tensor& logits, const std::vector<int64_t>& rows, float* to) {
   const int64_t width = logits.cols();
@@ -202,7 +190,7 @@ void choose_on_gpu(const Context& context, const Tensor& logits, const ChooseRow
     const Tensor settings =
         context.arena->input(DType::kInt8, chosen_there, sizeof(SampleSettings));
     for (int64_t i = 0; i < chosen_there; ++i)
-      settings.host<SampleSettings>()[i] = settings_of(rows[there[i]], there[i], vocab_size);
+      settings.host<SampleSettings>()[i] = settings_of(rows[there[i]], vocab_size, there[i], i);
     context.upload();
     const Tensor results = context.arena->scratch(DType::kInt8, chosen_there, sizeof(Choice));
     sample_tokens(context, {.logits = logits, .settings = settings, .choices = results});
@@ -221,6 +209,22 @@ void choose_on_gpu(const Context& context, const Tensor& logits, const ChooseRow
 }
 
 }  // namespace
+
+SampleSettings settings_of(const ChooseRow& row, int64_t vocab_size, int64_t of_logits,
+                           int64_t place) {
+  const GenerationOptions& options = *row.options;
+  SampleSettings settings{.top_p = 0.0,  // greedy
+                          .temperature = 1.0f,
+                          .row = static_cast<int32_t>(of_logits),
+                          .place = static_cast<int32_t>(place)};
+  if (!options.do_sample) return settings;
+  settings.top_p = options.top_p;
+  settings.min_p = options.min_p;
+  settings.uniform = uniform_at(options.seed, row.sequence, row.history.new_tokens());
+  settings.temperature = static_cast<float>(options.temperature);
+  settings.top_k = static_cast<int32_t>(std::min(options.top_k, vocab_size));
+  return settings;
+}
 
 void choose_tokens(const Context& context, const Tensor& logits, const ChooseRow* rows,
                    Choice* choices) {

@@ -30,6 +30,11 @@ struct ChooseRow {
 void choose_tokens(const Context& context, const Tensor& logits, const ChooseRow* rows,
                    Choice* choices);
 
+// How a GPU chooses the same by itself where a row's logits are left as they are; of the history
+// only lengths are looked at.
+SampleSettings settings_of(const ChooseRow& row, int64_t vocab_size, int64_t of_logits = 0,
+                           int64_t place = 0);
+
 // What is wrong, in a sentence about sequence `sequence`.
 std::string failure_message(ChoiceFailure failure, int64_t sequence);
 

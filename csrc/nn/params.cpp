@@ -42,7 +42,6 @@ int ParamStore::add(ParamInfo info) {
 
 void ParamStore::allocate(Backing backing) {
   backing_ = backing;
-  if (backing == Backing::kAddresses) device_ = {};
   weights_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)), backing, device_);
   stale_.assign(table_.size(), 1);
 }

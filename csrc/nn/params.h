@@ -34,8 +34,7 @@ class ParamStore {
   explicit ParamStore(Device device = {}) : device_(device) {}
   Device device() const { return device_; }
 
-  // Registration, until allocate(); the gradients take what the weights do. Addresses alone are the
-  // CPU's.
+  // Registration, until allocate(); the gradients take what the weights do.
   int add(ParamInfo info);
   void allocate(Backing backing = Backing::kMemory);
 

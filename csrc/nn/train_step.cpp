@@ -217,19 +217,22 @@ void TrainStep::find_parts() {
   parts_version_ = model_.params().version();
 }
 
-int64_t planned_bytes(Transformer& model, const Batch& batch, bool bfloat16) {
+int64_t planned_bytes(Transformer& model, const std::vector<Batch>& micro_batches, bool bfloat16) {
   Context context = model.context();
   const IdleKernels idle(*context.kernels);
   context.kernels = &idle.table;
   if (bfloat16) use_bfloat16(context);
   context.training = true;
   StepState state{};
-  accumulate(model, context, {batch}, &state);
+  KeepScope scope(*context.arena);
+  if (context.device.type != DeviceType::kCpu)
+    context.arena->input(DType::kInt8, sizeof(StepSettings));
+  accumulate(model, context, micro_batches, &state);
   const std::vector<FlatPart> parts = trainable_parts(model.params(), context.device);
   add_square_sum(context, {.x = model.params().gradients(),
                            .parts = {parts.data(), static_cast<int64_t>(parts.size())},
                            .sum = &state.square_sum});
-  return model.arena().peak_bytes();
+  return model.arena().peak_bytes() + model.arena().input_bytes();
 }
 
 LossSum loss_and_gradients(Transformer& model, const Batch& batch) {

@@ -8,6 +8,7 @@
 #include "nn/check_batch.h"
 #include "ops/backend.h"
 #include "ops/elementwise.h"
+#include "ops/sampling.h"
 
 namespace llmcore {
 namespace {
@@ -78,10 +79,10 @@ std::optional<Stack> make_stack(ParamStore& params, const Config& config, const 
 Transformer::Transformer(const Config& config, Device device, Backing backing)
     : config_(config),
       device_(device),
-      kernels_(&kernels_for(device)),
+      kernels_(&kernels_for(device, backing)),
       queue_(backing == Backing::kAddresses ? nullptr : queue_of(device)),
-      params_(device),
-      rope_(config_, device),
+      params_(backing == Backing::kAddresses ? Device{} : device),
+      rope_(config_, params_.device()),
       tokens_(token_table(params_, config_)),
       encoder_(make_stack(params_, config_, tokens_, true)),
       decoder_(make_stack(params_, config_, tokens_, false)),
@@ -340,7 +341,8 @@ void Transformer::decode(const DecodeArgs& args) {
   look.add(arena_.keep_mark().keep);
   look.add(sequences.keys());
   for (const Tensor& tensor : {args.ids, args.lengths, args.past, args.rows, args.logits, total,
-                               args.cache->rows, sequences.positions, sequences.buckets})
+                               args.cache->rows, sequences.positions, sequences.buckets,
+                               args.settings, args.choices, args.chosen_ids, args.from})
     look.add(tensor);
   look.add(params_.version());
   add_layers(look, args.cache->layers);
@@ -351,9 +353,16 @@ void Transformer::decode(const DecodeArgs& args) {
     add_layers(look, args.memory->layers);
   }
   decoding_.run(context, look, [&](const Context& where) {
+    if (args.from)
+      fill_ids(where, {.from = flat(args.from), .chosen = args.chosen_ids, .ids = flat(args.ids)});
     const Tensor hidden = decoder_->infer(where, {.ids = flat(args.ids)}, sequences);
     if (args.rows.numel() == 0) return;
     head_.logits(where, selected_rows(where, {.rows = args.rows}, hidden), args.logits);
+    if (args.settings)
+      sample_tokens(where, {.logits = args.logits,
+                            .settings = args.settings,
+                            .choices = args.choices,
+                            .ids = args.chosen_ids});
   });
 }
 

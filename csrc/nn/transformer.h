@@ -27,6 +27,12 @@ struct DecodeArgs {
   const Memory* memory = nullptr;  // of the encoder's output; with an encoder
   Tensor rows;                     // [R] int32 flat positions in ids; or none
   Tensor logits;                   // [R, V] after those tokens
+  // On a GPU: a token chosen from each of them in the same pass, and ids that were chosen before;
+  // or none. See ops/sampling.h.
+  Tensor settings;    // [R]
+  Tensor choices;     // [M]
+  Tensor chosen_ids;  // [M]
+  Tensor from;        // [B, T] of chosen_ids
 };
 
 // Whose attention weights a forward pass is to write down.
@@ -36,7 +42,8 @@ struct AttentionProbes {
 
 class Transformer {
  public:
-  // Weights are zero until initialise() or until a checkpoint is copied into parameters().
+  // Weights are zero until initialise() or until a checkpoint is copied into parameters(). Of
+  // addresses alone, to plan, what is on the device is in the memory of the CPU.
   Transformer(const Config& config, Device device, Backing backing = Backing::kMemory);
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;

@@ -16,6 +16,7 @@ void with_kernel(DType dtype, Activation activation, F f) {
 
 template <class T, Activation kActivation>
 __global__ void forward_kernel(const T* x, T* y, int64_t n, bool aligned) {
+  take_turn();
   const int64_t begin = thread_index() * kPack<T>;
   if (begin >= n) return;
   float values[kPack<T>];
@@ -36,6 +37,7 @@ void forward(const Context& context, const ActivationArgs& args) {
 
 template <class T, Activation kActivation>
 __global__ void backward_kernel(const T* dy, const T* x, T* dx, int64_t n, bool aligned) {
+  take_turn();
   const int64_t begin = thread_index() * kPack<T>;
   if (begin >= n) return;
   float values[kPack<T>], gradients[kPack<T>];
@@ -75,6 +77,7 @@ struct Place {
 
 template <class T, Activation kActivation>
 __global__ void gated_forward_kernel(GatedArgs args, int64_t rows, int64_t width, bool aligned) {
+  take_turn();
   const Place<T> at(width);
   if (at.row >= rows) return;
   const int64_t from = at.row * args.row_stride + at.column;
@@ -100,6 +103,7 @@ void gated_forward(const Context& context, const GatedArgs& args) {
 template <class T, Activation kActivation>
 __global__ void gated_backward_kernel(GatedBackwardArgs args, int64_t rows, int64_t width,
                                       bool aligned) {
+  take_turn();
   const Place<T> at(width);
   if (at.row >= rows) return;
   const int64_t from = at.row * args.row_stride + at.column;

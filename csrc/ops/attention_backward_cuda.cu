@@ -109,6 +109,7 @@ struct Tiles {
 // Grid: rows of [B, H, T], one a warp.
 template <class T>
 __global__ void row_deltas(const AttentionBackwardArgs args) {
+  take_turn();
   const int64_t row = thread_index() / kWarp;
   if (row >= args.batch * args.heads * args.queries) return;
   const int64_t i = row % args.queries, h = row / args.queries % args.heads;
@@ -126,6 +127,7 @@ __global__ void row_deltas(const AttentionBackwardArgs args) {
 template <class T, int kColumns>
 __global__ __launch_bounds__(kBlockThreads, 1) void backward_keys(const AttentionBackwardArgs args,
                                                                   bool round) {
+  take_turn();
   using Shared = Tiles<kColumns>;
   constexpr int kM = Shared::kM, kSize = Shared::kSize;
   Shared tiles(args);
@@ -169,6 +171,7 @@ template <class T, int kColumns>
 __global__ __launch_bounds__(kBlockThreads,
                              1) void backward_queries(const AttentionBackwardArgs args, bool round,
                                                       int64_t first_group, float* scores) {
+  take_turn();
   using Shared = Tiles<kColumns>;
   constexpr int kM = Shared::kM, kSize = Shared::kSize;
   Shared tiles(args);
@@ -221,6 +224,7 @@ BiasSharing sharing_of(const AttentionBackwardArgs& args) {
 // Adds to each element the gradients of the scores of sequence b that share it, a warp an element.
 __global__ void add_bias_gradient(const AttentionBackwardArgs args, const BiasSharing sharing,
                                   int64_t b, const float* scores) {
+  take_turn();
   const int64_t element = thread_index() / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   if (element >= sharing.elements()) return;

@@ -57,6 +57,7 @@ inline constexpr int kMmaRows = kWidth <= 64 ? 64 : 16;
 // Grid: kv heads of all sequences, tiles of keys.
 template <int kWidth, bool kExtras>
 __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwardArgs args) {
+  take_turn();
   constexpr int kRows = kMmaRows<kWidth>, kStride = kMmaStride<kWidth>, kCount = kRows / 8;
   BFloat16* k = dynamic_shared<BFloat16>();
   BFloat16* v = k + kMmaKeys * kStride;
@@ -162,6 +163,7 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
 template <int kWidth, bool kExtras>
 __global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBackwardArgs args,
                                                               int64_t first_group, float* scores) {
+  take_turn();
   constexpr int kRows = 16 * kMmaWarps, kStride = kMmaStride<kWidth>;
   constexpr int kTileSize = kTile * kStride, kCount = kTile / 8;
   BFloat16* q = dynamic_shared<BFloat16>();

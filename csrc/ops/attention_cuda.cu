@@ -139,6 +139,7 @@ __device__ __forceinline__ void leave_softmax(const AttentionForwardArgs& args, 
 template <class T, int kColumns>
 __global__ __launch_bounds__(kBlockThreads, 1) void forward_rows(const AttentionForwardArgs args,
                                                                  const Split split, bool round) {
+  take_turn();
   const Rows rows = rows_of_block(args);
   const int64_t begin =
       max(static_cast<int64_t>(blockIdx.z) * split.a_block, rows.together.begin / kTile);
@@ -216,6 +217,7 @@ __global__ __launch_bounds__(kBlockThreads, 1) void forward_rows(const Attention
 // Joins the partial sums of a row's tiles, in their order. Grid: rows.
 template <class T>
 __global__ void join_tiles(const AttentionForwardArgs args, const Split split) {
+  take_turn();
   const int64_t row = blockIdx.x, i = row % args.queries;
   const int64_t h = row / args.queries % args.heads, b = row / args.queries / args.heads;
   const KeyRange seen = visible_keys(args, b, i);
@@ -239,6 +241,7 @@ __global__ void join_tiles(const AttentionForwardArgs args, const Split split) {
 template <class T>
 __global__ __launch_bounds__(kBlockThreads, 1) void weights_of_rows(const AttentionWeightsArgs args,
                                                                     bool round) {
+  take_turn();
   const Rows rows = rows_of_block(args);
   float* q = dynamic_shared<float>();
   float* k = q + kRows * row_stride(args.head_dim);
@@ -350,6 +353,7 @@ __device__ void keep_token(const KvTiles& tiles, const T* from, int64_t row, int
 // A warp for each new token, kv head, and keys or values.
 template <class T>
 __global__ void append_tokens(const AttentionAppendArgs args) {
+  take_turn();
   const int64_t heads = args.cache.k.heads, task = thread_index() / kWarp;
   const int64_t head = task / 2 % heads, t = task / 2 / heads % args.tokens;
   const int64_t b = task / 2 / heads / args.tokens;

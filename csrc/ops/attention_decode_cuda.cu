@@ -54,6 +54,7 @@ __device__ __forceinline__ void multiply_key(const float* k, int64_t words, cons
 template <DType kType, int kRows>
 __global__ __launch_bounds__(kThreads, 1) void decode_tiles(const AttentionForwardArgs args,
                                                             const Split split, bool round) {
+  take_turn();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const KvGroup group = kv_group(args, blockIdx.x);
   const int64_t rows = args.queries * group.group;

@@ -33,6 +33,7 @@ __device__ __forceinline__ LaneRows lane_rows(const AttentionArgs& args, const K
 // Grid: kv heads of all sequences, blocks of rows.
 template <int kWidth, bool kExtras>
 __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionForwardArgs args) {
+  take_turn();
   constexpr int kM = kSixteens<kWidth, kExtras>, kBlockRows = 16 * kM * kMmaWarps;
   constexpr int kStride = kMmaStride<kWidth>, kTileSize = kTile * kStride;
   BFloat16* q = dynamic_shared<BFloat16>();

@@ -13,6 +13,7 @@ constexpr int kThreads = 512;  // so that two blocks of registers fit
 // With kAligned rows are whole packs.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyArgs args) {
+  take_turn();
   __shared__ float shared[kWarp];
   const int64_t width = args.logits.cols(), row = blockIdx.x, steps = row_steps<T>(width);
   const int64_t target = args.targets.as<int32_t>()[row];

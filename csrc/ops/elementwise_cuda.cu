@@ -21,6 +21,7 @@ void launch_packs(const Context& context, void (*kernel)(Args, int64_t, bool), c
 
 template <class T>
 __global__ void dropout_kernel(DropoutArgs args, int64_t count, bool aligned) {
+  take_turn();
   const int64_t i = thread_index() * kPack<T>;
   if (i >= count) return;
   float x[kPack<T>], residual[kPack<T>] = {}, factor[kPack<T>];
@@ -46,6 +47,7 @@ void dropout(const Context& context, const DropoutArgs& args) {
 
 template <class T>
 __global__ void add_kernel(AddArgs args, int64_t count, bool aligned) {
+  take_turn();
   const int64_t i = thread_index() * kPack<T>;
   if (i >= count) return;
   float a[kPack<T>], b[kPack<T>];
@@ -65,6 +67,7 @@ void add(const Context& context, const AddArgs& args) {
 
 template <class T>
 __global__ void scale_kernel(ScaleArgs args, int64_t count, bool aligned) {
+  take_turn();
   const int64_t i = thread_index() * kPack<T>;
   if (i >= count) return;
   float x[kPack<T>];
@@ -83,6 +86,7 @@ void scale(const Context& context, const ScaleArgs& args) {
 
 template <class T>
 __global__ void fill_kernel(FillArgs args, int64_t count, bool aligned) {
+  take_turn();
   const int64_t i = thread_index() * kPack<T>;
   if (i >= count) return;
   float y[kPack<T>];
@@ -117,6 +121,7 @@ __device__ __forceinline__ To cast_to(From x) {
 
 template <class From, class To>
 __global__ void cast_kernel(CastArgs args, int64_t count, bool aligned) {
+  take_turn();
   const int64_t i = thread_index() * kCasts;
   if (i >= count) return;
   const From* x = args.x.as<From>() + i;
@@ -146,6 +151,7 @@ constexpr int kSoftmaxThreads = 1024;
 // A block a row, the second pass from the caches.
 template <bool kAligned>
 __global__ void __launch_bounds__(kSoftmaxThreads) softmax_kernel(SoftmaxArgs args) {
+  take_turn();
   __shared__ float shared[kWarp];
   const int64_t width = args.x.cols(), begin = blockIdx.x * width;
   const float* x = args.x.f32() + begin;
@@ -179,6 +185,7 @@ void softmax(const Context& context, const SoftmaxArgs& args) {
 template <bool kAligned>
 __global__ void __launch_bounds__(kSoftmaxThreads)
     softmax_backward_kernel(SoftmaxBackwardArgs args) {
+  take_turn();
   __shared__ float shared[kWarp];
   const int64_t width = args.y.cols(), begin = blockIdx.x * width;
   const float *dy = args.dy.f32() + begin, *y = args.y.f32() + begin;
@@ -222,6 +229,7 @@ struct Rows {
 // y[n] = x[index[n]], or x[n] where there is no index.
 template <class Unit>
 __global__ void copy_rows_kernel(Rows<Unit> rows, const int32_t* index) {
+  take_turn();
   const auto [row, unit] = row_part(rows.units);
   if (row >= rows.count || unit >= rows.units) return;
   const int64_t from = index == nullptr ? row : index[row];
@@ -285,6 +293,7 @@ __device__ int64_t lower_bound(const int32_t* index, int64_t count, int64_t row)
 
 template <class T>
 __global__ void scatter_rows_kernel(ScatterRowsArgs args, bool aligned) {
+  take_turn();
   const int64_t width = args.x.cols(), count = args.index.numel();
   const auto [row, pack] = row_part(blocks_of(width, kPack<T>));
   const int64_t c = pack * kPack<T>;
@@ -311,6 +320,7 @@ void scatter_rows(const Context& context, const ScatterRowsArgs& args) {
 constexpr int kTile = 32, kTileRows = 8;  // a tile's side, and how many rows of it a block takes
 
 __global__ void transpose_kernel(TransposeArgs args) {
+  take_turn();
   __shared__ float tile[kTile][kTile + 1];  // one more: a column then lies in 32 banks
   const int64_t rows = args.x.rows(), width = args.x.cols(), across = blocks_of(width, kTile);
   const int64_t first_row = blockIdx.x / across * kTile, first_column = blockIdx.x % across * kTile;

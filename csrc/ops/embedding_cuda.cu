@@ -31,6 +31,7 @@ __device__ __forceinline__ void apply(const Dropout& dropout, uint64_t element,
 
 template <class T>
 __global__ void forward_kernel(EmbeddingArgs args, bool aligned) {
+  take_turn();
   const int64_t width = args.table.cols();
   const auto [n, pack] = row_part(blocks_of(width, kPack<T>));
   const int64_t c = pack * kPack<T>, count = width - c;
@@ -116,6 +117,7 @@ __device__ __forceinline__ int64_t merged_place(const Key* keys, int64_t count, 
 // Keys beyond the last n are larger than all others.
 __global__ void __launch_bounds__(kTile)
     sort_tiles_kernel(const __grid_constant__ Gradients gradients, int64_t rows, Key* keys) {
+  take_turn();
   __shared__ Key buffers[2][kTile];
   const Gradient& gradient = gradients.of[blockIdx.y];
   const int i = threadIdx.x;
@@ -135,6 +137,7 @@ __global__ void __launch_bounds__(kTile)
 }
 
 __global__ void merge_kernel(const Key* from, Key* to, int64_t count, int64_t run) {
+  take_turn();
   const int64_t begin = blockIdx.y * count, i = thread_index();
   to[begin + merged_place(from + begin, count, i, run)] = from[begin + i];
 }
@@ -167,6 +170,7 @@ __device__ __forceinline__ void add_to_row(const Sums& sums, Key key, int64_t c,
 // Row parts: one of the chunks, and a pack of columns.
 template <class T>
 __global__ void sum_chunks_kernel(Sums sums, const T* dout, Dropout dropout, bool aligned) {
+  take_turn();
   constexpr int kAhead = 4;  // rows that are loaded at a time
   const int64_t width = sums.width;
   const auto [chunk, pack] = row_part(blocks_of(width, kPack<T>));
@@ -209,6 +213,7 @@ __global__ void sum_chunks_kernel(Sums sums, const T* dout, Dropout dropout, boo
 constexpr int kGroups = 8;
 
 __global__ void join_chunks_kernel(Sums sums, bool aligned) {
+  take_turn();
   constexpr int kColumns = kPack<float>;
   __shared__ float shared[kGroups][kWarp][kColumns];
   const int64_t width = sums.width, across = blocks_of(width, kColumns * kWarp);

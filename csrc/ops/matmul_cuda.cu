@@ -20,6 +20,7 @@ int64_t round_up(int64_t x) {
 constexpr int kCastCount = kPack<BFloat16>;
 
 __global__ void cast(const float* from, BFloat16* to, int64_t count, bool aligned) {
+  take_turn();
   const int64_t i = thread_index() * kCastCount;
   if (i >= count) return;
   float x[kCastCount], half[kCastCount / 2];
@@ -57,6 +58,7 @@ int64_t narrowed_bytes(const Tensor& from, int64_t stride, bool wanted) {
 
 template <class Sum, class T, int kCount>
 __global__ void finish_sums(const Sum* sums, Epilogue to, int64_t count) {
+  take_turn();
   const int64_t i = thread_index() * kCount, col = i % to.stride;
   if (i >= count || col >= to.n) return;
   float x[kCount];
@@ -215,10 +217,24 @@ __device__ __forceinline__ float rounded(float x) {
   return as_float(from_float<BFloat16>(x));
 }
 
+// Weights do not depend on the kernel ahead: a warp's come while that runs.
+template <class W, int kOutputs>
+__device__ __forceinline__ void prefetch_outputs(const FewRowsArgs& args) {
+  constexpr int64_t kCacheLine = 128;
+  const int64_t first = thread_index() / kWarp * kOutputs, left = args.outputs - first;
+  const int64_t bytes = (left < kOutputs ? left : kOutputs) * args.depth * int64_t{sizeof(W)};
+  const auto* const from =
+      static_cast<const char*>(args.w) + first * args.depth * int64_t{sizeof(W)};
+  for (int64_t i = threadIdx.x % kWarp * kCacheLine; i < bytes; i += kWarp * kCacheLine)
+    prefetch_line(from + i);
+}
+
 // A lane multiplies packs 32 apart, in ascending order; then the lanes are added up. This depends
 // on the depth alone.
 template <class W, class T, bool kRoundW, int kRows>
-__global__ void __launch_bounds__(kThreads) multiply_few_rows(FewRowsArgs args) {
+__global__ void __launch_bounds__(kThreads, 2) multiply_few_rows(FewRowsArgs args) {
+  prefetch_outputs<W, few_rows_outputs(kRows)>(args);
+  take_turn();
   constexpr int kOutputs = few_rows_outputs(kRows);
   constexpr int kDepth = kStaged / kRows, kStep = kWarp * kPack<W>;
   [[maybe_unused]] constexpr int kUnroll = kOutputs == 1   ? 4
@@ -357,6 +373,7 @@ template <class T, int kCount>
 __global__ void __launch_bounds__(kSumWarps* kWarp)
     sum_parts(const T* x, int64_t stride, float* partial, int64_t rows, int64_t width,
               int64_t part_rows) {
+  take_turn();
   __shared__ float shared[kSumWarps][kWarp][kCount + 1];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -387,6 +404,7 @@ __global__ void __launch_bounds__(kSumWarps* kWarp)
 }
 
 __global__ void add_parts(const float* partial, float* out, int64_t parts, int64_t width) {
+  take_turn();
   const int64_t col = thread_index();
   if (col >= width) return;
   float total = 0.0f;

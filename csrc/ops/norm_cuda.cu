@@ -120,6 +120,7 @@ constexpr int kForwardThreads = 256, kBackwardThreads = 512;  // at most
 template <class T, int kPacks>
 __global__ void __launch_bounds__(kForwardThreads)
     forward_kernel(NormForwardArgs args, int64_t rows, int64_t width, Aligned aligned) {
+  take_turn();
   __shared__ float shared[1][kForwardThreads / kWarp][kWarp];
   const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (n >= rows) return;
@@ -193,6 +194,7 @@ void forward(const Context& context, const NormForwardArgs& args) {
 template <class T, int kPacks>
 __global__ void __launch_bounds__(kBackwardThreads)
     backward_kernel(NormBackwardArgs args, int64_t rows, int64_t width, Aligned aligned) {
+  take_turn();
   constexpr int kHeld = kPacks > 0 ? kPacks : 1, kCount = kPack<T>;
   __shared__ float shared[2][kBackwardThreads / kWarp][kWarp];
   float weight[kHeld][kCount], dweight[kHeld][kCount] = {}, dbias[kHeld][kCount] = {};
@@ -262,6 +264,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
 __global__ void __launch_bounds__(kWarp* kWarp)
     add_kernel(const float* partial, int64_t partials, int64_t width, float* dweight,
                float* dbias) {
+  take_turn();
   __shared__ float shares[kWarp][kWarp];
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
   float* const out = column < width       ? (dweight != nullptr ? dweight + column : nullptr)

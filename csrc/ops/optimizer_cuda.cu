@@ -25,6 +25,7 @@ int64_t blocks_for(const FlatParts& parts, int64_t n) {
 // `aligned`: where the part begins at a whole pack, so do all tensors there.
 __global__ void __launch_bounds__(kAdamWThreads)
     adamw_kernel(AdamWArgs args, int64_t n, bool aligned) {
+  take_turn();
   const FlatPart part = part_of(args.parts, n);
   AdamWFactors f = args.factors;
   if (args.state != nullptr) {
@@ -65,6 +66,7 @@ void adamw(const Context& context, const AdamWArgs& args) {
 
 __global__ void __launch_bounds__(kSumThreads)
     square_sum_kernel(const float* x, FlatParts parts, int64_t n, bool aligned, double* partial) {
+  take_turn();
   __shared__ double shared[kWarp];
   const FlatPart part = part_of(parts, n);
   aligned = aligned && part.begin % kPackFloats == 0;
@@ -85,6 +87,7 @@ __global__ void __launch_bounds__(kSumThreads)
 // *sum += the terms, by one block.
 __global__ void __launch_bounds__(kSumThreads)
     add_kernel(const double* terms, int64_t count, double* sum) {
+  take_turn();
   __shared__ double shared[kWarp];
   double part = 0.0;
   for (int64_t i = threadIdx.x; i < count; i += kSumThreads) part += terms[i];
@@ -100,6 +103,7 @@ void square_sum(const Context& context, const SquareSumArgs& args) {
 }
 
 __global__ void begin_kernel(StepState* state) {
+  take_turn();
   *state = {.updates = state->updates};
 }
 
@@ -109,6 +113,7 @@ void begin(const Context& context, StepState* state) {
 
 __global__ void __launch_bounds__(kSumThreads)
     weighted_sum_kernel(const float* losses, const float* weights, int64_t rows, StepState* state) {
+  take_turn();
   __shared__ double shared[kWarp];
   double sum = 0.0, weight = 0.0;
 #pragma unroll 4
@@ -129,6 +134,7 @@ void weighted_sum(const Context& context, const WeightedSumArgs& args) {
 }
 
 __global__ void decide_kernel(DecideArgs args) {
+  take_turn();
   decide(*args.settings, *args.state);
 }
 

@@ -46,6 +46,7 @@ __device__ __forceinline__ void rotate_pairs(const T* x, T* y, const float* cos,
 // threadIdx.y is a row of the block's.
 template <class T, bool kInterleaved>
 __global__ void __launch_bounds__(kThreads) rotate_kernel(RopeArgs args, Aligned aligned) {
+  take_turn();
   const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (n >= args.batch * args.rows) return;
   const int64_t b = n / args.rows, t = n - b * args.rows;

@@ -7,10 +7,14 @@
 namespace llmcore {
 namespace {
 
-void check(const Context& context, const char* op, const Tensor& logits) {
-  const int64_t rows = logits.rows(), classes = logits.cols();
+void check_device(const Context& context, const char* op) {
   CHECK(context.kernels->sampling != nullptr, DeviceError, op,
         ": logits must be on a GPU; on the CPU use choose_tokens");
+}
+
+void check(const Context& context, const char* op, const Tensor& logits) {
+  const int64_t rows = logits.rows(), classes = logits.cols();
+  check_device(context, op);
   check_tensor(op, "logits", logits, "[N, V]", {rows, classes});
   CHECK(classes >= 1 && classes <= kMostClasses, ShapeError, op, ": logits must have from 1 to ",
         kMostClasses, " columns, got ", classes);
@@ -33,12 +37,23 @@ void best_tokens(const Context& context, const BestTokensArgs& args) {
 void sample_tokens(const Context& context, const SampleTokensArgs& args) {
   const char* op = "sample_tokens";
   check(context, op, args.logits);
-  const int64_t count = args.choices.rows();
+  const int64_t count = args.settings.rows(), places = args.choices.rows();
   check_tensor(op, "settings", args.settings, "[n, bytes]",
                {count, static_cast<int64_t>(sizeof(SampleSettings))}, DType::kInt8);
-  check_tensor(op, "choices", args.choices, "[n, bytes]",
-               {count, static_cast<int64_t>(sizeof(Choice))}, DType::kInt8);
+  check_tensor(op, "choices", args.choices, "[M, bytes]",
+               {places, static_cast<int64_t>(sizeof(Choice))}, DType::kInt8);
+  check_optional(op, "ids", args.ids, "[M]", {places}, DType::kInt32);
   if (count > 0) context.kernels->sampling->sample_tokens(context, args);
+}
+
+void fill_ids(const Context& context, const FillIdsArgs& args) {
+  const char* op = "fill_ids";
+  check_device(context, op);
+  const int64_t count = args.ids.numel();
+  check_tensor(op, "ids", args.ids, "[N]", {count}, DType::kInt32);
+  check_tensor(op, "from", args.from, "[N]", {count}, DType::kInt32);
+  check_tensor(op, "chosen", args.chosen, "[M]", {args.chosen.numel()}, DType::kInt32);
+  if (count > 0) context.kernels->sampling->fill_ids(context, args);
 }
 
 }  // namespace llmcore

@@ -26,6 +26,7 @@ struct SampleSettings {
   float temperature;
   int32_t top_k;  // 0: all
   int32_t row;    // of the logits
+  int32_t place;  // of the choice
 };
 
 // Most tokens that best_tokens() finds, and most classes.
@@ -42,16 +43,26 @@ struct BestTokensArgs {
 struct SampleTokensArgs {
   Tensor logits;    // [N, V]
   Tensor settings;  // int8 [n, sizeof(SampleSettings)]
-  Tensor choices;   // int8 [n, sizeof(Choice)]
+  Tensor choices;   // int8 [M, sizeof(Choice)], at their places; the CPU's pinned memory will do
+  Tensor ids;       // [M] int32, of the same once more; or none
+};
+
+// Ids that the CPU did not know when it wrote the others.
+struct FillIdsArgs {
+  Tensor from;    // [N] int32: which of `chosen` an id is; -1: it stays
+  Tensor chosen;  // [M] int32
+  Tensor ids;     // [N] int32, changes
 };
 
 struct SamplingKernels {
   void (*best_tokens)(const Context&, const BestTokensArgs&);
   void (*sample_tokens)(const Context&, const SampleTokensArgs&);
+  void (*fill_ids)(const Context&, const FillIdsArgs&);
 };
 
 // Throw DeviceError on the CPU.
 void best_tokens(const Context& context, const BestTokensArgs& args);
 void sample_tokens(const Context& context, const SampleTokensArgs& args);
+void fill_ids(const Context& context, const FillIdsArgs& args);
 
 }  // namespace llmcore

@@ -329,6 +329,7 @@ struct Candidates {
 
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) sample_tokens_kernel(SampleTokensArgs args) {
+  take_turn();
   __shared__ Shared<kThreads> shared;
   const SampleSettings settings = args.settings.as<SampleSettings>()[blockIdx.x];
   const int classes = static_cast<int>(args.logits.cols());
@@ -356,15 +357,25 @@ __global__ void __launch_bounds__(kThreads, 1) sample_tokens_kernel(SampleTokens
     if (settings.top_p < 1.0) candidates.keep_top_p(settings.top_p);
     id = candidates.at(settings.uniform, settings.min_p);
   }
-  if (threadIdx.x == 0)
-    args.choices.as<Choice>()[blockIdx.x] = {
-        .id = static_cast<int32_t>(id),
-        .log_probability = failure == ChoiceFailure::kNone ? row.log_probability(logits[id]) : NAN,
-        .failure = failure};
+  if (threadIdx.x > 0) return;
+  args.choices.as<Choice>()[settings.place] = {
+      .id = static_cast<int32_t>(id),
+      .log_probability = failure == ChoiceFailure::kNone ? row.log_probability(logits[id]) : NAN,
+      .failure = failure};
+  if (args.ids) args.ids.as<int32_t>()[settings.place] = static_cast<int32_t>(id);
+}
+
+__global__ void fill_ids_kernel(FillIdsArgs args) {
+  take_turn();
+  const int64_t n = thread_index();
+  if (n >= args.ids.numel()) return;
+  const int32_t from = args.from.as<int32_t>()[n];
+  if (from >= 0) args.ids.as<int32_t>()[n] = args.chosen.as<int32_t>()[from];
 }
 
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) best_tokens_kernel(BestTokensArgs args) {
+  take_turn();
   __shared__ Shared<kThreads> shared;
   const int classes = static_cast<int>(args.logits.cols());
   const int count = static_cast<int>(args.choices.dim(1));
@@ -409,13 +420,17 @@ void best_tokens(const Context& context, const BestTokensArgs& args) {
 void sample_tokens(const Context& context, const SampleTokensArgs& args) {
   const bool few = args.logits.cols() <= kSmall;
   launch(context, few ? sample_tokens_kernel<kFew> : sample_tokens_kernel<kMany>,
-         dim3(static_cast<unsigned>(args.choices.rows())), dim3(few ? kFew : kMany), 0, args);
+         dim3(static_cast<unsigned>(args.settings.rows())), dim3(few ? kFew : kMany), 0, args);
+}
+
+void fill_ids(const Context& context, const FillIdsArgs& args) {
+  launch_each(context, fill_ids_kernel, args.ids.numel(), args);
 }
 
 }  // namespace
 
 extern const SamplingKernels sampling_kernels;
-const SamplingKernels sampling_kernels = {.best_tokens = best_tokens,
-                                          .sample_tokens = sample_tokens};
+const SamplingKernels sampling_kernels = {
+    .best_tokens = best_tokens, .sample_tokens = sample_tokens, .fill_ids = fill_ids};
 
 }  // namespace llmcore::cuda

@@ -316,6 +316,24 @@ struct Streams {
   Streams(const Streams&) = delete;
 };
 
+__global__ void follow(float* y, bool forgets) {
+  if (!forgets || threadIdx.x != 3) cuda::wait_for_kernel_ahead();
+  y[threadIdx.x] = 1.0f;
+}
+
+// A kernel that may start before the one ahead has ended.
+void start_early(float* y, bool forgets) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = 1;
+  config.blockDim = 8;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, follow, y, forgets);
+}
+
 // One stream writes what the other reads, which waits for it or forgets to.
 bool dependency_holds(bool waits) {
   const Streams streams;
@@ -553,6 +571,10 @@ void check_planted() {
                [&] { start(nullptr, 1, 32, 0, mix_warp, y.data); });
   expect_fault("a mask of others", "does not name its own lane",
                [&] { start(nullptr, 1, 32, 0, misname, y.data); });
+  expect_fault("a thread that starts early and does not wait",
+               "without waiting for the kernel ahead", [&] { start_early(y.data, true); });
+  start_early(y.data, false);
+  expect("a kernel that starts early", cudaDeviceSynchronize() == cudaSuccess);
   expect("planted: the host reads the device's memory",
          dies([&] { std::printf("%g", static_cast<double>(*y.data)); }));
   expect("a fault ends the program", dies([] {

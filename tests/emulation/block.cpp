@@ -38,6 +38,7 @@ struct Thread {
   State state;
   uint3 index;
   int number;
+  bool waited;  // for the kernel ahead
   const Meeting* meeting;
   Context context;
   std::vector<std::vector<Copy>> copies;  // groups, the last one still open
@@ -64,6 +65,8 @@ void stop(bool end = false) {
 void thread_main() {
   enter(scheduler);
   launched->thread();
+  if (launched->starts_early && !current->waited)
+    fault("has ended without waiting for the kernel ahead");
   current->state = Thread::kEnded;
   ++ended;
   stop(true);
@@ -154,6 +157,7 @@ void run_block(dim3 at) {
   blockIdx = at;
   for (Thread& thread : threads) {
     thread.state = Thread::kReady;
+    thread.waited = false;
     thread.copies.clear();
   }
   for (auto& warp : meetings) warp.clear();
@@ -306,6 +310,10 @@ void wait_for_copies(int groups_left) {
         std::memset(copy.to, 0, copy.bytes);
     }
   if (done > 0) groups.erase(groups.begin(), groups.begin() + done);
+}
+
+void wait_for_kernel_ahead() {
+  current->waited = true;
 }
 
 }  // namespace emulation

@@ -265,13 +265,18 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   std::tuple<std::remove_cv_t<Parameters>...> values(std::forward<Arguments>(arguments)...);
+  bool starts_early = false;
+  for (unsigned i = 0; i < config->numAttrs; ++i)
+    if (config->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization)
+      starts_early = config->attrs[i].val.programmaticStreamSerializationAllowed != 0;
   return emulation::launch(config->stream,
                            {.thread = [kernel, values] { std::apply(kernel, values); },
                             .kernel = reinterpret_cast<const void*>(kernel),
                             .signature = __PRETTY_FUNCTION__,
                             .grid = config->gridDim,
                             .block = config->blockDim,
-                            .shared_bytes = config->dynamicSmemBytes});
+                            .shared_bytes = config->dynamicSmemBytes,
+                            .starts_early = starts_early});
 }
 
 template <class Kernel>

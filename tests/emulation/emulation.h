@@ -93,6 +93,9 @@ void copy_later(void* to, const void* from, size_t bytes);  // zeros where `from
 void commit_copies();
 void wait_for_copies(int groups_left);
 
+// A thread of a kernel that may start early must do so before it ends.
+void wait_for_kernel_ahead();
+
 // ------------------------------------------------------------------------- what the runtime uses
 
 struct Launch {
@@ -101,6 +104,7 @@ struct Launch {
   const char* signature;
   dim3 grid, block;
   size_t shared_bytes;
+  bool starts_early = false;  // it waits by itself for what is ahead
 };
 
 // Runs all blocks, now.

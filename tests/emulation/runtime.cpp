@@ -134,7 +134,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
                  .maxThreadsPerBlock = 1024,
                  .maxThreadsDim = {1024, 1024, 64},
                  .maxGridSize = {0x7fffffff, 65535, 65535},
-                 .major = 8,
+                 .major = 9,
                  .minor = 0,
                  .multiProcessorCount = 4,
                  .integrated = 0,
