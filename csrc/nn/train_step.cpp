@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
+#include "core/beside.h"
 #include "core/error.h"
 #include "ops/idle.h"
 #include "ops/optimizer.h"
@@ -24,6 +26,9 @@ void run_passes(Transformer& model, Context context, const std::vector<Transform
   KeepScope scope(*context.arena);
   if (context.activations == DType::kBFloat16)
     context.rounded_weights = model.params().rounded(context);
+  std::optional<Beside> beside;
+  if (context.training && context.device.type != DeviceType::kCpu)
+    context.beside = &beside.emplace(context);
   begin_step(context, state);
   model.params().begin_gradients();
   for (const Transformer::Pass& pass : passes) {
