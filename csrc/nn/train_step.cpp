@@ -214,10 +214,11 @@ void TrainStep::run(const Context& context, const std::vector<Transformer::Pass>
 void TrainStep::find_parts() {
   if (parts_version_ == model_.params().version()) return;
   const std::vector<FlatPart> parts = trainable_parts(model_.params(), model_.device());
-  Buffer table(static_cast<int64_t>(parts.size() * sizeof(FlatPart)));
-  std::copy(parts.begin(), parts.end(), static_cast<FlatPart*>(table.data()));
-  wait(model_.context().queue);  // for who reads the old ones
-  parts_ = moved_to(model_.device(), std::move(table));
+  const auto bytes = static_cast<int64_t>(parts.size() * sizeof(FlatPart));
+  Queue* const queue = model_.context().queue;
+  wait(queue);  // for who reads the old ones
+  parts_ = Buffer(bytes, Backing::kMemory, model_.device());
+  copy_bytes(queue, parts_.data(), parts.data(), bytes);
   part_count_ = static_cast<int64_t>(parts.size());
   parts_version_ = model_.params().version();
 }
