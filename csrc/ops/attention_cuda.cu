@@ -128,13 +128,6 @@ __device__ __forceinline__ void exponentials(float (&score)[kKeys], float& highe
   sum = across(mine, [](float a, float b) { return a + b; });
 }
 
-__device__ __forceinline__ void leave_softmax(const AttentionForwardArgs& args, int64_t row,
-                                              const Softmax& softmax) {
-  if (args.softmax == nullptr) return;
-  args.softmax[2 * row] = softmax.highest;
-  args.softmax[2 * row + 1] = softmax.highest == -INFINITY ? 0.0f : logf(softmax.sum);
-}
-
 // Grid: kv heads of all sequences, blocks of rows, splits.
 template <class T, int kColumns>
 __global__ __launch_bounds__(kBlockThreads, 1) void forward_rows(const AttentionForwardArgs args,
@@ -214,27 +207,12 @@ __global__ __launch_bounds__(kBlockThreads, 1) void forward_rows(const Attention
   }
 }
 
-// Joins the partial sums of a row's tiles, in their order. Grid: rows.
+// Grid: rows.
 template <class T>
 __global__ void join_tiles(const AttentionForwardArgs args, const Split split) {
   take_turn();
   const int64_t row = blockIdx.x, i = row % args.queries;
-  const int64_t h = row / args.queries % args.heads, b = row / args.queries / args.heads;
-  const KeyRange seen = visible_keys(args, b, i);
-  const int64_t begin = seen.begin / kTile, end = (seen.end + kTile - 1) / kTile;
-  const int64_t stride = args.value_dim + 2;
-  const float* from = args.scratch.as<float>() + row * split.tiles * stride;
-  for (int64_t c = threadIdx.x; c < args.value_dim; c += blockDim.x) {
-    Softmax softmax;
-    float total = 0.0f;
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const float* part = from + tile * stride;
-      const Softmax::Factors factors = softmax.add(part[0], part[1]);
-      total = fmaf(total, factors.kept, part[2 + c] * factors.added);
-    }
-    args.out.template at<T>(b, i, h)[c] = from_float<T>(total * softmax.share());
-    if (c == 0) leave_softmax(args, row, softmax);
-  }
+  join_row<T>(args, split, row / args.queries / args.heads, row / args.queries % args.heads, i);
 }
 
 // The scores first, then what the running softmax came to. Grid: kv heads, blocks of rows.
@@ -292,12 +270,16 @@ void forward(const Context& context, const AttentionForwardArgs& args) {
   with_columns(args.head_dim, [](auto) {});
   with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
+    bool joined = !split.partial;
     with_columns(args.value_dim, [&](auto columns) {
-      if (split.partial && decodes(args)) return attention_decode(context, args, split);
+      if (split.partial && decodes(args)) {
+        joined = attention_decode(context, args, split);
+        return;
+      }
       launch(context, forward_rows<T, columns()>, grid_of(args, splits), dim3(kBlockThreads),
              shared_bytes(args, true), args, split, rounds(context, args));
     });
-    if (split.partial)
+    if (!joined)
       launch(context, join_tiles<T>,
              dim3(static_cast<unsigned>(args.batch * args.heads * args.queries)), dim3(64), 0, args,
              split);

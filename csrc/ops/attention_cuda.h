@@ -272,6 +272,35 @@ struct Split {
   bool partial;
 };
 
+__device__ __forceinline__ void leave_softmax(const AttentionForwardArgs& args, int64_t row,
+                                              const Softmax& softmax) {
+  if (args.softmax == nullptr) return;
+  args.softmax[2 * row] = softmax.highest;
+  args.softmax[2 * row + 1] = softmax.highest == -INFINITY ? 0.0f : logf(softmax.sum);
+}
+
+// Joins the partial sums of a row's tiles, in their order; by all threads of a block, past a cache
+// of its own, since other blocks may have left them just now.
+template <class T>
+__device__ __forceinline__ void join_row(const AttentionForwardArgs& args, const Split& split,
+                                         int64_t b, int64_t h, int64_t i) {
+  const KeyRange seen = visible_keys(args, b, i);
+  const int64_t begin = seen.begin / kTile, end = (seen.end + kTile - 1) / kTile;
+  const int64_t row = (b * args.heads + h) * args.queries + i, stride = args.value_dim + 2;
+  const float* from = args.scratch.as<float>() + row * split.tiles * stride;
+  for (int64_t c = threadIdx.x; c < args.value_dim; c += blockDim.x) {
+    Softmax softmax;
+    float total = 0.0f;
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const float* part = from + tile * stride;
+      const Softmax::Factors factors = softmax.add(__ldcg(part), __ldcg(part + 1));
+      total = fmaf(total, factors.kept, __ldcg(part + 2 + c) * factors.added);
+    }
+    args.out.template at<T>(b, i, h)[c] = from_float<T>(total * softmax.share());
+    if (c == 0) leave_softmax(args, row, softmax);
+  }
+}
+
 // launch(std::integral_constant) with how many times 64 columns hold `width`.
 template <class Visit>
 void with_columns(int64_t width, Visit visit) {
@@ -289,9 +318,10 @@ inline bool rounds(const Context& context, const AttentionArgs& args) {
   return args.cache.k.data != nullptr ? args.cache.k.dtype == DType::kBFloat16 : context.bfloat16;
 }
 
-// Partial sums over a cache, of at most so many query rows a kv head.
+// Partial sums over a cache, of at most so many query rows a kv head. Returns whether they are
+// joined as well.
 inline constexpr int kMostDecodeRows = 8;
-void attention_decode(const Context& context, const AttentionForwardArgs& args, const Split& split);
+bool attention_decode(const Context& context, const AttentionForwardArgs& args, const Split& split);
 
 int64_t attention_backward_scratch(const AttentionArgs& args);
 void attention_backward(const Context& context, const AttentionBackwardArgs& args);
