@@ -270,6 +270,20 @@ class TestFamilies:
         assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "lora"])
+@pytest.mark.parametrize("steps", [1, 3])  # asked for kernel by kernel; as a graph
+def test_a_step_multiplies_with_the_weights_as_they_are(name, steps, rng):
+    batch = batch_for(FAMILIES[name], rng)
+    model, copy = (Transformer(FAMILIES[name], device="cuda", seed=seed) for seed in (3, 4))
+    step, other = (TrainStep(one, lr=1e-2, dtype="bfloat16") for one in (model, copy))
+    for _ in range(steps):
+        step(batch)
+    for key, tensor in model.parameters().items():
+        llmcore._core.copy(source=tensor, target=copy.parameters()[key])
+    other.load_state_dict(step.state_dict())
+    assert step(batch).loss == other(batch).loss
+
+
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize(
     "settings",

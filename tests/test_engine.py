@@ -459,6 +459,7 @@ def in_child(engine, request, model, want, queue):
     queue.put(model.generate([[1, 2]])[0].ids == want)
 
 
+@pytest.mark.cpu("CUDA does not outlive a fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_has_the_model_but_no_engine(model):
     want = model.generate([[1, 2]])[0].ids

@@ -119,6 +119,7 @@ def test_loading_in_the_middle_of_an_interrupted_save(out, monkeypatch):
 # ------------------------------------------------------------------------------ full disks
 
 
+@pytest.mark.cpu("memory of an emulated GPU is a file, which the limit is for too")
 def test_full_disk_keeps_the_last_checkpoint(capsys, out):
     """A limit on file size stands for the full disk: the weights can no longer be written."""
 

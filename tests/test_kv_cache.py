@@ -94,6 +94,7 @@ def test_guesses_change_nothing(dtype):
         assert sum(result.guessed_tokens for result in got) > 0
 
 
+@pytest.mark.cpu("its memory")
 def test_memory_is_what_the_format_takes():
     config = ModelConfig.preset("gpt-nano", max_positions=4096)
     model = Transformer(config)

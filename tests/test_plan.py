@@ -162,7 +162,7 @@ def test_shortages_are_told_with_a_cure_that_helps(tmp_path, monkeypatch):
         return plan.make_plan(GPT2, train.replace(**changes), peak_flops=1.0).memory_bytes
 
     def warning(free, **settings):
-        monkeypatch.setattr(plan, "available_memory", lambda: free)
+        monkeypatch.setattr(plan, "available_memory", lambda _: free)
         return plan.find_shortages(GPT2, train.replace(**settings), tmp_path, loaded=False)
 
     assert warning(planned() + 1) == []
@@ -182,9 +182,9 @@ def test_shortages_are_told_with_a_cure_that_helps(tmp_path, monkeypatch):
     [found] = warning(10**9)
     assert "use a smaller model" in found
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "available_memory", lambda: planned())
+        patch.setattr(plan, "available_memory", lambda _: planned())
         weights = plan.make_plan(GPT2, train, peak_flops=1.0).weight_bytes
-        patch.setattr(plan, "available_memory", lambda: planned() - weights)
+        patch.setattr(plan, "available_memory", lambda _: planned() - weights)
         assert plan.find_shortages(GPT2, train, tmp_path, loaded=True) == []
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     assert "while it is replaced" in warning(planned() + 1)[0]

@@ -3,6 +3,7 @@
 
 #include "bindings/py_tensor.h"
 #include "core/buffer.h"
+#include "core/gpu.h"
 #include "core/libraries.h"
 #include "core/machine.h"
 #include "core/parallel.h"
@@ -96,6 +97,8 @@ void bind_machine(py::module_& module) {
       "reset_peak_memory",
       [](const std::string& device) { reset_peak_memory(device_from_name(device).type); },
       py::arg("device") = "cpu");
+  module.def(
+      "free_memory", [](int index) { return gpu::free_memory(index); }, py::arg("index"));
   module.def("measure_peak", &peak, py::arg("seconds"), py::arg("dtype") = "float32");
   module.def("measure_read", &read_rate, py::arg("x"), py::arg("seconds"));
 }

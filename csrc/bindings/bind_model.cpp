@@ -15,10 +15,10 @@ using TrainStepPtr = std::shared_ptr<TrainStep>;
 ModelPtr make_model(const py::dict& values, const std::string& device,
                     const std::optional<uint64_t>& seed, bool planned) {
   const Config config = config_from_dict(values);
-  const Device where = device_from_name(device);
+  const Backing backing = planned ? Backing::kAddresses : Backing::kMemory;
+  const Device where = device_from_name(device, backing);
   py::gil_scoped_release release;
-  auto model = std::make_shared<Transformer>(config, where,
-                                             planned ? Backing::kAddresses : Backing::kMemory);
+  auto model = std::make_shared<Transformer>(config, where, backing);
   if (seed) model->params().initialise(*seed);
   return model;
 }
@@ -191,16 +191,20 @@ void bind_model(py::module_& module) {
       .def_property(
           "recompute", [](const ModelPtr& model) { return model->recompute; },
           [](const ModelPtr& model, bool value) { model->recompute = value; })
-      .def("activation_bytes", [](const ModelPtr& model) { return model->arena().peak_bytes(); })
+      .def("activation_bytes",
+           [](const ModelPtr& model) {
+             return model->arena().peak_bytes() + model->arena().input_bytes();
+           })
       .def_property_readonly("weight_bytes",
                              [](const ModelPtr& model) { return model->params().weight_bytes(); })
       .def(
           "planned_bytes",
-          [](const ModelPtr& model, const py::object& batch, bool bfloat16) {
+          [](const ModelPtr& model, const py::object& batch, size_t micro_batches, bool bfloat16) {
             const PyBatch owner(batch);
-            return exclusively(*model, [&] { return planned_bytes(*model, owner.view, bfloat16); });
+            const std::vector<Batch> batches(micro_batches, owner.view);
+            return exclusively(*model, [&] { return planned_bytes(*model, batches, bfloat16); });
           },
-          py::arg("batch"), py::arg("bfloat16"))
+          py::arg("batch"), py::kw_only(), py::arg("micro_batches"), py::arg("bfloat16"))
       .def("trim",
            [](const ModelPtr& model) { exclusively(*model, [&] { model->arena().trim(); }); });
 

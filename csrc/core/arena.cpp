@@ -31,9 +31,9 @@ int64_t bytes_to_reserve(Backing backing) {
 
 Arena::Arena(Device device, Backing backing)
     : device_(backing == Backing::kAddresses ? Device{} : device), backing_(backing) {
+  if (device.type != DeviceType::kCpu) inputs_.emplace(device, backing);
   if (device_.type != DeviceType::kCpu) {
     range_.emplace(device_.index);
-    inputs_.emplace(device_.index);
     base_ = range_->base();
     reserved_ = range_->bytes();
     return;

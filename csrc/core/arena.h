@@ -69,6 +69,8 @@ class Arena {
   // Bytes in use now and at most, both ends together.
   int64_t used_bytes() const { return keep_ + scratch_; }
   int64_t peak_bytes() const { return peak_keep_ + peak_scratch_; }
+  // What inputs take of a GPU's memory besides.
+  int64_t input_bytes() const { return inputs_ ? inputs_->bytes() : 0; }
 
   // Gives touched memory back; the stacks must be empty, and on a GPU its queue have come to an
   // end.

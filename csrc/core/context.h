@@ -22,6 +22,9 @@ struct Context {
   DType activations = DType::kFloat32;
   bool training = false;
   bool bfloat16 = false;  // products, attention's too, round their operands to it; sums stay float
+  // All parameters as products read them, in the layout of the flat buffers: rounded to bfloat16,
+  // once for what a context is for. None: products read the parameters themselves.
+  Tensor rounded_weights;
   // Randomness of a training step: dropout masks are a function of these, the site and the element.
   uint64_t dropout_seed = 0;
   uint32_t step = 0;

@@ -13,6 +13,8 @@ namespace llmcore::gpu {
 // Memory of device `index`, filled with zeros. Throws OutOfMemory.
 void* allocate(int index, int64_t bytes);
 void release(int index, void* data);
+// Bytes that nobody has, in this process or another.
+int64_t free_memory(int index);
 
 // Memory of the CPU that a GPU reads and writes by itself. Throws OutOfMemory.
 void* allocate_pinned(int64_t bytes);

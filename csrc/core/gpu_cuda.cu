@@ -109,6 +109,13 @@ void release(int index, void* data) {
   cudaFree(data);
 }
 
+int64_t free_memory(int index) {
+  use(index);
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return static_cast<int64_t>(free);
+}
+
 void* allocate_pinned(int64_t bytes) {
   void* data = nullptr;
   check(cudaMallocHost(&data, static_cast<size_t>(bytes)), "cudaMallocHost");

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "core/buffer.h"
-
 namespace llmcore {
 namespace {
 
@@ -18,21 +16,17 @@ Inputs::~Inputs() {
 }
 
 void Inputs::free_blocks() {
-  for (const Block& block : blocks_) {
-    gpu::release_pinned(block.host);
-    gpu::release(index_, block.device);
-    detail::count_memory(-block.bytes, DeviceType::kCuda);
-  }
+  if (backing_ == Backing::kMemory)
+    for (const Block& block : blocks_) gpu::release_pinned(block.host);
   blocks_.clear();
 }
 
 void Inputs::add_block(int64_t begin, int64_t bytes) {
   const int64_t size = std::max(kLeast, (bytes + kLeast - 1) / kLeast * kLeast);
-  Block block{.begin = begin, .bytes = size};
-  block.host = static_cast<char*>(gpu::allocate_pinned(size));
-  block.device = static_cast<char*>(gpu::allocate(index_, size));
-  detail::count_memory(size, DeviceType::kCuda);
-  blocks_.push_back(block);
+  Block block{.device = Buffer(size, backing_, device_), .begin = begin, .bytes = size};
+  block.host = static_cast<char*>(backing_ == Backing::kMemory ? gpu::allocate_pinned(size)
+                                                               : block.device.data());
+  blocks_.push_back(std::move(block));
 }
 
 Inputs::Place Inputs::take(int64_t bytes) {
@@ -55,15 +49,16 @@ Inputs::Place Inputs::take(int64_t bytes) {
   const Block& block = blocks_[current_];
   const int64_t offset = used_ - block.begin;
   used_ += size;
-  return {block.host + offset, block.device + offset};
+  return {block.host + offset, static_cast<char*>(block.device.data()) + offset};
 }
 
 void Inputs::upload(Queue* queue) {
-  if (used_ == uploaded_) return;
+  if (used_ == uploaded_ || backing_ == Backing::kAddresses) return;
   for (const Block& block : blocks_) {
     const int64_t begin = std::max(uploaded_, block.begin) - block.begin;
     const int64_t end = std::min(used_ - block.begin, block.bytes);
-    if (begin < end) gpu::copy(queue, block.device + begin, block.host + begin, end - begin);
+    auto* const to = static_cast<char*>(block.device.data()) + begin;
+    if (begin < end) gpu::copy(queue, to, block.host + begin, end - begin);
   }
   uploaded_ = used_;
   in_flight_ = std::max(in_flight_, used_);
@@ -74,6 +69,10 @@ void Inputs::release(int64_t mark) {
   used_ = mark;
   uploaded_ = std::min(uploaded_, mark);
   while (current_ > 0 && mark <= blocks_[current_].begin) --current_;
+}
+
+int64_t Inputs::bytes() const {
+  return blocks_.empty() ? 0 : blocks_.back().begin + blocks_.back().bytes;
 }
 
 }  // namespace llmcore

@@ -2,20 +2,21 @@
 //
 // Each is there twice, in pinned memory and on the device, so that checks read it without waiting.
 // What has been written goes to the device in one copy. The first passes grow the blocks; from then
-// on addresses are stable.
+// on addresses are stable. To plan, there is one array for both, which nobody copies.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include "core/buffer.h"
 #include "core/gpu.h"
 
 namespace llmcore {
 
 class Inputs {
  public:
-  explicit Inputs(int device_index) : index_(device_index) {}
+  Inputs(Device device, Backing backing) : device_(device), backing_(backing) {}
   ~Inputs();
   Inputs(const Inputs&) = delete;
   Inputs& operator=(const Inputs&) = delete;
@@ -35,16 +36,20 @@ class Inputs {
   int64_t mark() const { return used_; }
   void release(int64_t mark);
 
+  // What they take of the device's memory.
+  int64_t bytes() const;
+
  private:
   struct Block {
     char* host;
-    char* device;
+    Buffer device;
     int64_t begin, bytes;  // of all blocks' space, one after the other
   };
   void add_block(int64_t begin, int64_t bytes);
   void free_blocks();
 
-  int index_;
+  Device device_;
+  Backing backing_;
   std::vector<Block> blocks_;
   size_t current_ = 0;     // the block that used_ lies in
   int64_t used_ = 0;       // of all blocks' space

@@ -1,9 +1,11 @@
 // Plans of cuBLASLt's products, their choice, and their execution.
 #include "cuda/products.h"
 
+#include <algorithm>
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "core/buffer.h"
@@ -97,10 +99,11 @@ void set_pointers(const Plan& plan, const ProductKind& kind, const ProductData& 
 }
 
 // A row-major matrix [rows, cols] is a column-major one [cols, rows].
-cublasLtMatrixLayout_t layout_of(DType dtype, int64_t rows, int64_t cols, int64_t batch, bool one) {
+cublasLtMatrixLayout_t layout_of(DType dtype, int64_t rows, int64_t cols, int64_t stride,
+                                 int64_t batch, bool one) {
   cublasLtMatrixLayout_t layout = nullptr;
   check(cublas().MatrixLayoutCreate(&layout, type_of(dtype), static_cast<uint64_t>(cols),
-                                    static_cast<uint64_t>(rows), cols),
+                                    static_cast<uint64_t>(rows), stride > 0 ? stride : cols),
         "cublasLtMatrixLayoutCreate");
   const auto set = [&](cublasLtMatrixLayoutAttribute_t attribute, const auto& value) {
     check(cublas().MatrixLayoutSetAttribute(layout, attribute, &value, sizeof(value)),
@@ -158,8 +161,10 @@ __global__ void fill_randomly(T* data, int64_t count, uint64_t stream) {
 class RandomData {
  public:
   RandomData(const Context& context, const ProductKind& kind) : context_(context) {
-    const int64_t c = kind.batch * kind.m * kind.n;
-    data.a = make(kind.operands, (kind.one_a ? 1 : kind.batch) * kind.m * kind.k);
+    const int64_t c = kind.batch * kind.m * std::max(kind.n, kind.c_stride);
+    const int64_t a_rows = kind.transpose_a ? kind.k : kind.m;
+    const int64_t a_cols = std::max(kind.transpose_a ? kind.m : kind.k, kind.a_stride);
+    data.a = make(kind.operands, (kind.one_a ? 1 : kind.batch) * a_rows * a_cols);
     data.b = make(kind.operands, (kind.one_b ? 1 : kind.batch) * kind.k * kind.n);
     data.c = make(kind.result, c);
     data.added = data.c;
@@ -248,13 +253,14 @@ const Plan& plan_of(const Context& context, Products& products, const ProductKin
   set(plan.description, CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<uint32_t>(kind.epilogue));
   if (kind.epilogue & kUsesAux) set(plan.description, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kind.n);
   set_pointers(plan, kind, data);
-  const auto layout = [&](DType dtype, int64_t rows, int64_t cols, bool transposed, bool one) {
-    return transposed ? layout_of(dtype, cols, rows, kind.batch, one)
-                      : layout_of(dtype, rows, cols, kind.batch, one);
+  const auto layout = [&](DType dtype, int64_t rows, int64_t cols, bool transposed, int64_t stride,
+                          bool one) {
+    if (transposed) std::swap(rows, cols);
+    return layout_of(dtype, rows, cols, stride, kind.batch, one);
   };
-  plan.a = layout(kind.operands, kind.m, kind.k, kind.transpose_a, kind.one_a);
-  plan.b = layout(kind.operands, kind.k, kind.n, kind.transpose_b, kind.one_b);
-  plan.c = layout(kind.result, kind.m, kind.n, false, false);
+  plan.a = layout(kind.operands, kind.m, kind.k, kind.transpose_a, kind.a_stride, kind.one_a);
+  plan.b = layout(kind.operands, kind.k, kind.n, kind.transpose_b, 0, kind.one_b);
+  plan.c = layout(kind.result, kind.m, kind.n, false, kind.c_stride, false);
   find_best_few(products, plan, kind.alignment);
   plan.chosen = choose(context, products, plan, kind);
   return products.plans.emplace(kind, std::move(plan)).first->second;
@@ -285,7 +291,9 @@ std::string product_name(const std::string& gpu, size_t version, const ProductKi
              kind.transpose_b ? "B^T" : "B", ", m ", kind.m, ", n ", kind.n, ", k ", kind.k, ", ",
              dtype_name(kind.operands), " to ", dtype_name(kind.result), kind.adds ? ", adds" : "",
              ", epilogue ", static_cast<int>(kind.epilogue), ", batch ", kind.batch,
-             kind.one_a ? ", one A" : "", kind.one_b ? ", one B" : "", ", alignment ",
+             kind.one_a ? ", one A" : "", kind.one_b ? ", one B" : "",
+             kind.a_stride > 0 ? str(", rows of A ", kind.a_stride) : "",
+             kind.c_stride > 0 ? str(", rows of C ", kind.c_stride) : "", ", alignment ",
              kind.alignment);
 }
 

@@ -12,7 +12,7 @@
 
 namespace llmcore::cuda {
 
-// C [m, n] = op(A) op(B), row-major and dense, `batch` of them: all that a plan depends on.
+// C [m, n] = op(A) op(B), row-major, `batch` of them: all that a plan depends on.
 struct ProductKind {
   int64_t m = 0, n = 0, k = 0;  // none is 0
   bool transpose_a = false, transpose_b = false;
@@ -20,8 +20,9 @@ struct ProductKind {
   bool adds = false;
   cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
   int64_t batch = 1;
-  bool one_a = false, one_b = false;  // for the whole batch
-  int64_t alignment = 0;              // of everything, in bytes; multiply() finds it
+  bool one_a = false, one_b = false;   // for the whole batch
+  int64_t a_stride = 0, c_stride = 0;  // from row to row; 0: dense
+  int64_t alignment = 0;               // of everything, in bytes; multiply() finds it
 
   auto operator<=>(const ProductKind&) const = default;
 };

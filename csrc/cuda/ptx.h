@@ -113,9 +113,11 @@ __device__ __forceinline__ void let_next_kernel_start() {
 }
 
 // Brings the line of 128 bytes that `global` lies in to the L2 cache, where all see the same: it
-// may be about to be written.
-__device__ __forceinline__ void prefetch_line(const void* global) {
+// may be about to be written. Nothing where no kernel starts early.
+__device__ __forceinline__ void prefetch_line([[maybe_unused]] const void* global) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(global)));
+#endif
 }
 
 }  // namespace llmcore::cuda

@@ -42,8 +42,9 @@ __device__ __forceinline__ int64_t row_steps(int64_t width) {
   return blocks_of(width, int64_t{kPack<T>} * blockDim.x);
 }
 
-// The column of element i of this thread's pack at a step. Where packs() of a row holds, they are
-// neighbours; otherwise neighbouring threads have neighbouring ones.
+// The column of element i of this thread's pack at a step. Where rows are whole packs, maybe with
+// some columns more than `width`, they are neighbours; otherwise neighbouring threads have
+// neighbouring ones.
 template <class T, bool kAligned>
 __device__ __forceinline__ int64_t row_column(int64_t step, int i) {
   const int64_t pack = step * blockDim.x;
@@ -55,9 +56,11 @@ __device__ __forceinline__ void load_step(const T* row, int64_t width, int64_t s
                                           float otherwise, float (&x)[kPack<T>]) {
   if constexpr (kAligned) {
     const int64_t column = row_column<T, true>(step, 0);
-    if (column < width) return load_pack(row + column, x);
+    if (column < width) load_pack(row + column, x);
+    if (column + kPack<T> <= width) return;
 #pragma unroll
-    for (int i = 0; i < kPack<T>; ++i) x[i] = otherwise;
+    for (int i = 0; i < kPack<T>; ++i)
+      if (column + i >= width) x[i] = otherwise;
   } else {
 #pragma unroll
     for (int i = 0; i < kPack<T>; ++i) {

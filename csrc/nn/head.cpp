@@ -49,16 +49,18 @@ void HeadTransform::backward(const Context& context, const Saved& saved, const T
 
 void OutputMatrix::logits(const Context& context, const Tensor& hidden,
                           const Tensor& logits) const {
-  matmul(
-      context,
-      {.a = hidden, .b = weight.weight(), .c = logits, .transpose_b = true, .bias = bias.weight()});
+  matmul(context, {.a = hidden,
+                   .b = weight.operand(context),
+                   .c = logits,
+                   .transpose_b = true,
+                   .bias = bias.weight()});
   if (scale != 1.0f) llmcore::scale(context, {.factor = scale, .x = logits, .y = logits});
 }
 
 void OutputMatrix::losses(const Context& context, const Tensor& hidden, const Batch& batch,
                           const Tensor& losses) const {
   linear_cross_entropy(context, {.hidden = hidden,
-                                 .weight = weight.weight(),
+                                 .weight = weight.operand(context),
                                  .bias = bias.weight(),
                                  .targets = batch.targets,
                                  .label_smoothing = batch.label_smoothing,
@@ -70,7 +72,7 @@ void OutputMatrix::losses_and_gradients(const Context& context, const Tensor& hi
                                         const Batch& batch, const Tensor& row_scale,
                                         const Tensor& losses) const {
   linear_cross_entropy(context, {.hidden = hidden,
-                                 .weight = weight.weight(),
+                                 .weight = weight.operand(context),
                                  .bias = bias.weight(),
                                  .targets = batch.targets,
                                  .label_smoothing = batch.label_smoothing,

@@ -36,7 +36,7 @@ Linear::Linear(const ParamBuilder& builder, std::initializer_list<LinearPart> pa
 void Linear::forward(const Context& context, const Tensor& x, const Tensor& y,
                      MatmulArgs fused) const {
   fused.a = x;
-  fused.b = weight_.weight();
+  fused.b = weight_.operand(context);
   fused.transpose_b = true;
   fused.c = y;
   fused.bias = bias_.weight();
@@ -59,7 +59,7 @@ void Linear::forward(const Context& context, const Tensor& x, const Tensor& y,
 void Linear::backward(const Context& context, const Tensor& dy, const Tensor& x, const Tensor& dx,
                       MatmulArgs fused) const {
   fused.a = dy;
-  fused.b = weight_.weight();
+  fused.b = weight_.operand(context);
   fused.c = dx;
   if (fused.gate_output) matmul(context, fused);  // x comes with it
   weight_.add_gradient(context, dy, x);

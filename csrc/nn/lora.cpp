@@ -52,23 +52,24 @@ Tensor Lora::dropped(const Context& context, const Tensor& x) const {
 
 Tensor Lora::project(const Context& context, const Tensor& dropped) const {
   const Tensor inner = context.scratch(dropped.dim(0), this->inner());
-  matmul(context, {.a = dropped, .b = a_.weight(), .c = inner, .transpose_b = true});
+  matmul(context, {.a = dropped, .b = a_.operand(context), .c = inner, .transpose_b = true});
   scale(context, {.factor = scale_, .x = inner, .y = inner});
   return inner;
 }
 
 Tensor Lora::block_diagonal(const Context& context) const {
-  const Tensor b = b_.weight();
+  const Tensor b = b_.operand(context);
   if (blocks_.size() == 1 && blocks_[0].rows == out_) return b;
-  const Tensor whole = context.arena->scratch(DType::kFloat32, out_, inner());
+  const Tensor whole = context.arena->scratch(b.dtype, out_, inner());
   fill(context, {.value = 0.0f, .y = whole});
-  const float* from = b.f32();
+  int64_t from = 0;
   for (size_t part = 0; part < blocks_.size(); ++part) {
     const auto [first_row, rows] = blocks_[part];
     copy_rows(context, {.rows = rows,
                         .cols = rank_,
-                        .x = from,
-                        .y = whole.f32() + first_row * inner() + part * rank_,
+                        .dtype = b.dtype,
+                        .x = view_from(b, from).data,
+                        .y = view_from(whole, first_row * inner() + part * rank_).data,
                         .x_stride = rank_,
                         .y_stride = inner()});
     from += rows * rank_;
@@ -120,9 +121,9 @@ void Lora::backward(const Context& context, const Tensor& dy, const Tensor& x,
 
   const Dropout mask = dropout(context);
   if (mask.p == 0.0f)
-    return matmul(context, {.a = dinner, .b = a_.weight(), .c = dx, .accumulate = true});
+    return matmul(context, {.a = dinner, .b = a_.operand(context), .c = dx, .accumulate = true});
   const Tensor share = context.scratch(dx.dim(0), dx.dim(1));
-  matmul(context, {.a = dinner, .b = a_.weight(), .c = share});
+  matmul(context, {.a = dinner, .b = a_.operand(context), .c = share});
   llmcore::dropout(context, {.dropout = mask, .x = share, .residual = dx, .y = dx});
 }
 

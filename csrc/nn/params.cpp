@@ -42,7 +42,6 @@ int ParamStore::add(ParamInfo info) {
 
 void ParamStore::allocate(Backing backing) {
   backing_ = backing;
-  if (backing == Backing::kAddresses) device_ = {};
   weights_ = Buffer(size_ * static_cast<int64_t>(sizeof(float)), backing, device_);
   stale_.assign(table_.size(), 1);
 }
@@ -69,13 +68,12 @@ void ParamStore::initialise(uint64_t seed) {
   }
 }
 
-Tensor ParamStore::view(void* base, int index, int count) const {
+Tensor ParamStore::view(const Tensor& flat, int index, int count) const {
   const ParamInfo& first = table_[index];
   int64_t size = 0;
   for (int i = index; i < index + count; ++i) size += table_[i].size;
-  float* data = static_cast<float*>(base) + first.offset;
-  if (first.shape.size() == 1) return on_device(f32_view(data, size));
-  return on_device(f32_view(data, size / first.shape[1], first.shape[1]));
+  if (first.shape.size() == 1) return view_from(flat, first.offset, size);
+  return view_from(flat, first.offset, size / first.shape[1], first.shape[1]);
 }
 
 void ParamStore::declare_packable(int index, int count) {
@@ -129,7 +127,7 @@ Buffer ParamStore::replace_weights(DType format) {
   check_packable();
   int64_t bytes = 0, kept = size_;
   for (const Packable& each : packables_) {
-    const Tensor matrix = view(nullptr, each.index, each.count);
+    const Tensor matrix = view({}, each.index, each.count);
     bytes += packed_bytes(format, matrix.dim(0), matrix.dim(1));
     kept -= matrix.numel();
   }
@@ -143,7 +141,7 @@ Buffer ParamStore::replace_weights(DType format) {
   gradients_ = Buffer();
   char* next = static_cast<char*>(packed_.data());
   for (Packable& each : packables_) {
-    const Tensor matrix = view(nullptr, each.index, each.count);
+    const Tensor matrix = view({}, each.index, each.count);
     each.packed = on_device(tensor_view(next, format, matrix.dim(0), matrix.dim(1)));
     next += packed_bytes(format, matrix.dim(0), matrix.dim(1));
     for (int i = each.index; i < each.index + each.count; ++i) table_[i].offset = -1;
@@ -176,7 +174,18 @@ int ParamStore::find(const std::string& name) const {
 
 Tensor ParamStore::weight(int index, int count) const {
   if (table_[index].offset < 0) return packed_rows(index).packed;
-  return view(weights_.data(), index, count);
+  return view(weights(), index, count);
+}
+
+Tensor ParamStore::operand(const Context& context, int index, int count) const {
+  return context.rounded_weights ? view(context.rounded_weights, index, count)
+                                 : weight(index, count);
+}
+
+Tensor ParamStore::rounded(const Context& context) const {
+  const Tensor rounded = context.arena->keep(DType::kBFloat16, size_);
+  cast(context, {.x = weights(), .y = rounded});
+  return rounded;
 }
 
 Tensor ParamStore::gradients() {
@@ -188,7 +197,7 @@ Tensor ParamStore::gradients() {
 }
 
 Tensor ParamStore::gradient(int index, int count) {
-  return view(gradients().data, index, count);
+  return view(gradients(), index, count);
 }
 
 void ParamStore::begin_gradients() {

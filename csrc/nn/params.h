@@ -34,8 +34,7 @@ class ParamStore {
   explicit ParamStore(Device device = {}) : device_(device) {}
   Device device() const { return device_; }
 
-  // Registration, until allocate(); the gradients take what the weights do. Addresses alone are the
-  // CPU's.
+  // Registration, until allocate(); the gradients take what the weights do.
   int add(ParamInfo info);
   void allocate(Backing backing = Backing::kMemory);
 
@@ -74,6 +73,10 @@ class ParamStore {
 
   // `count` consecutive parameters from `index` on, seen as one tensor [rows, cols] (or [rows]).
   Tensor weight(int index, int count = 1) const;
+  // As products read it: of the context's rounded weights, where it has some.
+  Tensor operand(const Context& context, int index, int count = 1) const;
+  // All of them rounded to bfloat16, in the arena's keep end.
+  Tensor rounded(const Context& context) const;
   Tensor gradient(int index, int count = 1);
 
   // A backward pass starts with stale gradients: whoever writes one first overwrites it, later
@@ -95,7 +98,7 @@ class ParamStore {
     Tensor packed;
   };
 
-  Tensor view(void* base, int index, int count) const;
+  Tensor view(const Tensor& flat, int index, int count) const;
   Tensor on_device(Tensor tensor) const {
     tensor.device = device_;
     return tensor;
@@ -130,6 +133,7 @@ struct Param {
   explicit operator bool() const { return store != nullptr; }
   void declare_packable() const { store->declare_packable(index, count); }
   Tensor weight() const { return store == nullptr ? Tensor{} : store->weight(index, count); }
+  Tensor operand(const Context& context) const { return store->operand(context, index, count); }
   Tensor accumulating_gradient(const Context& context) const {
     return store == nullptr ? Tensor{} : store->accumulating_gradient(context, index, count);
   }

@@ -20,6 +20,9 @@ double total_weight(const std::vector<Batch>& batches) {
 
 void run_passes(Transformer& model, Context context, const std::vector<Transformer::Pass>& passes,
                 StepState* state) {
+  KeepScope scope(*context.arena);
+  if (context.activations == DType::kBFloat16)
+    context.rounded_weights = model.params().rounded(context);
   begin_step(context, state);
   model.params().begin_gradients();
   for (const Transformer::Pass& pass : passes) {
@@ -216,16 +219,19 @@ void TrainStep::update(const Context& context) {
                     .grad = slice(params.gradients(), run)});
 }
 
-int64_t planned_bytes(Transformer& model, const Batch& batch, bool bfloat16) {
+int64_t planned_bytes(Transformer& model, const std::vector<Batch>& micro_batches, bool bfloat16) {
   Context context = model.context();
   const IdleKernels idle(*context.kernels);
   context.kernels = &idle.table;
   if (bfloat16) use_bfloat16(context);
   context.training = true;
   StepState state{};
-  accumulate(model, context, {batch}, &state);
+  KeepScope scope(*context.arena);
+  if (context.device.type != DeviceType::kCpu)
+    context.arena->input(DType::kInt8, sizeof(StepSettings));
+  accumulate(model, context, micro_batches, &state);
   add_gradient_squares(context, model.params(), &state);
-  return model.arena().peak_bytes();
+  return model.arena().peak_bytes() + model.arena().input_bytes();
 }
 
 LossSum loss_and_gradients(Transformer& model, const Batch& batch) {

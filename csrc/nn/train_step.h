@@ -74,9 +74,10 @@ class TrainStep {
   std::vector<std::shared_ptr<StepReport>> reports_;  // to be used again once nobody holds them
 };
 
-// Bytes that steps on such batches take beside weights, gradients and moments: what the arena of
-// `model`, made of addresses alone, is asked for when a step runs with kernels that do nothing.
-int64_t planned_bytes(Transformer& model, const Batch& batch, bool bfloat16);
+// Bytes that a step on such batches takes beside weights, gradients and moments: what the arena of
+// `model`, made of addresses alone, is asked for when a step runs with kernels that do nothing, and
+// a GPU's inputs.
+int64_t planned_bytes(Transformer& model, const std::vector<Batch>& micro_batches, bool bfloat16);
 
 // Loss of one batch with its gradients left in the model; dropout is off.
 LossSum loss_and_gradients(Transformer& model, const Batch& batch);

@@ -79,10 +79,10 @@ std::optional<Stack> make_stack(ParamStore& params, const Config& config, const 
 Transformer::Transformer(const Config& config, Device device, Backing backing)
     : config_(config),
       device_(device),
-      kernels_(&kernels_for(device)),
+      kernels_(&kernels_for(device, backing)),
       queue_(backing == Backing::kAddresses ? nullptr : queue_of(device)),
-      params_(device),
-      rope_(config_, device),
+      params_(backing == Backing::kAddresses ? Device{} : device),
+      rope_(config_, params_.device()),
       tokens_(token_table(params_, config_)),
       encoder_(make_stack(params_, config_, tokens_, true)),
       decoder_(make_stack(params_, config_, tokens_, false)),

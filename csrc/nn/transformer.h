@@ -42,7 +42,8 @@ struct AttentionProbes {
 
 class Transformer {
  public:
-  // Weights are zero until initialise() or until a checkpoint is copied into parameters().
+  // Weights are zero until initialise() or until a checkpoint is copied into parameters(). Of
+  // addresses alone, to plan, what is on the device is in the memory of the CPU.
   Transformer(const Config& config, Device device, Backing backing = Backing::kMemory);
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;

@@ -1,7 +1,7 @@
 // Maps device names to devices and devices to kernel tables.
 #include "ops/backend.h"
 
-#include <cstdlib>
+#include <charconv>
 #include <memory>
 #include <vector>
 
@@ -9,11 +9,26 @@
 #include "core/queue.h"
 
 namespace llmcore {
+namespace {
 
-const Kernels& kernels_for(Device device) {
+// What there is, said after what there is not.
+std::string known_gpus() {
+  const size_t count = cuda_info().devices.size();
+  if (count == 0) return "there is no GPU";
+  if (count == 1) return "there is one GPU, 'cuda:0'";
+  return str("there are ", count, " GPUs, 'cuda:0' to 'cuda:", count - 1, "'");
+}
+
+}  // namespace
+
+const Kernels& kernels_for(Device device, Backing backing) {
   if (device.type == DeviceType::kCpu) return cpu_kernels();
-  CHECK(cuda_kernels() != nullptr, DeviceError,
+  const bool known = cuda_kernels() != nullptr;
+  CHECK(known && (backing == Backing::kAddresses || cuda_unavailable_reason().empty()), DeviceError,
         "device 'cuda' cannot be used: ", cuda_unavailable_reason());
+  if (backing == Backing::kAddresses) return *cuda_kernels();
+  CHECK(static_cast<size_t>(device.index) < cuda_info().devices.size(), DeviceError,
+        "device 'cuda:", device.index, "' does not exist: ", known_gpus());
   return *cuda_kernels();
 }
 
@@ -33,18 +48,20 @@ Context thread_context(Device device) {
   return thread_context(device);
 }
 
-Device device_from_name(const std::string& name) {
+Device device_from_name(const std::string& name, Backing backing) {
   if (name == "cpu") return {};
-  if (name.rfind("cuda", 0) == 0) {
-    char* end = nullptr;
-    const long index = name.size() > 5 && name[4] == ':' ? std::strtol(&name[5], &end, 10) : 0;
-    if (name == "cuda" || (end != nullptr && *end == '\0' && index >= 0)) {
-      const Device device{DeviceType::kCuda, static_cast<int32_t>(index)};
-      kernels_for(device);  // throws with the reason where CUDA cannot be used
-      return device;
-    }
+  const std::string prefix = "cuda:";
+  Device device{DeviceType::kCuda, 0};
+  bool known = name == "cuda";
+  if (name.starts_with(prefix)) {
+    const char* const end = name.data() + name.size();
+    const auto parsed = std::from_chars(name.data() + prefix.size(), end, device.index);
+    known = parsed.ec == std::errc() && parsed.ptr == end && device.index >= 0;
   }
-  throw DeviceError(str("device must be 'cpu', 'cuda' or 'cuda:<index>', got '", name, "'"));
+  CHECK(known, DeviceError, "device must be 'cpu', 'cuda' or 'cuda:<index>', got '", name, "'; ",
+        known_gpus());
+  kernels_for(device, backing);  // throws with the reason where it cannot be used
+  return device;
 }
 
 std::string device_name(Device device) {

@@ -10,8 +10,8 @@
 namespace llmcore {
 
 // The kernel table of a device. Throws DeviceError with the reason and the cure where there is
-// none.
-const Kernels& kernels_for(Device device);
+// none. To plan, none needs to be there, as long as this build knows its type.
+const Kernels& kernels_for(Device device, Backing backing = Backing::kMemory);
 
 // What the calling thread runs single operations in: an arena of its own.
 Context thread_context(Device device);
@@ -19,13 +19,13 @@ inline Context cpu_context() {
   return thread_context({});
 }
 
-// Parses "cpu", "cuda", "cuda:1"; throws DeviceError.
-Device device_from_name(const std::string& name);
+// Parses "cpu", "cuda", "cuda:1"; throws DeviceError, to run also where there is no such device.
+Device device_from_name(const std::string& name, Backing backing = Backing::kMemory);
 std::string device_name(Device device);
 
 // Linked from backend_cuda.cu, or from backend_no_cuda.cpp in a build without it.
-const Kernels* cuda_kernels();
-std::string cuda_unavailable_reason();  // empty: CUDA can be used
+const Kernels* cuda_kernels();                 // null without it
+const std::string& cuda_unavailable_reason();  // empty: CUDA can be used
 
 // What there is of CUDA, usable or not; versions as 13000 for 13.0, 0 for none.
 struct CudaDevice {
@@ -39,6 +39,6 @@ struct CudaInfo {
   std::vector<CudaDevice> devices;
   std::string library_path, library_reason;  // of cuBLASLt: one of the two is empty
 };
-CudaInfo cuda_info();
+const CudaInfo& cuda_info();
 
 }  // namespace llmcore

@@ -72,7 +72,7 @@ CudaInfo find_info() {
 }
 
 std::string find_reason() {
-  const CudaInfo info = cuda_info();
+  const CudaInfo& info = cuda_info();
   if (info.driver_version == 0)
     return "there is no NVIDIA driver; install one of version 580 or later, or use device='cpu'";
   if (info.driver_version < kLeastDriver)
@@ -92,16 +92,16 @@ std::string find_reason() {
 
 }  // namespace
 
-CudaInfo cuda_info() {
+const CudaInfo& cuda_info() {
   static const CudaInfo info = find_info();
   return info;
 }
 
 const Kernels* cuda_kernels() {
-  return cuda_unavailable_reason().empty() ? &table() : nullptr;
+  return &table();
 }
 
-std::string cuda_unavailable_reason() {
+const std::string& cuda_unavailable_reason() {
   static const std::string reason = find_reason();
   return reason;
 }

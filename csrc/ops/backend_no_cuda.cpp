@@ -7,12 +7,14 @@ const Kernels* cuda_kernels() {
   return nullptr;
 }
 
-std::string cuda_unavailable_reason() {
-  return "this build of llmcore has no CUDA back end; use device='cpu'";
+const std::string& cuda_unavailable_reason() {
+  static const std::string reason = "this build of llmcore has no CUDA back end; use device='cpu'";
+  return reason;
 }
 
-CudaInfo cuda_info() {
-  return {};
+const CudaInfo& cuda_info() {
+  static const CudaInfo none;
+  return none;
 }
 
 }  // namespace llmcore

@@ -18,6 +18,14 @@ inline DType activation_dtype(const char* op, const char* name, const Context& c
   return x.dtype;
 }
 
+// Rows of `matrix` that are `stride` elements apart, or, where it is 0, side by side.
+inline void check_stride(const char* op, const char* name, const Context& context,
+                         const Tensor& matrix, int64_t stride) {
+  CHECK(stride == 0 || (context.device.type != DeviceType::kCpu && stride >= matrix.cols()),
+        ShapeError, op, ": rows of ", name, " ", shape_string(matrix), " cannot be ", stride,
+        " elements apart", context.device.type == DeviceType::kCpu ? " on the CPU" : "");
+}
+
 // The elements of an int32 tensor as the CPU reads them: in place, or copied from a GPU where there
 // is no mirror, which waits for what it is doing.
 class HostInts {

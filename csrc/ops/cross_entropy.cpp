@@ -35,6 +35,14 @@ int64_t rows_per_chunk(Device device, int64_t classes, DType dtype) {
   return std::max(kMinRows, bytes / (classes * dtype_size(dtype)));
 }
 
+// From one row of logits to the next. A GPU's products are fast where rows are aligned, whatever V;
+// packed weights have a kernel of their own.
+int64_t row_stride(Device device, int64_t classes, DType weight) {
+  constexpr int64_t kAlign = 64;
+  if (device.type == DeviceType::kCpu || is_packed(weight)) return classes;
+  return (classes + kAlign - 1) / kAlign * kAlign;
+}
+
 }  // namespace
 
 void cross_entropy(const Context& context, const CrossEntropyArgs& args) {
@@ -46,6 +54,7 @@ void cross_entropy(const Context& context, const CrossEntropyArgs& args) {
   check_optional(op, "class_weight", args.class_weight, "[V]", {classes});
   check_optional(op, "dlogits", args.dlogits, "[N, V]", {rows, classes}, dtype);
   if (args.dlogits) check_tensor(op, "row_scale", args.row_scale, "[N]", {rows});
+  check_stride(op, "logits", context, args.logits, args.stride);
   if (rows * classes > 0) context.kernels->cross_entropy->cross_entropy(context, args);
 }
 
@@ -56,7 +65,9 @@ void linear_cross_entropy(const Context& context, const LinearCrossEntropyArgs& 
   check_tensor(op, "hidden", args.hidden, "[N, C]", {rows, width}, dtype);
   const bool backward = args.dhidden || args.dweight || args.dbias;
   check_tensor(op, "weight", args.weight, "[V, C]", {classes, width},
-               is_packed(args.weight.dtype) && !backward ? args.weight.dtype : DType::kFloat32);
+               is_packed(args.weight.dtype) && !backward
+                   ? args.weight.dtype
+                   : activation_dtype(op, "weight", context, args.weight));
   check_optional(op, "bias", args.bias, "[V]", {classes});
   check_targets(context, op, args.targets, args.losses, args.label_smoothing, rows, classes);
   check_optional(op, "dhidden", args.dhidden, "[N, C]", {rows, width}, dtype);
@@ -66,18 +77,25 @@ void linear_cross_entropy(const Context& context, const LinearCrossEntropyArgs& 
   if (rows == 0 || classes == 0) return;
 
   ScratchScope scope(*context.arena);
-  const int64_t chunk = std::min(rows, rows_per_chunk(context.device, classes, dtype));
-  const Tensor buffer = context.arena->scratch(dtype, chunk, classes);
+  const int64_t columns = row_stride(context.device, classes, args.weight.dtype);
+  const int64_t stride = columns > classes ? columns : 0;  // of `logits`
+  const int64_t chunk = std::min(rows, rows_per_chunk(context.device, columns, dtype));
+  const Tensor buffer = context.arena->scratch(dtype, chunk, columns);
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t count = std::min(chunk, rows - begin);
-    const Tensor logits = row_slice(buffer, 0, count);  // becomes its gradient in place
+    const Tensor padded = row_slice(buffer, 0, count);
+    const Tensor logits = reshaped(padded, count, classes);  // becomes its gradient in place
     const Tensor hidden = row_slice(args.hidden, begin, count);
     const auto rescale = [&] {
       if (args.logit_scale != 1.0f)
-        scale(context, {.factor = args.logit_scale, .x = logits, .y = logits});
+        scale(context, {.factor = args.logit_scale, .x = padded, .y = padded});
     };
-    matmul(context,
-           {.a = hidden, .b = args.weight, .c = logits, .transpose_b = true, .bias = args.bias});
+    matmul(context, {.a = hidden,
+                     .b = args.weight,
+                     .c = logits,
+                     .transpose_b = true,
+                     .c_stride = stride,
+                     .bias = args.bias});
     rescale();
     cross_entropy(context,
                   {.logits = logits,
@@ -85,18 +103,23 @@ void linear_cross_entropy(const Context& context, const LinearCrossEntropyArgs& 
                    .label_smoothing = args.label_smoothing,
                    .losses = row_slice(args.losses, begin, count),
                    .row_scale = backward ? row_slice(args.row_scale, begin, count) : Tensor{},
-                   .dlogits = backward ? logits : Tensor{}});
+                   .dlogits = backward ? logits : Tensor{},
+                   .stride = stride});
     if (!backward) continue;
     rescale();
-    if (args.dbias) column_sum(context, {.x = logits, .out = args.dbias});
+    if (args.dbias) column_sum(context, {.x = logits, .x_stride = stride, .out = args.dbias});
     if (args.dweight)
       matmul(context, {.a = logits,
                        .b = hidden,
                        .c = args.dweight,
                        .transpose_a = true,
-                       .accumulate = begin > 0 || !args.overwrite});
+                       .accumulate = begin > 0 || !args.overwrite,
+                       .a_stride = stride});
     if (args.dhidden)  // last, since it may be hidden
-      matmul(context, {.a = logits, .b = args.weight, .c = row_slice(args.dhidden, begin, count)});
+      matmul(context, {.a = logits,
+                       .b = args.weight,
+                       .c = row_slice(args.dhidden, begin, count),
+                       .a_stride = stride});
   }
 }
 

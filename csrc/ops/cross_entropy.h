@@ -21,12 +21,15 @@ struct CrossEntropyArgs {
   Tensor losses;        // [N]
   Tensor row_scale;     // [N] d(total)/d(loss_n); with dlogits
   Tensor dlogits;       // [N, V], may be logits; or empty
+  // From one row of both to the next, on a GPU; 0: dense. Columns beyond V count for nothing; in
+  // dlogits they are left alone or become zero.
+  int64_t stride = 0;
 };
 
 // Loss of hidden states under an output matrix, in chunks of rows: [N, V] is never held whole.
 struct LinearCrossEntropyArgs {
   Tensor hidden;   // [N, C]
-  Tensor weight;   // [V, C]; without gradients it may be packed
+  Tensor weight;   // [V, C], on a GPU maybe bfloat16; without gradients it may be packed
   Tensor bias;     // [V], or empty
   Tensor targets;  // [N] int32, negative: ignored
   float label_smoothing = 0.0f;

@@ -10,14 +10,16 @@ namespace {
 constexpr int kThreads = 512;  // so that two blocks of registers fit
 
 // The terms are those of cross_entropy_cpu.cpp: log(sum) plus distances to the maximum.
+// With kAligned rows are whole packs.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyArgs args) {
   take_turn();
   __shared__ float shared[kWarp];
   const int64_t width = args.logits.cols(), row = blockIdx.x, steps = row_steps<T>(width);
   const int64_t target = args.targets.as<int32_t>()[row];
-  const T* logits = args.logits.as<T>() + row * width;
-  T* dlogits = args.dlogits ? args.dlogits.as<T>() + row * width : nullptr;
+  const int64_t stride = args.stride > 0 ? args.stride : width;
+  const T* logits = args.logits.as<T>() + row * stride;
+  T* dlogits = args.dlogits ? args.dlogits.as<T>() + row * stride : nullptr;
   const float* weights = args.class_weight.f32();
   float v[kPack<T>];
   if (target < 0) {  // the whole block
@@ -58,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyArg
           wanted = share * w;
         }
         if (column == target) wanted += kept;
-        v[i] = (expf(-below) * normaliser - wanted) * scale;
+        v[i] = column < width ? (expf(-below) * normaliser - wanted) * scale : 0.0f;
       }
       if (dlogits != nullptr) store_step<T, kAligned>(dlogits, width, step, v);
     }
@@ -72,13 +74,15 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyArg
 }
 
 void cross_entropy(const Context& context, const CrossEntropyArgs& args) {
-  const int64_t width = args.logits.cols();
+  const int64_t width = args.logits.cols(), stride = args.stride > 0 ? args.stride : width;
   with_type(args.logits.dtype, [&](auto tag) {
     using T = decltype(tag);
-    with_bool(packs<T>(args.logits.data, width) && packs<T>(args.dlogits.data, width), [&](auto a) {
-      launch(context, cross_entropy_kernel<T, a()>, dim3(static_cast<unsigned>(args.logits.rows())),
-             dim3(row_threads<T>(width, kThreads)), 0, args);
-    });
+    with_bool(packs<T>(args.logits.data, stride) && packs<T>(args.dlogits.data, stride),
+              [&](auto a) {
+                launch(context, cross_entropy_kernel<T, a()>,
+                       dim3(static_cast<unsigned>(args.logits.rows())),
+                       dim3(row_threads<T>(width, kThreads)), 0, args);
+              });
   });
 }
 

@@ -27,7 +27,7 @@ struct ScaleArgs {
 
 struct FillArgs {
   float value = 0.0f;
-  Tensor y;  // float32, any shape
+  Tensor y;  // any shape
 };
 
 // Copies between float32 and bfloat16 or float16.

@@ -18,7 +18,7 @@ struct Epilogue {
   void* gate_output;
   Dropout dropout;
   const void* residual;
-  int64_t n;
+  int64_t n, stride;  // from one row of C to the next: n, but where C and a bias are all there is
 
   explicit Epilogue(const MatmulArgs& args)
       : c(args.c.data),
@@ -30,7 +30,8 @@ struct Epilogue {
         gate_output(args.gate_output.data),
         dropout(args.dropout),
         residual(args.accumulate ? args.c.data : args.residual.data),
-        n(args.c.dim(-1)) {}
+        n(args.c.dim(-1)),
+        stride(args.c_stride > 0 ? args.c_stride : n) {}
 
   // Nothing between bias and residual.
   bool is_linear() const {
@@ -46,7 +47,7 @@ struct Epilogue {
                           static_cast<const void*>(pre_activation), gate_input,
                           static_cast<const void*>(gate_output), residual})
       if (!cuda::packs<T>(p, n)) return false;
-    return true;
+    return cuda::packs<T>(c, stride);
   }
 };
 
@@ -98,8 +99,8 @@ __device__ __forceinline__ void activate_all(Activation activation, float (&x)[k
   }
 }
 
-// The sums x of C's elements i, i + 1, ..., in column `col` and those after it, to the end. T is
-// C's type.
+// The sums x of C's elements at i, i + 1, ... of memory, in column `col` and those after it, to the
+// end. T is C's type.
 template <class T, int kCount>
 __device__ __forceinline__ void finish(const Epilogue& to, int64_t i, int64_t col,
                                        float (&x)[kCount]) {

@@ -18,7 +18,7 @@ constexpr Nothing kNothing;
 }  // namespace
 
 IdleKernels::IdleKernels(const Kernels& real)
-    : matmul{real.matmul->scratch_bytes, kNothing, kNothing, nullptr},
+    : matmul{real.matmul->scratch_bytes, kNothing, kNothing, kNothing},
       matmul_bfloat16{real.matmul_bfloat16->scratch_bytes, kNothing},
       attention{real.attention->forward_scratch, real.attention->backward_scratch, kNothing,
                 kNothing, kNothing},
@@ -31,6 +31,7 @@ IdleKernels::IdleKernels(const Kernels& real)
                   kNothing, kNothing, kNothing, kNothing, kNothing},
       optimizer{kNothing, kNothing, kNothing, kNothing, kNothing},
       table(real) {
+  if (real.matmul->batched == nullptr) matmul.batched = nullptr;  // which is done one by one
   table.matmul = &matmul;
   table.matmul_bfloat16 = &matmul_bfloat16;
   table.attention = &attention;

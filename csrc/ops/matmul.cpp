@@ -37,6 +37,10 @@ Sizes check_product(const Context& context, const char* op, const MatmulArgs& ar
                         args.activation != Activation::kNone || args.dropout.p > 0.0f;
   CHECK(!(args.accumulate && epilogue), ConfigError, op,
         ": accumulate cannot be combined with bias, activation, gate, dropout or residual");
+  check_stride(op, "a", context, a, args.a_stride);
+  check_stride(op, "c", context, args.c, args.c_stride);
+  CHECK((args.a_stride == 0 && args.c_stride == 0) || (rank == 2 && !is_packed(b.dtype)),
+        ConfigError, op, ": rows are dense in batches and beside packed weights");
   return sizes;
 }
 
@@ -73,6 +77,9 @@ void matmul(const Context& context, const MatmulArgs& args) {
   check_optional("matmul", "gate_output", args.gate_output, "[M, N]", {m, n}, dtype);
   CHECK(args.gate_input || !args.gate_output, ConfigError,
         "matmul: gate_output is made of gate_input, which is missing");
+  CHECK(args.c_stride == 0 || (!args.pre_activation && !args.gate_input && !args.residual &&
+                               args.activation == Activation::kNone && !(args.dropout.p > 0.0f)),
+        ConfigError, "matmul: rows of c are dense but for a product with a bias");
   check_optional("matmul", "residual", args.residual, "[M, N]", {m, n}, dtype);
   if (m * n == 0) return;
   if (is_packed(args.b.dtype)) return packed_matmul(context, args);
@@ -135,6 +142,7 @@ void column_sum(const Context& context, const ColumnSumArgs& args) {
   const int64_t rows = args.x.rows(), width = args.x.cols();
   check_tensor("column_sum", "x", args.x, "[N, C]", {rows, width},
                activation_dtype("column_sum", "x", context, args.x));
+  check_stride("column_sum", "x", context, args.x, args.x_stride);
   check_tensor("column_sum", "out", args.out, "[C]", {width});
   if (rows * width == 0) return;
   ScratchScope scope(*context.arena);

@@ -28,6 +28,9 @@ struct MatmulArgs {
   bool transpose_a = false;
   bool transpose_b = false;
   bool accumulate = false;  // C += instead of C =; excludes what follows
+  // From one row of a, of c to the next; 0: dense. Others are for a GPU, and for C without anything
+  // but a bias. What lies between rows is memory of the tensor and means nothing.
+  int64_t a_stride = 0, c_stride = 0;
   // Then, in this order:
   Tensor bias;                                // [N]: C += bias
   Tensor pre_activation;                      // [M, N] out: C is stored here before the activation
@@ -44,9 +47,10 @@ struct MatmulArgs {
 };
 
 struct ColumnSumArgs {
-  Tensor x;        // [N, C]
-  Tensor out;      // [C] accumulates: the gradient of a bias
-  Tensor partial;  // scratch, provided by the checking layer
+  Tensor x;              // [N, C]
+  int64_t x_stride = 0;  // as in MatmulArgs
+  Tensor out;            // [C] accumulates: the gradient of a bias
+  Tensor partial;        // scratch, provided by the checking layer
 };
 
 struct MatmulKernels {

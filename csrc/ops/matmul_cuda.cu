@@ -33,19 +33,25 @@ __global__ void cast(const float* from, BFloat16* to, int64_t count, bool aligne
   store_up_to(to + i, x, count - i, true);
 }
 
+// Of a tensor and what lies between its rows.
+int64_t elements(const Tensor& tensor, int64_t stride) {
+  return stride > 0 ? tensor.rows() * stride : tensor.numel();
+}
+
 // `from`, or it rounded to bfloat16 in `to`, which is moved behind it.
-const void* narrowed(const Context& context, const Tensor& from, bool wanted, char*& to) {
+const void* narrowed(const Context& context, const Tensor& from, int64_t stride, bool wanted,
+                     char*& to) {
   if (!wanted || from.dtype == DType::kBFloat16) return from.data;
   auto* const rounded = reinterpret_cast<BFloat16*>(to);
-  const int64_t count = from.numel();
+  const int64_t count = elements(from, stride);
   to += round_up(count * dtype_size(DType::kBFloat16));
   if (count > 0)
     launch_each(context, cast, blocks_of(count, kCastCount), from.f32(), rounded, count,
                 packs<float>(from.data, kPack<float>));
   return rounded;
 }
-int64_t narrowed_bytes(const Tensor& from, bool wanted) {
-  return wanted && from.dtype == DType::kFloat32 ? round_up(from.numel() * 2) : 0;
+int64_t narrowed_bytes(const Tensor& from, int64_t stride, bool wanted) {
+  return wanted && from.dtype == DType::kFloat32 ? round_up(elements(from, stride) * 2) : 0;
 }
 
 // ---- What follows a product
@@ -53,23 +59,24 @@ int64_t narrowed_bytes(const Tensor& from, bool wanted) {
 template <class Sum, class T, int kCount>
 __global__ void finish_sums(const Sum* sums, Epilogue to, int64_t count) {
   take_turn();
-  const int64_t i = thread_index() * kCount;
-  if (i >= count) return;
+  const int64_t i = thread_index() * kCount, col = i % to.stride;
+  if (i >= count || col >= to.n) return;
   float x[kCount];
   load_elements(sums + i, x);
-  finish<T>(to, i, i % to.n, x);
+  finish<T>(to, i, col, x);
 }
 
+// `sums` lie as C does.
 void finish_all(const Context& context, const void* sums, DType type, const Epilogue& to,
                 const Tensor& c) {
+  const int64_t count = elements(c, to.stride);
   with_type(c.dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto start = [&]<class Sum>(const Sum* from) {
       if (to.packs<T>() && packs<Sum>(from, kPack<Sum>))
-        launch_each(context, finish_sums<Sum, T, kPack<T>>, c.numel() / kPack<T>, from, to,
-                    c.numel());
+        launch_each(context, finish_sums<Sum, T, kPack<T>>, count / kPack<T>, from, to, count);
       else
-        launch_each(context, finish_sums<Sum, T, 1>, c.numel(), from, to, c.numel());
+        launch_each(context, finish_sums<Sum, T, 1>, count, from, to, count);
     };
     if (type == c.dtype)
       start(static_cast<const T*>(sums));
@@ -136,17 +143,17 @@ struct Way {
     const Epilogue to(args);
     adds = to.residual != nullptr && to.is_linear() && result == args.c.dtype && k > 0;
     apart = result != args.c.dtype || (to.residual == to.c && !adds);
-    bytes = narrowed_bytes(args.a, narrow) + narrowed_bytes(args.b, narrow) +
-            narrowed_bytes(args.bias, result == DType::kBFloat16) +
-            (apart ? args.c.numel() * dtype_size(result) : 0);
+    bytes = narrowed_bytes(args.a, args.a_stride, narrow) + narrowed_bytes(args.b, 0, narrow) +
+            narrowed_bytes(args.bias, 0, result == DType::kBFloat16) +
+            (apart ? elements(args.c, args.c_stride) * dtype_size(result) : 0);
   }
 };
 
 void multiply_by_library(const Context& context, const MatmulArgs& args, const Way& way) {
   char* scratch = args.scratch.as<char>();
   Epilogue rest(args);
-  ProductData data{.a = narrowed(context, args.a, way.narrow, scratch),
-                   .b = narrowed(context, args.b, way.narrow, scratch)};
+  ProductData data{.a = narrowed(context, args.a, args.a_stride, way.narrow, scratch),
+                   .b = narrowed(context, args.b, 0, way.narrow, scratch)};
   if (way.adds) data.added = rest.residual;
   const bool fusible = !way.apart && way.k > 0;
   ProductKind kind{.m = way.m,
@@ -159,12 +166,14 @@ void multiply_by_library(const Context& context, const MatmulArgs& args, const W
                    .adds = way.adds,
                    .batch = way.batch,
                    .one_a = way.batch > 1 && args.a.dim(0) == 1,
-                   .one_b = way.batch > 1 && args.b.dim(0) == 1};
+                   .one_b = way.batch > 1 && args.b.dim(0) == 1,
+                   .a_stride = args.a_stride,
+                   .c_stride = args.c_stride};
   if (way.adds) rest.residual = nullptr;
   kind.epilogue = fusible ? fused_epilogue(rest, way.result) : CUBLASLT_EPILOGUE_DEFAULT;
   if (kind.epilogue != CUBLASLT_EPILOGUE_DEFAULT) {
     if (rest.bias != nullptr)
-      data.bias = narrowed(context, args.bias, way.result == DType::kBFloat16, scratch);
+      data.bias = narrowed(context, args.bias, 0, way.result == DType::kBFloat16, scratch);
     data.aux = rest.gate_input != nullptr ? args.gate_input.data : args.pre_activation.data;
     data.c = args.c.data;
     if (multiply(context, kind, data)) {
@@ -179,7 +188,8 @@ void multiply_by_library(const Context& context, const MatmulArgs& args, const W
   }
   data.c = way.apart ? scratch : args.c.data;
   if (way.k == 0)
-    gpu::fill_zeros(context.queue, data.c, args.c.numel() * dtype_size(way.result));
+    gpu::fill_zeros(context.queue, data.c,
+                    elements(args.c, args.c_stride) * dtype_size(way.result));
   else
     CHECK(multiply(context, kind, data), DeviceError, "matmul: cuBLASLt has no product of ",
           shape_string(args.a), " and ", shape_string(args.b));
@@ -207,10 +217,23 @@ __device__ __forceinline__ float rounded(float x) {
   return as_float(from_float<BFloat16>(x));
 }
 
+// Weights do not depend on the kernel ahead: a warp's come while that runs.
+template <class W, int kOutputs>
+__device__ __forceinline__ void prefetch_outputs(const FewRowsArgs& args) {
+  constexpr int64_t kCacheLine = 128;
+  const int64_t first = thread_index() / kWarp * kOutputs, left = args.outputs - first;
+  const int64_t bytes = (left < kOutputs ? left : kOutputs) * args.depth * int64_t{sizeof(W)};
+  const auto* const from =
+      static_cast<const char*>(args.w) + first * args.depth * int64_t{sizeof(W)};
+  for (int64_t i = threadIdx.x % kWarp * kCacheLine; i < bytes; i += kWarp * kCacheLine)
+    prefetch_line(from + i);
+}
+
 // A lane multiplies packs 32 apart, in ascending order; then the lanes are added up. This depends
 // on the depth alone.
 template <class W, class T, bool kRoundW, int kRows>
-__global__ void __launch_bounds__(kThreads) multiply_few_rows(FewRowsArgs args) {
+__global__ void __launch_bounds__(kThreads, 2) multiply_few_rows(FewRowsArgs args) {
+  prefetch_outputs<W, few_rows_outputs(kRows)>(args);
   take_turn();
   constexpr int kOutputs = few_rows_outputs(kRows);
   constexpr int kDepth = kStaged / kRows, kStep = kWarp * kPack<W>;
@@ -286,7 +309,7 @@ __global__ void __launch_bounds__(kThreads) multiply_few_rows(FewRowsArgs args) 
     }
     const int64_t output = first + lane;
     if (lane < kOutputs && output < args.outputs && r < args.rows)
-      finish<T>(args.to, r * args.outputs + output, output, mine);
+      finish<T>(args.to, r * args.to.stride + output, output, mine);
   }
 }
 
@@ -294,7 +317,8 @@ __global__ void __launch_bounds__(kThreads) multiply_few_rows(FewRowsArgs args) 
 // narrow weights are for tensor cores.
 bool is_of_few_rows(const MatmulArgs& args) {
   const int64_t most = args.b.dtype == DType::kBFloat16 ? 8 : 16;
-  return args.c.rank == 2 && args.transpose_b && !args.transpose_a && args.c.dim(0) <= most;
+  return args.c.rank == 2 && args.transpose_b && !args.transpose_a && args.a_stride == 0 &&
+         args.c.dim(0) <= most;
 }
 
 template <class Visit>
@@ -347,7 +371,8 @@ constexpr int kSumWarps = 8;
 
 template <class T, int kCount>
 __global__ void __launch_bounds__(kSumWarps* kWarp)
-    sum_parts(const T* x, float* partial, int64_t rows, int64_t width, int64_t part_rows) {
+    sum_parts(const T* x, int64_t stride, float* partial, int64_t rows, int64_t width,
+              int64_t part_rows) {
   take_turn();
   __shared__ float shared[kSumWarps][kWarp][kCount + 1];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -360,7 +385,7 @@ __global__ void __launch_bounds__(kSumWarps* kWarp)
 #pragma unroll 4
     for (int64_t row = begin + warp; row < end; row += kSumWarps) {
       float pack[kCount];
-      load_elements(x + row * width + col, pack);
+      load_elements(x + row * stride + col, pack);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) sum[i] += pack[i];
     }
@@ -390,14 +415,15 @@ __global__ void add_parts(const float* partial, float* out, int64_t parts, int64
 
 void column_sum(const Context& context, const ColumnSumArgs& args) {
   const int64_t rows = args.x.rows(), width = args.x.cols(), parts = args.partial.dim(0);
+  const int64_t stride = args.x_stride > 0 ? args.x_stride : width;
   with_type(args.x.dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto start = [&](auto kernel, int count) {
       const auto blocks = static_cast<unsigned>(blocks_of(width, kWarp * count));
       launch(context, kernel, dim3(blocks, static_cast<unsigned>(parts)), dim3(kSumWarps * kWarp),
-             0, args.x.as<T>(), args.partial.f32(), rows, width, blocks_of(rows, parts));
+             0, args.x.as<T>(), stride, args.partial.f32(), rows, width, blocks_of(rows, parts));
     };
-    if (packs<T>(args.x.data, width))
+    if (packs<T>(args.x.data, stride))
       start(sum_parts<T, kPack<T>>, kPack<T>);
     else
       start(sum_parts<T, 1>, 1);

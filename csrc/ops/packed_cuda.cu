@@ -22,8 +22,9 @@ constexpr int kStageWords = 32;  // of a row of x: what rows are padded to
 
 struct PackedArgs {
   const uint32_t* weights;
-  const uint32_t* x;      // rounded, [rows, x_words], zero beyond the depth
-  const float* x_scales;  // [rows]; not of bfloat16
+  const void* raw_x;                // [rows, depth]
+  const uint32_t* x = nullptr;      // rounded, [rows, x_words], zero beyond the depth
+  const float* x_scales = nullptr;  // [rows]; not of bfloat16
   int64_t rows, outputs, depth, panel_words, x_words, steps;
   Epilogue to;
 };
@@ -71,7 +72,8 @@ struct BFloat16Panels {
   using Sum = float;
   using Words = cuda::Words<BFloat16Panels>;
   static constexpr DType kFormat = DType::kPackedBFloat16;
-  static constexpr int kStepWords = kPairWords, kWeights = 2;  // of a step; in a word
+  // Words of a step of x, lines of one of a panel, weights in a word.
+  static constexpr int kStepWords = kPairWords, kStepLines = kPairWords, kWeights = 2;
   static constexpr uint32_t kFlip = 0;
 
   static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
@@ -90,7 +92,7 @@ struct Int8Panels {
   using Sum = int;
   using Words = cuda::Words<Int8Panels>;
   static constexpr DType kFormat = DType::kPackedInt8;
-  static constexpr int kStepWords = kPairWords, kWeights = 4;
+  static constexpr int kStepWords = kPairWords, kStepLines = kPairWords, kWeights = 4;
   static constexpr uint32_t kFlip = 0x80808080u;  // from q + 128 to q
 
   static __device__ __forceinline__ void multiply(int (&d)[4], const uint32_t (&a)[4],
@@ -181,6 +183,72 @@ void with_format(DType format, Visit visit) {
   visit(Int4Panels{});
 }
 
+// ---- The rounding of x
+
+__device__ __forceinline__ uint32_t magnitude(float x) {
+  return __float_as_uint(x) & 0x7fffffffu;
+}
+
+// All threads of a block round a row, to bfloat16 or to the nearest integers from -127 to 127. A
+// scale is NaN where the row has an infinity or a NaN.
+template <class Format, class X>
+__device__ __forceinline__ void round_row(const X* row, int64_t depth, int64_t row_words,
+                                          uint32_t* words, float* scale) {
+  constexpr int kWeights = Format::kWeights;
+  const auto load = [&](int64_t word, float(&x)[kWeights]) {
+#pragma unroll
+    for (int i = 0; i < kWeights; ++i) {
+      const int64_t k = word * kWeights + i;
+      x[i] = k < depth ? as_float(row[k]) : 0.0f;
+    }
+  };
+  if constexpr (Format::kFormat == DType::kPackedBFloat16) {
+#pragma unroll 4
+    for (int64_t w = threadIdx.x; w < row_words; w += kThreads) {
+      float x[kWeights];
+      load(w, x);
+      words[w] = pack_bfloat16(x[0], x[1]);
+    }
+  } else {
+    __shared__ uint32_t shared[kWarp];
+    uint32_t largest = 0;  // magnitudes as integers: NaN is above infinity, that above all others
+#pragma unroll 4
+    for (int64_t w = threadIdx.x; w < row_words; w += kThreads) {
+      float x[kWeights];
+      load(w, x);
+#pragma unroll
+      for (int i = 0; i < kWeights; ++i)
+        largest = largest > magnitude(x[i]) ? largest : magnitude(x[i]);
+    }
+    largest =
+        block_reduce(largest, shared, 0u, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
+    const float most = __uint_as_float(largest);
+    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    if (threadIdx.x == 0) *scale = most / 127.0f + (most - most);
+    // Added to this, a small integer is what the lowest bits hold.
+    constexpr float kRounder = 0x1.8p23f;
+#pragma unroll 4
+    for (int64_t w = threadIdx.x; w < row_words; w += kThreads) {
+      float x[kWeights];
+      load(w, x);
+      uint32_t word = 0;
+#pragma unroll
+      for (int i = 0; i < kWeights; ++i)
+        if (w * kWeights + i < depth)
+          word |= (__float_as_uint(fmaf(x[i], inverse, kRounder)) & 255u) << (8 * i);
+      words[w] = word;
+    }
+  }
+}
+
+template <class Format, class X>
+__global__ void __launch_bounds__(kThreads)
+    round_rows(const X* x, uint32_t* words, float* scales, int64_t depth, int64_t row_words) {
+  take_turn();
+  round_row<Format>(x + blockIdx.x * depth, depth, row_words, words + blockIdx.x * row_words,
+                    scales + blockIdx.x);
+}
+
 // ---- The product
 
 // Panel number `panel`, or the last: what is beyond is computed and dropped.
@@ -206,17 +274,43 @@ __device__ __forceinline__ void spread(const Sums<Sum>& sums, int lane, int firs
 }
 
 template <class Format, class T>
-__device__ __forceinline__ void finish_sum(const PackedArgs& args, typename Format::Sum sum,
-                                           int64_t row, int64_t output) {
+__device__ __forceinline__ void finish_sum(const PackedArgs& args, const float* x_scales,
+                                           typename Format::Sum sum, int64_t row, int64_t output) {
   if (row >= args.rows || output >= args.outputs) return;
   const uint32_t* const lane = panel_at(args, output / kPanel) + output % kPanel;
-  float y[1] = {Format::value(sum, lane, args.depth, args.x_scales + row)};
+  float y[1] = {Format::value(sum, lane, args.depth, x_scales + row)};
   finish<T>(args.to, row * args.outputs + output, output, y);
 }
 
-// Few rows: a block takes two panels, each warp a share of K.
-template <class Format, class T, int kTiles>
-__global__ void __launch_bounds__(kThreads) multiply_few(PackedArgs args) {
+// The steps that a warp takes of a product of few rows.
+struct Share {
+  int64_t begin, end;
+};
+__device__ __forceinline__ Share share_of(const PackedArgs& args) {
+  const int64_t share = blocks_of(args.steps, kShares), begin = threadIdx.x / kWarp * share;
+  return {begin, begin + share < args.steps ? begin + share : args.steps};
+}
+
+// Weights do not depend on the kernel ahead: a warp's share of two panels comes while that runs.
+template <class Format>
+__device__ __forceinline__ void prefetch_share(const PackedArgs& args) {
+  constexpr int64_t kStepBytes = Format::kStepLines * kPanel * 4, kCacheLine = 128;
+  const Share share = share_of(args);
+  const int64_t begin = share.begin * kStepBytes, most = args.panel_words * 4;
+  const int64_t end = share.end * kStepBytes < most ? share.end * kStepBytes : most;
+  for (int which = 0; which < 2; ++which) {
+    const auto* const panel =
+        reinterpret_cast<const char*>(panel_at(args, int64_t{blockIdx.y} * 2 + which));
+    for (int64_t i = begin + threadIdx.x % kWarp * kCacheLine; i < end; i += kWarp * kCacheLine)
+      prefetch_line(panel + i);
+  }
+}
+
+// Few rows: a block takes two panels, each warp a share of K. X is the type of x that every block
+// rounds by itself, in its shared memory, which saves a kernel; or void where it is rounded.
+template <class Format, class T, int kTiles, class X>
+__global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) multiply_few(PackedArgs args) {
+  prefetch_share<Format>(args);
   take_turn();
   using Sum = typename Format::Sum;
   static_assert(kShares == kWarps && kThreads == kTileRows * kPairOutputs);
@@ -226,16 +320,28 @@ __global__ void __launch_bounds__(kThreads) multiply_few(PackedArgs args) {
   const int g = lane / 4, t = lane % 4;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTiles * kTileRows;
   const uint4* const panel = lane_panel(args, blockIdx.y, g);
+  constexpr bool kRounds = !std::is_void_v<X>;
+  const uint32_t* x = args.x;
+  const float* x_scales = args.x_scales;
+  if constexpr (kRounds) {
+    auto* const words = dynamic_shared<uint32_t>();
+    auto* const scales = reinterpret_cast<float*>(words + args.rows * args.x_words);
+    for (int64_t row = 0; row < args.rows; ++row)
+      round_row<Format>(static_cast<const X*>(args.raw_x) + row * args.depth, args.depth,
+                        args.x_words, words + row * args.x_words, scales + row);
+    __syncthreads();
+    x = words;
+    x_scales = scales;
+  }
   const uint32_t* rows[kTiles];
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
     const int64_t row = first_row + tile * kTileRows + g;
-    rows[tile] = args.x + (row < args.rows ? row : args.rows - 1) * args.x_words;
+    rows[tile] = x + (row < args.rows ? row : args.rows - 1) * args.x_words;
   }
 
   Sums<Sum> sums[kTiles] = {};
-  const int64_t share = blocks_of(args.steps, kShares), begin = warp * share;
-  const int64_t end = begin + share < args.steps ? begin + share : args.steps;
+  const auto [begin, end] = share_of(args);
   [[maybe_unused]] constexpr int kUnroll = kTiles == 1 ? 4 : kTiles == 2 ? 2 : 1;
 #pragma unroll kUnroll
   for (int64_t step = begin; step < end; ++step) {
@@ -244,8 +350,9 @@ __global__ void __launch_bounds__(kThreads) multiply_few(PackedArgs args) {
     words.multiply(
         t,
         [&](int tile, int word, uint32_t(&pair)[2]) {
-          const uint2 both =
-              __ldg(reinterpret_cast<const uint2*>(rows[tile] + step * Format::kStepWords + word));
+          const auto* const at =
+              reinterpret_cast<const uint2*>(rows[tile] + step * Format::kStepWords + word);
+          const uint2 both = kRounds ? *at : __ldg(at);
           pair[0] = both.x;
           pair[1] = both.y;
         },
@@ -262,7 +369,7 @@ __global__ void __launch_bounds__(kThreads) multiply_few(PackedArgs args) {
     Sum total = parts[0][i][o];
 #pragma unroll
     for (int part = 1; part < kShares; ++part) total += parts[part][i][o];
-    finish_sum<Format, T>(args, total, first_row + tile * kTileRows + i,
+    finish_sum<Format, T>(args, x_scales, total, first_row + tile * kTileRows + i,
                           static_cast<int64_t>(blockIdx.y) * kPairOutputs + o);
   }
 }
@@ -358,52 +465,9 @@ __global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
     static_assert(kThreads == kManyOutputs);
 #pragma unroll 1
     for (int i = 0; i < kTileRows; ++i)
-      finish_sum<Format, T>(args, finished[i][thread], first_row + tile * kTileRows + i,
+      finish_sum<Format, T>(args, args.x_scales, finished[i][thread],
+                            first_row + tile * kTileRows + i,
                             static_cast<int64_t>(blockIdx.y) * kManyOutputs + thread);
-  }
-}
-
-// ---- The rounding of x
-
-template <class X>
-__global__ void round_to_bfloat16(const X* x, uint32_t* words, int64_t count, int64_t depth,
-                                  int64_t row_words) {
-  take_turn();
-  const int64_t i = thread_index();
-  if (i >= count) return;
-  const int64_t k = i % row_words * 2;
-  const X* const from = x + i / row_words * depth + k;
-  words[i] =
-      pack_bfloat16(k < depth ? as_float(from[0]) : 0.0f, k + 1 < depth ? as_float(from[1]) : 0.0f);
-}
-
-// To the nearest integers from -127 to 127, a block a row. A scale is NaN where the row has an
-// infinity or a NaN.
-template <class X>
-__global__ void __launch_bounds__(kThreads)
-    round_to_int8(const X* x, uint32_t* words, float* scales, int64_t depth, int64_t row_words) {
-  take_turn();
-  __shared__ uint32_t shared[kWarp];
-  const X* const row = x + static_cast<int64_t>(blockIdx.x) * depth;
-  uint32_t largest = 0;  // magnitudes as integers: NaN is above infinity, that above all others
-  for (int64_t k = threadIdx.x; k < depth; k += kThreads) {
-    const uint32_t magnitude = __float_as_uint(as_float(row[k])) & 0x7fffffffu;
-    largest = largest > magnitude ? largest : magnitude;
-  }
-  largest = block_reduce(largest, shared, 0u, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
-  const float most = __uint_as_float(largest);
-  const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
-  if (threadIdx.x == 0) scales[blockIdx.x] = most / 127.0f + (most - most);
-  constexpr float kRounder =
-      0x1.8p23f;  // added to this, a small integer is what the lowest bits hold
-  for (int64_t w = threadIdx.x; w < row_words; w += kThreads) {
-    uint32_t word = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (4 * w + i < depth)
-        word |= (__float_as_uint(fmaf(as_float(row[4 * w + i]), inverse, kRounder)) & 255u)
-                << (8 * i);
-    words[blockIdx.x * row_words + w] = word;
   }
 }
 
@@ -413,17 +477,30 @@ int64_t padded_words(int64_t depth) {
   return blocks_of(depth, kStageWords * Format::kWeights) * kStageWords;
 }
 
-template <class Format, class T>
-void start(const Context& context, const PackedArgs& args) {
+// How many rows of x every block rounds by itself, and how much shared memory that may take.
+constexpr int64_t kRoundedRows = 4, kRoundedBytes = 40 << 10;
+
+template <class Format, class T, class X>
+void start(const Context& context, PackedArgs args, uint32_t* words) {
   // Fewer blocks than this leave most of a GPU idle.
   constexpr int64_t kEnoughBlocks = 64;
   const auto grid = [&](int64_t rows, int64_t outputs) {
     return dim3(static_cast<unsigned>(blocks_of(args.rows, rows)),
                 static_cast<unsigned>(blocks_of(args.outputs, outputs)));
   };
+  const int64_t rounded_bytes = args.rows * (args.x_words + 1) * 4;
+  if (args.rows <= kRoundedRows && rounded_bytes <= kRoundedBytes)
+    return launch(context, multiply_few<Format, T, 1, X>, grid(kTileRows, kPairOutputs),
+                  dim3(kThreads), static_cast<size_t>(rounded_bytes), args);
+
+  auto* const scales = reinterpret_cast<float*>(words + args.rows * args.x_words);
+  launch(context, round_rows<Format, X>, dim3(static_cast<unsigned>(args.rows)), dim3(kThreads), 0,
+         static_cast<const X*>(args.raw_x), words, scales, args.depth, args.x_words);
+  args.x = words;
+  args.x_scales = scales;
   const auto few = [&](auto tiles) {
     constexpr int kTiles = decltype(tiles)::value;
-    launch(context, multiply_few<Format, T, kTiles>, grid(kTiles * kTileRows, kPairOutputs),
+    launch(context, multiply_few<Format, T, kTiles, void>, grid(kTiles * kTileRows, kPairOutputs),
            dim3(kThreads), 0, args);
   };
   const dim3 many = grid(kManyRows, kManyOutputs);
@@ -441,30 +518,21 @@ void start(const Context& context, const PackedArgs& args) {
 
 template <class Format>
 void multiply(const Context& context, const MatmulArgs& args) {
-  const int64_t rows = args.a.dim(0), depth = args.a.dim(1);
-  const int64_t x_words = padded_words<Format>(depth);
-  auto* const words = args.scratch.as<uint32_t>();
-  auto* const scales = reinterpret_cast<float*>(words + rows * x_words);
-  with_type(args.a.dtype, [&](auto tag) {
-    using X = decltype(tag);
-    if constexpr (Format::kFormat == DType::kPackedBFloat16)
-      launch_each(context, round_to_bfloat16<X>, rows * x_words, args.a.as<X>(), words,
-                  rows * x_words, depth, x_words);
-    else
-      launch(context, round_to_int8<X>, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0,
-             args.a.as<X>(), words, scales, depth, x_words);
-  });
+  const int64_t depth = args.a.dim(1);
   const PackedArgs call{.weights = args.b.as<uint32_t>(),
-                        .x = words,
-                        .x_scales = scales,
-                        .rows = rows,
+                        .raw_x = args.a.data,
+                        .rows = args.a.dim(0),
                         .outputs = args.c.dim(1),
                         .depth = depth,
                         .panel_words = panel_bytes(Format::kFormat, depth) / 4,
-                        .x_words = x_words,
+                        .x_words = padded_words<Format>(depth),
                         .steps = blocks_of(depth, Format::kStepWords * Format::kWeights),
                         .to = Epilogue(args)};
-  with_type(args.c.dtype, [&](auto tag) { start<Format, decltype(tag)>(context, call); });
+  with_type(args.c.dtype, [&](auto c) {
+    with_type(args.a.dtype, [&](auto a) {
+      start<Format, decltype(c), decltype(a)>(context, call, args.scratch.as<uint32_t>());
+    });
+  });
 }
 
 int64_t scratch_bytes(const MatmulArgs& args) {

@@ -152,28 +152,34 @@ def plan(
     model: ModelOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
     """Tell memory and time of a training run without starting it.
 
-    [bold]Example[/bold]
+    What it takes of a GPU is told where there is none, too.
+
+    [bold]Examples[/bold]
 
     llmcore plan --model gpt2 --batch-size 4 --block-size 256 --steps 1000
+
+    llmcore plan --model gpt2 --batch-size 64 --block-size 1024 --dtype bfloat16 --device cuda
     """
     run = run_config(model, config, overrides, settings)
     from llmcore.training.assemble import build_model_config
     from llmcore.training.plan import find_shortages, make_plan
 
     architecture = build_model_config(run.model, tokenizer=None, train=run.train)
-    cost = make_plan(architecture, run.train)
+    device = device or default_device()
+    cost = make_plan(architecture, run.train, device=device)
     if as_json:
         print(
             json.dumps({**vars(cost), "memory_bytes": cost.memory_bytes, "seconds": cost.seconds})
         )
     else:
         print("\n".join(cost.describe()))
-        for shortage in find_shortages(architecture, run.train, ".", loaded=False):
+        for shortage in find_shortages(architecture, run.train, ".", loaded=False, device=device):
             print(f"warning    {shortage}")
 
 

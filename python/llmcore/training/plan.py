@@ -29,6 +29,9 @@ from llmcore.training.train_config import TrainConfig
 ASSUMED_SHARE = 0.5
 
 _FLOAT = 4  # bytes of a float32
+# What CUDA keeps of a GPU's memory for a process and its code, an estimate; and cuBLASLt's
+# workspace with what both ends of the activations are rounded up by.
+_CONTEXT, _ROUNDING = 512 << 20, (32 + 2 * 64) << 20
 # Batches of twice as many tokens are planned as they are; beyond, every row takes the same.
 _MOST_TOKENS = 1 << 17
 
@@ -40,34 +43,41 @@ class Plan:
     Attributes:
         parameters: trainable parameters, tied ones once.
         weight_bytes: the weights, in whole pages, and tables of positions.
-        optimizer_bytes: gradients and AdamW's two moments, of what is trained.
+        optimizer_bytes: gradients and AdamW's two moments, of what is trained; on a GPU, where
+            memory is not taken as it is touched, of everything.
         activation_bytes: what one micro-batch keeps for backward, plus working space, where every
-            sequence is `block_size` long.
+            sequence is `block_size` long; on a GPU also the inputs of all micro-batches.
+        device_bytes: of a GPU, what CUDA and cuBLASLt take besides, an estimate.
         checkpoint_bytes: one checkpoint with everything a resume needs.
         tokens_per_step: tokens in one update, over all its micro-batches.
         flops_per_step: forward and backward of one update.
         steps: updates of the whole run.
-        peak_flops: this machine's measured matrix-product peak, per second.
+        peak_flops: this machine's measured matrix-product peak, per second; None of a GPU that is
+            not there.
     """
 
     parameters: int
     weight_bytes: int
     optimizer_bytes: int
     activation_bytes: int
+    device_bytes: int = 0
     checkpoint_bytes: int
     tokens_per_step: int
     flops_per_step: float
     steps: int
-    peak_flops: float
+    peak_flops: float | None
 
     @property
     def memory_bytes(self) -> int:
         """Everything together."""
-        return self.weight_bytes + self.optimizer_bytes + self.activation_bytes
+        parts = (self.weight_bytes, self.optimizer_bytes, self.activation_bytes, self.device_bytes)
+        return sum(parts)
 
     @property
-    def seconds(self) -> float:
-        """Expected time of the steps, at `ASSUMED_SHARE` of the peak."""
+    def seconds(self) -> float | None:
+        """Expected time of the steps, at `ASSUMED_SHARE` of the peak; None where that is."""
+        if self.peak_flops is None:
+            return None
         return self.steps * self.flops_per_step / (ASSUMED_SHARE * self.peak_flops)
 
     def describe_memory(self) -> str:
@@ -76,20 +86,34 @@ class Plan:
             f"{format_bytes(self.memory_bytes)}: weights {format_bytes(self.weight_bytes)},"
             f" gradients and moments {format_bytes(self.optimizer_bytes)},"
             f" activations {format_bytes(self.activation_bytes)}"
+            + (f", CUDA about {format_bytes(self.device_bytes)}" if self.device_bytes else "")
         )
 
     def describe(self) -> list[str]:
         """Say it in a few lines, for people."""
+        work = (
+            f"{self.steps} steps of {self.tokens_per_step:,} tokens,"
+            f" {_format_flops(self.flops_per_step)} each"
+        )
+        if self.peak_flops is not None and self.seconds is not None:
+            work = (
+                f"about {format_duration(self.seconds)}: {work}, if {ASSUMED_SHARE:.0%} of this"
+                f" machine's {_format_flops(self.peak_flops)}/s is reached"
+            )
         return [
             f"parameters {format_count(self.parameters)} ({self.parameters:,})",
             f"memory     {self.describe_memory()}",
-            f"time       about {format_duration(self.seconds)}: {self.steps} steps of"
-            f" {self.tokens_per_step:,} tokens, {_format_flops(self.flops_per_step)} each, if"
-            f" {ASSUMED_SHARE:.0%} of this machine's {_format_flops(self.peak_flops)}/s is reached",
+            f"time       {work}",
         ]
 
 
-def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | None = None) -> Plan:
+def make_plan(
+    model: ModelConfig,
+    train: TrainConfig,
+    *,
+    peak_flops: float | None = None,
+    device: str = "cpu",
+) -> Plan:
     """Tell memory and time of training `model` as `train` says.
 
     Memory is that of a step which is taken with kernels that do nothing, on addresses instead of
@@ -98,7 +122,13 @@ def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | Non
     Args:
         model: the architecture.
         train: batch, block, steps, objective, what is frozen and whether blocks are recomputed.
-        peak_flops: the machine's matrix-product peak per second; measured if not given.
+        peak_flops: the device's matrix-product peak per second; measured if not given, where the
+            device is there.
+        device: "cpu", "cuda" or "cuda:<index>", which needs no GPU to be there.
+
+    Raises:
+        DeviceError: this build of llmcore has no CUDA back end, and so does not know what one
+            takes.
 
     Example:
         >>> from llmcore.config import ModelConfig
@@ -118,22 +148,28 @@ def make_plan(model: ModelConfig, train: TrainConfig, *, peak_flops: float | Non
     shapes = parameter_shapes(model)
     frozen = [name for name in shapes if not _is_trained(name, model, train)]
     before = _core.memory_stats()["current_bytes"]
-    core = _core.Transformer(model.to_dict(), "cpu", None, planned=True)
+    core = _core.Transformer(model.to_dict(), device, None, planned=True)
     tables = _core.memory_stats()["current_bytes"] - before  # all that a planned model holds
     for name in frozen:
         core.set_trainable(name, False)
     core.recompute = train.recompute
     micro_batch = train.batch_size * train.block_size
+    on_cpu = device == "cpu"
+    if peak_flops is None and (on_cpu or not _core.cuda_unavailable_reason()):
+        peak_flops = measure_peak_flops(device)
+    weights = core.weight_bytes if on_cpu else _FLOAT * core.flat_parameters().size  # whole pages
+    untouched = _size(shapes[name] for name in frozen) if on_cpu else 0
     return Plan(
         parameters=parameters,
-        weight_bytes=core.weight_bytes + tables,
-        optimizer_bytes=3 * (core.weight_bytes - _size(shapes[name] for name in frozen)),
-        activation_bytes=_activation_bytes(core, model, train),
+        weight_bytes=weights + tables,
+        optimizer_bytes=3 * (weights - untouched),
+        activation_bytes=_activation_bytes(core, model, train, 1 if on_cpu else train.accumulation),
+        device_bytes=0 if on_cpu else _CONTEXT + _ROUNDING,
         checkpoint_bytes=3 * _FLOAT * parameters,
         tokens_per_step=micro_batch * train.accumulation,
         flops_per_step=model.flops_per_token(train.block_size) * micro_batch * train.accumulation,
         steps=train.steps,
-        peak_flops=measure_peak_flops() if peak_flops is None else peak_flops,
+        peak_flops=peak_flops,
     )
 
 
@@ -141,30 +177,35 @@ def used_bytes(model: Any) -> int:
     """Most memory of a model's device that weights, gradients, moments and activations have taken.
 
     Args:
-        model: the `Transformer` that was trained. Gradients and moments of what is frozen have
-            addresses, and nothing behind them.
+        model: the `Transformer` that was trained. On the CPU, gradients and moments of what is
+            frozen have addresses, and nothing behind them.
     """
+    peak = int(_core.memory_stats(model.device)["peak_bytes"])
+    if model.device != "cpu":
+        return peak
     trained = model.trainable_parameters()
     shapes = {name: tensor.shape for name, tensor in model.parameters().items()}
     untouched = 3 * _size(shapes[name] for name in shapes.keys() - trained.keys())
-    return int(_core.memory_stats(model.device)["peak_bytes"]) - untouched
+    return peak - untouched
 
 
 def refuse_impossible(model: ModelConfig, train: TrainConfig, device: str = "cpu") -> None:
-    """Raise if a run would need more memory than this process may have at all.
+    """Raise if a run would need more memory than this process, or the GPU, may have at all.
 
     Raises:
-        OutOfMemory: saying what needs how much, and what to do. What a GPU has shows when it is
-            asked for.
+        OutOfMemory: saying what needs how much, and what to do.
     """
-    if device != "cpu":
-        return
-    cost = make_plan(model, train, peak_flops=1.0)
-    limit = int(_core.device_info()["memory_bytes"])
+    cost = make_plan(model, train, peak_flops=1.0, device=device)
+    facts = _core.device_info()
+    if device == "cpu":
+        owner, limit = "this process may use", int(facts["memory_bytes"])
+    else:
+        owner = f"{device} has"
+        limit = int(facts["cuda"]["devices"][_index(device)]["memory_bytes"])
     if cost.memory_bytes > limit:
         raise OutOfMemory(
-            f"training needs {cost.describe_memory()}; this process may use {format_bytes(limit)}:"
-            f" {_cure(model, train, limit)}"
+            f"training needs {cost.describe_memory()}; {owner} {format_bytes(limit)}:"
+            f" {_cure(model, train, limit, device)}"
         )
 
 
@@ -183,17 +224,18 @@ def find_shortages(
         train: the settings, with the longest sequence as `block_size`.
         directory: an existing directory where checkpoints will go.
         loaded: whether the weights are in memory already.
-        device: where the run is; of a GPU's memory nothing is foretold.
+        device: where the run is.
     """
     found = []
-    cost = make_plan(model, train, peak_flops=1.0)
-    free = available_memory() if device == "cpu" else None
-    if free is not None:
-        limit = free + (cost.weight_bytes if loaded else 0)
-        if cost.memory_bytes > limit:
-            found.append(
-                f"only {format_bytes(free)} of memory are free: {_cure(model, train, limit)}"
-            )
+    cost = make_plan(model, train, peak_flops=1.0, device=device)
+    free, taken = available_memory(device), cost.weight_bytes if loaded else 0
+    if device != "cpu":  # all that this process holds already, and what CUDA has taken
+        taken = int(_core.memory_stats(device)["current_bytes"]) + _CONTEXT if free else 0
+    if free is not None and cost.memory_bytes > free + taken:
+        found.append(
+            f"only {format_bytes(free)} of memory are free:"
+            f" {_cure(model, train, free + taken, device)}"
+        )
     room = shutil.disk_usage(directory).free
     # While a checkpoint is replaced the old and the new one exist side by side; and the best.
     if room < 2 * cost.checkpoint_bytes + cost.weight_bytes:
@@ -204,7 +246,7 @@ def find_shortages(
     return found
 
 
-def _cure(model: ModelConfig, train: TrainConfig, limit: int) -> str:
+def _cure(model: ModelConfig, train: TrainConfig, limit: int, device: str) -> str:
     """What takes a run below `limit` bytes: the largest micro-batch that does, or recomputing."""
     whole = train.batch_size
     small = [size for size in range(1, math.isqrt(whole) + 1) if whole % size == 0]
@@ -213,7 +255,7 @@ def _cure(model: ModelConfig, train: TrainConfig, limit: int) -> str:
         for size in sizes:
             accumulation = train.accumulation * (whole // size)
             tried = train.replace(batch_size=size, accumulation=accumulation, recompute=recompute)
-            needed = make_plan(model, tried, peak_flops=1.0).memory_bytes
+            needed = make_plan(model, tried, peak_flops=1.0, device=device).memory_bytes
             if needed > limit:
                 continue
             words = [f"batch_size {size} with accumulation {accumulation}"] if size < whole else []
@@ -251,11 +293,13 @@ def _product_seconds(x: Tensor) -> float:
     return (time.perf_counter() - start) / times
 
 
-def available_memory() -> int | None:
+def available_memory(device: str = "cpu") -> int | None:
     """Bytes this process may still take: free memory, or less inside a control group.
 
-    None where the system does not say (it has no /proc).
+    None where the system does not say (it has no /proc), and of a GPU that is not there.
     """
+    if device != "cpu":
+        return None if _core.cuda_unavailable_reason() else _core.free_memory(_index(device))
     sizes = []
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
@@ -277,6 +321,10 @@ def _format_flops(number: float) -> str:
     return f"{digits} {words[len(digits) :]}FLOP"
 
 
+def _index(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
 def _size(shapes: Iterable[tuple[int, ...]]) -> int:
     return _FLOAT * sum(map(math.prod, shapes))
 
@@ -285,10 +333,12 @@ def _is_trained(name: str, model: ModelConfig, train: TrainConfig) -> bool:
     return is_trained(model, name) and not any(fnmatchcase(name, each) for each in train.freeze)
 
 
-def _activation_bytes(core: Any, model: ModelConfig, train: TrainConfig) -> int:
+def _activation_bytes(core: Any, model: ModelConfig, train: TrainConfig, micro_batches: int) -> int:
+    bfloat16 = train.dtype != "float32"
+
     def planned(rows: int) -> int:
         batch = _fullest_batch(model, train.replace(batch_size=rows))
-        return int(core.planned_bytes(batch, train.dtype != "float32"))
+        return int(core.planned_bytes(batch, micro_batches=micro_batches, bfloat16=bfloat16))
 
     most = max(1, _MOST_TOKENS // train.block_size)
     if train.batch_size <= 2 * most:

@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -506,13 +507,13 @@ class Trainer:
         """Say, before the first step, what is about to happen and what it will cost."""
         config, model = self.config, self.model.config
         usual, longest = self._planned(longest=False), self._planned(longest=True)
-        cost = plan.make_plan(model, usual, peak_flops=plan.measure_peak_flops(self._device))
-        most = plan.make_plan(model, longest, peak_flops=cost.peak_flops)
+        self._peak_flops = plan.measure_peak_flops(self._device)
+        make_plan = partial(plan.make_plan, peak_flops=self._peak_flops, device=self._device)
+        cost, most = make_plan(model, usual), make_plan(model, longest)
         cost = dataclasses.replace(cost, activation_bytes=most.activation_bytes)
         # A position of each stack, where the count below is of both stacks' tokens.
         stacks = 2 if model.kind == "encoder-decoder" else 1
         self._flops_per_token = model.flops_per_token(usual.block_size) / stacks
-        self._peak_flops = cost.peak_flops
         say = self._log.say
         validation = f", {len(self.val_data):,} for validation" if self.val_data else ""
         say(f"data       {describe_size(self.train_data)} to train on{validation}")
