@@ -178,6 +178,16 @@ def test_all_may_leave_and_others_come():
     play(script)
 
 
+def test_a_text_may_be_in_several_rows_of_a_pass():
+    def script(steps):
+        steps.join(PROMPT[:2], max_new_tokens=3)
+        for i in range(8):  # so many of one token that the first text is cut to single tokens
+            steps.join(PROMPT[i : i + 1], max_new_tokens=3)
+        steps.finish()
+
+    play(script, engine={"places": 9})
+
+
 @pytest.mark.parametrize("slide", [True, False])
 def test_contexts_that_reach_the_last_position(slide):
     def script(steps):
@@ -220,14 +230,15 @@ def test_what_needs_the_cpu_for_a_while_waits_for_so_long():
 
 
 @pytest.mark.parametrize(
-    ("settings", "ahead"), [({"forced_eos_id": 9}, 3), ({"no_repeat_ngram_size": 7}, 1)]
+    ("config", "settings", "ahead"),
+    [({"forced_eos_id": 9}, {}, 3), ({}, {"no_repeat_ngram_size": 7}, 1)],
 )
-def test_what_needs_the_cpu_later_is_not_asked_ahead(settings, ahead):
+def test_what_needs_the_cpu_later_is_not_asked_ahead(config, settings, ahead):
     def script(steps):
         steps.join(PROMPT[:4], max_new_tokens=6, **settings)
         steps.finish()
 
-    assert play(script).core.passes_ahead == ahead
+    assert play(script, config=config).core.passes_ahead == ahead
 
 
 def test_a_table_of_places_that_outgrows_the_first_block_of_inputs():

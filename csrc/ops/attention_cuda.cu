@@ -296,42 +296,6 @@ void weights(const Context& context, const AttentionWeightsArgs& args) {
 
 // ---- What a cache keeps ----
 
-// A token's numbers of one kv head, by a warp: rounded as kv_tiles.h says.
-template <class T>
-__device__ void keep_token(const KvTiles& tiles, const T* from, int64_t row, int64_t head,
-                           int64_t token) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, width = static_cast<int>(tiles.width);
-  float* tile = tiles.tile(row, head, token);
-  const int64_t j = token % kTile, words = tiles.words();
-  float inverse = 1.0f;
-  if (tiles.dtype == DType::kInt8) {
-    uint32_t largest = 0;  // magnitudes as integers: NaN is above infinity, that above all others
-    for (int c = lane; c < width; c += kWarp)
-      largest = max(largest, __float_as_uint(as_float(from[c])) & 0x7fffffffu);
-    for (int distance = kWarp / 2; distance > 0; distance /= 2)
-      largest = max(largest, __shfl_xor_sync(kAllLanes, largest, distance));
-    const float most = __uint_as_float(largest);
-    inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    if (lane == 0) tile[kTile * words + j] = most / 127.0f + (most - most);
-  }
-  for (int w = lane; w < words; w += kWarp) {
-    const auto number = [&](int c) { return c < width ? as_float(from[c]) : 0.0f; };
-    uint32_t word = 0;
-    if (tiles.dtype == DType::kFloat32) {
-      word = __float_as_uint(number(w));
-    } else if (tiles.dtype == DType::kBFloat16) {
-      word = pack_bfloat16(number(2 * w), number(2 * w + 1));
-    } else {
-      constexpr float kRounder = 0x1.8p23f;  // to the nearest integer, which the lowest bits hold
-      for (int i = 0; i < 4; ++i) {
-        const float sum = fmaf(number(4 * w + i), inverse, kRounder);
-        word |= (__float_as_uint(sum) & 0xffu) << (8 * i);
-      }
-    }
-    tile[tiles.transposed ? w * kTile + j : j * words + w] = __uint_as_float(word);
-  }
-}
-
 // A warp for each new token, kv head, and keys or values.
 template <class T>
 __global__ void append_tokens(const AttentionAppendArgs args) {
@@ -367,6 +331,7 @@ const AttentionKernels attention_kernels = {
     .backward = attention_backward,
     .weights = weights,
     .append = append,
+    .appends = decodes,
 };
 
 }  // namespace llmcore::cuda

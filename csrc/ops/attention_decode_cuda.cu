@@ -49,7 +49,7 @@ __device__ __forceinline__ void multiply_key(const float* k, int64_t words, cons
   for (int64_t w = 0; w < words; w += kWords, q += kStep) {
     float word[kWords];
 #pragma unroll
-    for (int u = 0; u < kWords; ++u) word[u] = w + u < words ? __ldg(k + (w + u) * kTile) : 0.0f;
+    for (int u = 0; u < kWords; ++u) word[u] = w + u < words ? k[(w + u) * kTile] : 0.0f;
 #pragma unroll
     for (int d = 0; d < kStep; d += 4)
 #pragma unroll
@@ -104,6 +104,21 @@ __global__ __launch_bounds__(kThreads, 1) void decode_tiles(const AttentionForwa
     q[e] = rounded(x * args.scale, round);
   }
   const int64_t length = keys_of(args, group.b);
+  if (args.append) {  // a warp the keys, the other the values, of tokens that stand in these tiles
+    const int64_t past = args.past ? args.past.as<int32_t>()[group.b] : 0;
+    const HeadView& from = warp == 0 ? args.k : args.v;
+    for (int64_t t = 0; t < args.queries && past + t < length; ++t) {
+      const int64_t token = past + t, tile = token / kTile;
+      if (tile < begin || tile >= end) continue;
+      const int64_t row = args.cache.row(group.b, token);
+      if (args.dtype == DType::kBFloat16)
+        keep_token(warp == 0 ? k : v, from.at<BFloat16>(group.b, t, group.kv_head), row,
+                   group.kv_head, token);
+      else
+        keep_token(warp == 0 ? k : v, from.at<float>(group.b, t, group.kv_head), row, group.kv_head,
+                   token);
+    }
+  }
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t key = tile * kTile + thread;
     const int64_t row = key < length ? args.cache.row(group.b, key) : 0;
