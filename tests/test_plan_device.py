@@ -66,7 +66,7 @@ def test_what_is_planned_is_what_is_used(case):
             model.freeze(train.freeze)
         model.recompute = train.recompute
         step = llmcore.TrainStep(model, lr=1e-3, dtype=train.dtype)
-        batch = plan._fullest_batch(config, train)
+        batch = plan.fullest_batch(config, train)
         for _ in range(2):
             step([batch] * train.accumulation).loss
         besides = cost.device_bytes
@@ -79,7 +79,7 @@ def test_what_is_planned_is_what_is_used(case):
     planned, activations, before, used, arena = map(int, done.stdout.split())
     assert before == 0
     assert activations == arena
-    workspace, state = 32 << 20, 1 << 10
+    workspace, state = 32 << 20, 1 << 10  # state: with the optimizer's table of parts
     assert planned <= used - workspace < planned + state
 
 

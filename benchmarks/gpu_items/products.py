@@ -19,6 +19,7 @@ from gpu_items.clock import (
     torchs,
 )
 from llmcore import _core
+from llmcore.training.tune import tuning
 
 HALF = "bfloat16"
 #: Width of each size of GPT-2, and the tokens of a batch that it is trained with on one GPU.
@@ -67,6 +68,9 @@ def _layer(setting: Setting, layer: str, m: int, k: int, n: int, tell: Tell) -> 
         if torch is not None:
             contenders["torch"] = torchs(torch, peer(torch))
         times = race(contenders, setting)
+        with tuning():
+            call()
+        times["llmcore tuned"] = race({"llmcore": ours(call)}, setting)["llmcore"]
         for time in times.values():
             time["flops"] = 2.0 * m * k * n / time["median_seconds"]
             time["share"] = share(2.0 * m * k * n, time["median_seconds"], sold and sold[0])
@@ -80,7 +84,7 @@ def _layer(setting: Setting, layer: str, m: int, k: int, n: int, tell: Tell) -> 
         )
         for form, found in forms.items()
     )
-    names = " / ".join(contenders)
+    names = " / ".join([*contenders, "llmcore tuned"])
     return {
         "shape": {"M": m, "K": k, "N": n},
         "dtype": HALF,

@@ -12,6 +12,8 @@ from gpu_items import Part, Result, Setting, Tell, torch_on_gpu
 from gpu_items.clock import percent, sold_with
 from llmcore.bench.turns import Contestant, Outcome, take_turns
 from llmcore.bench.workloads import Training, find_config
+from llmcore.training.plan import make_plan
+from llmcore.training.train_config import TrainConfig
 
 #: The share of the peak to reach first, by model.
 BARS = {"gpt2": 0.50, "gpt2-medium": 0.54, "gpt2-large": 0.56, "gpt2-xl": 0.58}
@@ -71,12 +73,15 @@ def _contestant(name: str, work: Work, batches: Sequence[int], setting: Setting)
 
 def _alone(setting: Setting, work: Work, tell: Tell) -> Result:
     [gpu, *_] = llmcore.device_info()["cuda"]["devices"]
-    # What activations take at the least: no time is spent on batches that they alone do not let in.
-    config = work.workload.config
-    token = 20 * (config.num_encoder_layers + config.num_decoder_layers) * config.hidden_size
-    hopeful = [b for b in work.batches if b * work.length * token < gpu["memory_bytes"]]
+    # No time is spent on batches that there is no memory for.
+    hopeful = [b for b in work.batches if _planned_bytes(work, b) < gpu["memory_bytes"]]
     contestants = [_contestant("llmcore", work, hopeful or work.batches[-1:], setting)]
     return _report(setting, work, _compete(setting, contestants))
+
+
+def _planned_bytes(work: Work, batch: int) -> int:
+    train = TrainConfig(batch_size=batch, block_size=work.length, dtype=work.dtype)
+    return make_plan(work.workload.config, train, peak_flops=1.0, device="cuda").memory_bytes
 
 
 def _beside(setting: Setting, work: Work, tell: Tell) -> Result:

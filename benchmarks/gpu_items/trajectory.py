@@ -13,8 +13,7 @@ import numpy as np
 
 import llmcore
 from gpu_items import Part, Result, Setting, Tell, torch_on_gpu
-from gpu_items.contestants import torch_batch, torch_loss
-from llmcore.bench.engines.torch import load_model
+from llmcore.bench.engines.torch import batch_on, load_model, mean_loss
 
 #: The largest relative difference of a loss from the CPU's.
 BAR = 1e-2
@@ -86,7 +85,7 @@ def _llmcore(setting: Setting, device: str, dtype: str, tell: Tell) -> Result:
 def _torch(setting: Setting, dtype: str, tell: Tell) -> Result:
     torch = torch_on_gpu()
     with _weights(setting) as folder:
-        model = load_model(folder, "decoder").to("cuda").train()
+        model = load_model(folder, "decoder", device="cuda").train()
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -95,7 +94,7 @@ def _torch(setting: Setting, dtype: str, tell: Tell) -> Result:
     def step(batch: llmcore.Batch) -> float:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = torch_loss(model, **torch_batch(torch, batch))
+            loss = mean_loss(model, **batch_on(batch, "cuda"))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -48,15 +48,15 @@ void gate_backward(const std::string& activation, const PyTensor& dy, const PyTe
 }  // namespace
 
 void bind_activation(py::module_& module) {
-  module.def("activation_forward", &forward, py::kw_only(), py::arg("activation"), py::arg("x"),
-             py::arg("y"));
-  module.def("activation_backward", &backward, py::kw_only(), py::arg("activation"), py::arg("dy"),
-             py::arg("x"), py::arg("dx"));
-  module.def("gated_forward", &gate_forward, py::kw_only(), py::arg("activation"), py::arg("gate"),
-             py::arg("up"), py::arg("row_stride") = 0, py::arg("y"));
-  module.def("gated_backward", &gate_backward, py::kw_only(), py::arg("activation"), py::arg("dy"),
-             py::arg("gate"), py::arg("up"), py::arg("dgate"), py::arg("dup"),
-             py::arg("row_stride") = 0, py::arg("drow_stride") = 0);
+  bind_operation(module, "activation_forward", &forward, py::kw_only(), py::arg("activation"),
+                 py::arg("x"), py::arg("y"));
+  bind_operation(module, "activation_backward", &backward, py::kw_only(), py::arg("activation"),
+                 py::arg("dy"), py::arg("x"), py::arg("dx"));
+  bind_operation(module, "gated_forward", &gate_forward, py::kw_only(), py::arg("activation"),
+                 py::arg("gate"), py::arg("up"), py::arg("row_stride") = 0, py::arg("y"));
+  bind_operation(module, "gated_backward", &gate_backward, py::kw_only(), py::arg("activation"),
+                 py::arg("dy"), py::arg("gate"), py::arg("up"), py::arg("dgate"), py::arg("dup"),
+                 py::arg("row_stride") = 0, py::arg("drow_stride") = 0);
 }
 
 }  // namespace llmcore::bindings

@@ -72,6 +72,7 @@ Call make_call(const std::string& op, const PyTensor& q, const PyTensor& k, cons
                const Optional& bias, const Optional& mask, const Optional& kv_lengths,
                const Optional& prefix_lengths, const Optional& past, float dropout, uint64_t seed,
                uint64_t stream, bool rows_first, bool bfloat16) {
+  check_one_device(op.c_str(), q, k, v, bias, mask, kv_lengths, prefix_lengths, past);
   Call call{.op = op, .rows_first = rows_first, .bfloat16 = bfloat16};
   const int row_axis = rows_first ? 1 : 2, head_axis = rows_first ? 2 : 1;
   const char* q_symbols = rows_first ? "[B, T, Hq, D]" : "[B, Hq, T, D]";
@@ -218,14 +219,15 @@ void bind_attention(py::module_& module) {
            py::arg("prefix_lengths") = py::none(), py::arg("past") = py::none(),
            py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::arg("stream") = 0,
            py::arg("rows_first") = false, py::arg("bfloat16") = false);
-  module.def("attention_forward", &forward, py::arg("call"), py::kw_only(), py::arg("out"),
-             py::arg("softmax") = py::none());
-  module.def("attention_backward", &backward, py::arg("call"), py::kw_only(), py::arg("out"),
-             py::arg("softmax"), py::arg("dout"), py::arg("dq"), py::arg("dk"), py::arg("dv"),
-             py::arg("dbias") = py::none());
-  module.def("attention_cached", &cached, py::arg("call"), py::kw_only(), py::arg("dtype"),
-             py::arg("rows"), py::arg("out"));
-  module.def("attention_weights", &weights, py::arg("call"), py::kw_only(), py::arg("weights"));
+  bind_operation(module, "attention_forward", &forward, py::arg("call"), py::kw_only(),
+                 py::arg("out"), py::arg("softmax") = py::none());
+  bind_operation(module, "attention_backward", &backward, py::arg("call"), py::kw_only(),
+                 py::arg("out"), py::arg("softmax"), py::arg("dout"), py::arg("dq"), py::arg("dk"),
+                 py::arg("dv"), py::arg("dbias") = py::none());
+  bind_operation(module, "attention_cached", &cached, py::arg("call"), py::kw_only(),
+                 py::arg("dtype"), py::arg("rows"), py::arg("out"));
+  bind_operation(module, "attention_weights", &weights, py::arg("call"), py::kw_only(),
+                 py::arg("weights"));
 }
 
 }  // namespace llmcore::bindings

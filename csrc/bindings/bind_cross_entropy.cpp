@@ -40,14 +40,16 @@ void bound_linear_cross_entropy(const PyTensor& hidden, const PyTensor& weight,
 }  // namespace
 
 void bind_cross_entropy(py::module_& module) {
-  module.def("cross_entropy", &bound_cross_entropy, py::kw_only(), py::arg("logits"),
-             py::arg("targets"), py::arg("label_smoothing"), py::arg("class_weight") = py::none(),
-             py::arg("losses"), py::arg("row_scale") = py::none(), py::arg("dlogits") = py::none());
-  module.def("linear_cross_entropy", &bound_linear_cross_entropy, py::kw_only(), py::arg("hidden"),
-             py::arg("weight"), py::arg("bias") = py::none(), py::arg("targets"),
-             py::arg("label_smoothing"), py::arg("logit_scale") = 1.0f, py::arg("losses"),
-             py::arg("row_scale") = py::none(), py::arg("dhidden") = py::none(),
-             py::arg("dweight") = py::none(), py::arg("dbias") = py::none());
+  bind_operation(module, "cross_entropy", &bound_cross_entropy, py::kw_only(), py::arg("logits"),
+                 py::arg("targets"), py::arg("label_smoothing"),
+                 py::arg("class_weight") = py::none(), py::arg("losses"),
+                 py::arg("row_scale") = py::none(), py::arg("dlogits") = py::none());
+  bind_operation(module, "linear_cross_entropy", &bound_linear_cross_entropy, py::kw_only(),
+                 py::arg("hidden"), py::arg("weight"), py::arg("bias") = py::none(),
+                 py::arg("targets"), py::arg("label_smoothing"), py::arg("logit_scale") = 1.0f,
+                 py::arg("losses"), py::arg("row_scale") = py::none(),
+                 py::arg("dhidden") = py::none(), py::arg("dweight") = py::none(),
+                 py::arg("dbias") = py::none());
 }
 
 }  // namespace llmcore::bindings

@@ -58,20 +58,22 @@ void bound_scatter_rows(const PyTensor& x, const PyTensor& index, const PyTensor
 }  // namespace
 
 void bind_elementwise(py::module_& module) {
-  module.def("dropout", &bound_dropout, py::kw_only(), py::arg("p"), py::arg("seed"),
-             py::arg("offset"), py::arg("x"), py::arg("residual") = py::none(), py::arg("y"));
-  module.def("add", &bound_add, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("y"));
-  module.def("scale", &bound_scale, py::kw_only(), py::arg("factor"), py::arg("x"), py::arg("y"));
-  module.def("fill", &bound_fill, py::kw_only(), py::arg("value"), py::arg("y"));
-  module.def("cast", &bound_cast, py::kw_only(), py::arg("x"), py::arg("y"));
-  module.def("softmax_forward", &bound_softmax, py::kw_only(), py::arg("log"), py::arg("x"),
-             py::arg("y"));
-  module.def("softmax_backward", &bound_softmax_backward, py::kw_only(), py::arg("log"),
-             py::arg("dy"), py::arg("y"), py::arg("dx"));
-  module.def("gather_rows", &bound_gather_rows, py::kw_only(), py::arg("x"), py::arg("index"),
-             py::arg("y"));
-  module.def("scatter_rows", &bound_scatter_rows, py::kw_only(), py::arg("x"), py::arg("index"),
-             py::arg("y"));
+  bind_operation(module, "dropout", &bound_dropout, py::kw_only(), py::arg("p"), py::arg("seed"),
+                 py::arg("offset"), py::arg("x"), py::arg("residual") = py::none(), py::arg("y"));
+  bind_operation(module, "add", &bound_add, py::kw_only(), py::arg("a"), py::arg("b"),
+                 py::arg("y"));
+  bind_operation(module, "scale", &bound_scale, py::kw_only(), py::arg("factor"), py::arg("x"),
+                 py::arg("y"));
+  bind_operation(module, "fill", &bound_fill, py::kw_only(), py::arg("value"), py::arg("y"));
+  bind_operation(module, "cast", &bound_cast, py::kw_only(), py::arg("x"), py::arg("y"));
+  bind_operation(module, "softmax_forward", &bound_softmax, py::kw_only(), py::arg("log"),
+                 py::arg("x"), py::arg("y"));
+  bind_operation(module, "softmax_backward", &bound_softmax_backward, py::kw_only(), py::arg("log"),
+                 py::arg("dy"), py::arg("y"), py::arg("dx"));
+  bind_operation(module, "gather_rows", &bound_gather_rows, py::kw_only(), py::arg("x"),
+                 py::arg("index"), py::arg("y"));
+  bind_operation(module, "scatter_rows", &bound_scatter_rows, py::kw_only(), py::arg("x"),
+                 py::arg("index"), py::arg("y"));
 }
 
 }  // namespace llmcore::bindings

@@ -40,17 +40,17 @@ void backward(const PyTensor& dout, const PyTensor* ids, const PyTensor* dtable,
 }  // namespace
 
 void bind_embedding(py::module_& module) {
-  module.def("embedding_forward", &forward, py::kw_only(), py::arg("ids"), py::arg("table"),
-             py::arg("positions") = py::none(), py::arg("position_ids") = py::none(),
-             py::arg("types") = py::none(), py::arg("type_ids") = py::none(),
-             py::arg("scale") = 1.0f, py::arg("dropout") = 0.0f, py::arg("seed") = 0,
-             py::arg("stream") = 0, py::arg("out"));
-  module.def("embedding_backward", &backward, py::kw_only(), py::arg("dout"),
-             py::arg("ids") = py::none(), py::arg("dtable") = py::none(),
-             py::arg("position_ids") = py::none(), py::arg("dpositions") = py::none(),
-             py::arg("type_ids") = py::none(), py::arg("dtypes") = py::none(),
-             py::arg("scale") = 1.0f, py::arg("dropout") = 0.0f, py::arg("seed") = 0,
-             py::arg("stream") = 0);
+  bind_operation(
+      module, "embedding_forward", &forward, py::kw_only(), py::arg("ids"), py::arg("table"),
+      py::arg("positions") = py::none(), py::arg("position_ids") = py::none(),
+      py::arg("types") = py::none(), py::arg("type_ids") = py::none(), py::arg("scale") = 1.0f,
+      py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::arg("stream") = 0, py::arg("out"));
+  bind_operation(module, "embedding_backward", &backward, py::kw_only(), py::arg("dout"),
+                 py::arg("ids") = py::none(), py::arg("dtable") = py::none(),
+                 py::arg("position_ids") = py::none(), py::arg("dpositions") = py::none(),
+                 py::arg("type_ids") = py::none(), py::arg("dtypes") = py::none(),
+                 py::arg("scale") = 1.0f, py::arg("dropout") = 0.0f, py::arg("seed") = 0,
+                 py::arg("stream") = 0);
 }
 
 }  // namespace llmcore::bindings

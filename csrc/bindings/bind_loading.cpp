@@ -41,6 +41,7 @@ std::vector<StoredMatrix> stored_matrices(const std::vector<py::array>& sources,
   std::vector<StoredMatrix> matrices;
   for (size_t i = 0; i < sources.size(); ++i) {
     const PyTensor& target = targets[i];
+    check_same_device("widen", {}, target.view.device);
     CHECK(target.view.dtype == DType::kFloat32 && !target.read_only, DTypeError,
           "widen: a target must be float32 that can be written, got ",
           dtype_name(target.view.dtype));

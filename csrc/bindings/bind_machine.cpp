@@ -59,6 +59,7 @@ py::dict device_info() {
   variables["LLMCORE_CPU_ISA"] = settings().cpu_isa;
   variables["LLMCORE_NUM_THREADS"] = settings().num_threads;
   variables["LLMCORE_DEVICE"] = settings().device;
+  variables["LLMCORE_CACHE_DIR"] = settings().cache_dir;
   info["settings"] = variables;
   return info;
 }
@@ -70,6 +71,7 @@ double peak(double seconds, const std::string& dtype) {
 }
 
 double read_rate(const PyTensor& x, double seconds) {
+  check_same_device("measure_read", {}, x.view.device);
   py::gil_scoped_release release;
   return measure_read(op_context(x.view), x.view, seconds);
 }
@@ -99,6 +101,16 @@ void bind_machine(py::module_& module) {
       py::arg("device") = "cpu");
   module.def(
       "free_memory", [](int index) { return gpu::free_memory(index); }, py::arg("index"));
+  module.def("tune_products", &gpu::tune_products, py::arg("on"));
+  module.def(
+      "product_choices",
+      [](const std::string& device) {
+        py::dict choices;
+        for (const auto& [product, choice] : gpu::product_choices(device_from_name(device).index))
+          choices[py::str(product)] = choice;
+        return choices;
+      },
+      py::arg("device"));
   module.def("measure_peak", &peak, py::arg("seconds"), py::arg("dtype") = "float32");
   module.def("measure_read", &read_rate, py::arg("x"), py::arg("seconds"));
 }

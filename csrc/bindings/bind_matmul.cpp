@@ -51,18 +51,19 @@ void sum_of_columns(const PyTensor& x, const PyTensor& out) {
 }  // namespace
 
 void bind_matmul(py::module_& module) {
-  module.def("matmul", &product, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("c"),
-             py::arg("transpose_a") = false, py::arg("transpose_b") = false,
-             py::arg("accumulate") = false, py::arg("bias") = py::none(),
-             py::arg("pre_activation") = py::none(), py::arg("activation") = "none",
-             py::arg("gate_input") = py::none(), py::arg("gate_activation") = "none",
-             py::arg("gate_output") = py::none(), py::arg("dropout_p") = 0.0f,
-             py::arg("dropout_seed") = 0, py::arg("dropout_stream") = 0,
-             py::arg("residual") = py::none(), py::arg("bfloat16") = false);
-  module.def("batched_matmul", &batched, py::kw_only(), py::arg("a"), py::arg("b"), py::arg("c"),
-             py::arg("transpose_a") = false, py::arg("transpose_b") = false,
-             py::arg("accumulate") = false);
-  module.def("column_sum", &sum_of_columns, py::kw_only(), py::arg("x"), py::arg("out"));
+  bind_operation(module, "matmul", &product, py::kw_only(), py::arg("a"), py::arg("b"),
+                 py::arg("c"), py::arg("transpose_a") = false, py::arg("transpose_b") = false,
+                 py::arg("accumulate") = false, py::arg("bias") = py::none(),
+                 py::arg("pre_activation") = py::none(), py::arg("activation") = "none",
+                 py::arg("gate_input") = py::none(), py::arg("gate_activation") = "none",
+                 py::arg("gate_output") = py::none(), py::arg("dropout_p") = 0.0f,
+                 py::arg("dropout_seed") = 0, py::arg("dropout_stream") = 0,
+                 py::arg("residual") = py::none(), py::arg("bfloat16") = false);
+  bind_operation(module, "batched_matmul", &batched, py::kw_only(), py::arg("a"), py::arg("b"),
+                 py::arg("c"), py::arg("transpose_a") = false, py::arg("transpose_b") = false,
+                 py::arg("accumulate") = false);
+  bind_operation(module, "column_sum", &sum_of_columns, py::kw_only(), py::arg("x"),
+                 py::arg("out"));
 }
 
 }  // namespace llmcore::bindings

@@ -55,6 +55,7 @@ std::vector<AttentionProbe> make_probes(const py::list& tuples, const Tensor& ou
 
 void attention_weights(const ModelPtr& model, const py::object& batch, const std::string& kind,
                        const py::list& wanted, const PyTensor& out) {
+  check_same_device("attention_weights", model->device(), out.view.device);
   check_tensor(
       "attention_weights", "out", out.view, "[probes, B, queries, S]",
       {static_cast<int64_t>(wanted.size()), out.view.dim(1), out.view.dim(2), out.view.dim(3)});
@@ -69,6 +70,7 @@ void attention_weights(const ModelPtr& model, const py::object& batch, const std
 // A method of the model that turns a batch into a tensor.
 auto into_tensor(void (Transformer::*method)(const Batch&, const Tensor&)) {
   return [method](const ModelPtr& model, const py::object& batch, const PyTensor& out) {
+    check_same_device("model", model->device(), out.view.device);
     const PyBatch owner(batch);
     exclusively(*model, [&] { ((*model).*method)(owner.view, out.view); });
   };

@@ -40,12 +40,13 @@ void backward(bool rms, const PyTensor& dy, const PyTensor& x, const PyTensor* w
 }  // namespace
 
 void bind_norm(py::module_& module) {
-  module.def("norm_forward", &forward, py::kw_only(), py::arg("rms"), py::arg("eps"), py::arg("x"),
-             py::arg("weight") = py::none(), py::arg("bias") = py::none(), py::arg("y"),
-             py::arg("mean") = py::none(), py::arg("rstd") = py::none());
-  module.def("norm_backward", &backward, py::kw_only(), py::arg("rms"), py::arg("dy"), py::arg("x"),
-             py::arg("weight") = py::none(), py::arg("mean") = py::none(), py::arg("rstd"),
-             py::arg("dx"), py::arg("dweight") = py::none(), py::arg("dbias") = py::none());
+  bind_operation(module, "norm_forward", &forward, py::kw_only(), py::arg("rms"), py::arg("eps"),
+                 py::arg("x"), py::arg("weight") = py::none(), py::arg("bias") = py::none(),
+                 py::arg("y"), py::arg("mean") = py::none(), py::arg("rstd") = py::none());
+  bind_operation(module, "norm_backward", &backward, py::kw_only(), py::arg("rms"), py::arg("dy"),
+                 py::arg("x"), py::arg("weight") = py::none(), py::arg("mean") = py::none(),
+                 py::arg("rstd"), py::arg("dx"), py::arg("dweight") = py::none(),
+                 py::arg("dbias") = py::none());
 }
 
 }  // namespace llmcore::bindings

@@ -32,10 +32,11 @@ double sum_of_squares(const PyTensor& x) {
 }  // namespace
 
 void bind_optimizer(py::module_& module) {
-  module.def("adamw", &step, py::kw_only(), py::arg("param"), py::arg("grad"), py::arg("m"),
-             py::arg("v"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
-             py::arg("weight_decay"), py::arg("step"), py::arg("grad_scale") = 1.0f);
-  module.def("square_sum", &sum_of_squares, py::arg("x"));
+  bind_operation(module, "adamw", &step, py::kw_only(), py::arg("param"), py::arg("grad"),
+                 py::arg("m"), py::arg("v"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"),
+                 py::arg("eps"), py::arg("weight_decay"), py::arg("step"),
+                 py::arg("grad_scale") = 1.0f);
+  bind_operation(module, "square_sum", &sum_of_squares, py::arg("x"));
 }
 
 }  // namespace llmcore::bindings

@@ -138,12 +138,14 @@ class PackedWeight {
   }
   PyTensor unpack() const { return unpacked(op_context({}), {host_}, host_.dim(0)); }
   PyTensor rows(const PyTensor& ids) const {
+    check_one_device("packed rows", PyTensor{view_}, ids);
     const PyTensor out = allocate({ids.view.numel(), view_.dim(1)}, DType::kFloat32, view_.device);
     unpack_rows(op_context(view_), {.packed = view_, .rows = ids.view, .out = out.view});
     return out;
   }
   void multiply(const PyTensor& a, const PyTensor& c, const PyTensor* bias,
                 const std::string& activation, const PyTensor* residual, bool accumulate) const {
+    check_one_device("matmul", PyTensor{view_}, a, c, bias, residual);
     const MatmulArgs args{.a = a.view,
                           .b = view_,
                           .c = c.view,

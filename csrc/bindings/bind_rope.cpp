@@ -34,8 +34,9 @@ void rotate(const PyTensor& x, const PyTensor& cos, const PyTensor& sin, const P
 }  // namespace
 
 void bind_rope(py::module_& module) {
-  module.def("rope", &rotate, py::kw_only(), py::arg("x"), py::arg("cos"), py::arg("sin"),
-             py::arg("positions"), py::arg("interleaved"), py::arg("inverse"), py::arg("y"));
+  bind_operation(module, "rope", &rotate, py::kw_only(), py::arg("x"), py::arg("cos"),
+                 py::arg("sin"), py::arg("positions"), py::arg("interleaved"), py::arg("inverse"),
+                 py::arg("y"));
 }
 
 }  // namespace llmcore::bindings

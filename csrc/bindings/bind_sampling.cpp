@@ -26,6 +26,7 @@ History history_of(const Ids& ids, int64_t prompt_length) {
 
 void process(const GenerationOptions& options, const Ids& ids, int64_t prompt_length,
              const PyTensor& logits) {
+  check_same_device("process_logits", {}, logits.view.device);
   const int64_t vocab_size = logits.view.numel();
   check_tensor("generate", "logits", logits.view, "[V]", {vocab_size});
   check_options(options, vocab_size);

@@ -5,11 +5,15 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "core/context.h"
 #include "core/tensor.h"
+#include "ops/backend.h"
 
 namespace llmcore::bindings {
 
@@ -34,6 +38,43 @@ PyTensor in_place_tensor(const py::object& source);
 // The tensor inside an optional argument; empty for None.
 inline Tensor view_of(const PyTensor* tensor) {
   return tensor == nullptr ? Tensor{} : tensor->view;
+}
+
+// Visits the tensors in an argument: one, one that may be missing, or those that it holds.
+template <class Argument, class Visit>
+void visit_tensors(const Argument& argument, Visit visit) {
+  if constexpr (std::is_same_v<Argument, PyTensor>)
+    visit(argument);
+  else if constexpr (std::is_same_v<std::decay_t<Argument>, const PyTensor*> ||
+                     std::is_same_v<Argument, std::optional<PyTensor>>) {
+    if (argument) visit(*argument);
+  } else if constexpr (requires { argument.held; }) {
+    for (const PyTensor& tensor : argument.held) visit(tensor);
+  }
+}
+
+// Throws DeviceError unless the tensors among an operation's arguments are on one device.
+template <class... Arguments>
+void check_one_device(const char* op, const Arguments&... arguments) {
+  const PyTensor* first = nullptr;
+  const auto see = [&](const PyTensor& tensor) {
+    if (first == nullptr) first = &tensor;
+    check_same_device(op, first->view.device, tensor.view.device);
+  };
+  (visit_tensors(arguments, see), ...);
+}
+
+// Binds an operation, whose tensors must be on one device.
+template <class Result, class... Arguments, class... Extra>
+void bind_operation(py::module_& module, const char* name, Result (*operation)(Arguments...),
+                    const Extra&... extra) {
+  module.def(
+      name,
+      [name, operation](Arguments... arguments) {
+        check_one_device(name, arguments...);
+        return operation(std::forward<Arguments>(arguments)...);
+      },
+      extra...);
 }
 
 // The context stateless operations run in: this thread's arena, the tensors' device.

@@ -24,7 +24,12 @@ void Captured::run(const Context& context, const Look& look,
     }
     entries_.emplace_front();
     entries_.front().look = look;
-    return work(context);
+    try {
+      return work(context);
+    } catch (...) {  // which is still to come for the first time
+      entries_.pop_front();
+      throw;
+    }
   }
   entries_.splice(entries_.begin(), entries_, found);
   gpu::Graph& graph = entries_.front().graph;

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/device.h"
@@ -79,6 +81,28 @@ class Graph {
   void* executable_ = nullptr;
 };
 
+// A queue beside another: their work is done at the same time, but for what follow() and join()
+// order. Its matrix products work in `workspace`.
+class Side {
+ public:
+  Side(Queue* queue, void* workspace);
+  ~Side();
+  Side(const Side&) = delete;
+  Side& operator=(const Side&) = delete;
+  Queue* queue() const { return side_; }
+
+  // What the side is asked for next begins when all the queue was asked for so far is done; and the
+  // other way round.
+  void follow();
+  void join();
+
+ private:
+  Queue *queue_, *side_;
+};
+
+// What matrix products may work in, 256-byte aligned.
+inline constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
+
 // A place in a queue that can be waited for.
 class Event {
  public:
@@ -88,9 +112,18 @@ class Event {
   Event& operator=(const Event&) = delete;
   void record(Queue* queue);
   void wait();  // nothing where it was never recorded
+  // The same where nobody may throw: of a failure the next call tells.
+  void settle() noexcept;
 
  private:
   void* event_ = nullptr;
 };
+
+// While on, algorithms of products that no file of this machine names are timed when they are next
+// asked for, on random data, and the file is told. What was captured before stays as it was.
+// Returns how many were timed since the last call. Throws ConfigError where there can be no file.
+int64_t tune_products(bool on);
+// The products that a device was asked for so far, and which of the library's best few each is.
+std::vector<std::pair<std::string, int>> product_choices(int index);
 
 }  // namespace llmcore::gpu

@@ -3,7 +3,11 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <atomic>
+#include <iterator>
 #include <mutex>
 
 #include "core/gpu.h"
@@ -12,11 +16,24 @@
 namespace llmcore {
 
 namespace cuda {
+namespace {
+
+// After these, every call fails.
+bool is_final(cudaError_t status) {
+  constexpr cudaError_t kFinal[] = {cudaErrorECCUncorrectable, cudaErrorIllegalAddress,
+                                    cudaErrorIllegalInstruction, cudaErrorMisalignedAddress,
+                                    cudaErrorLaunchFailure};
+  return std::find(std::begin(kFinal), std::end(kFinal), status) != std::end(kFinal);
+}
+
+}  // namespace
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   const std::string reason = str(what, " failed: ", cudaGetErrorString(status));
   cudaGetLastError();  // not to be told again
+  CHECK(!is_final(status), DeviceError, reason,
+        "; this process can use the GPU no more: start it again");
   if (status == cudaErrorMemoryAllocation)
     throw OutOfMemory(str("out of memory on the GPU: ", reason,
                           "; use a smaller batch or shorter sequences, or turn recompute on"));
@@ -78,7 +95,13 @@ void check(CUresult status, const char* what) {
   CHECK(status == CUDA_SUCCESS, DeviceError, what, " failed with error ", static_cast<int>(status));
 }
 
+// CUDA does not survive a fork: its calls in the child fail, or never return.
+std::atomic<bool> forked{false};
+
 void use(int index) {
+  CHECK(!forked, DeviceError,
+        "this process was forked from one that had used the GPU, which CUDA does not allow; start "
+        "it with multiprocessing.get_context('spawn'), or use the GPU in the child alone");
   check(cudaSetDevice(index), "cudaSetDevice");
 }
 
@@ -91,6 +114,24 @@ CUmemLocation location_of(int index) {
 
 CUdeviceptr address_of(char* base, int64_t offset) {
   return static_cast<CUdeviceptr>(reinterpret_cast<uintptr_t>(base + offset));
+}
+
+void make_streams(Queue& queue) {
+  for (cudaStream_t* stream : {&queue.stream, &queue.side})
+    check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate");
+}
+
+// Events are of one use: a captured one must not be asked for again.
+void wait_for(Queue* later, Queue* earlier) {
+  use(later->device);
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+  const cudaError_t recorded = cudaEventRecord(event, earlier->stream);
+  const cudaError_t waited =
+      recorded == cudaSuccess ? cudaStreamWaitEvent(later->stream, event, 0) : recorded;
+  cudaEventDestroy(event);  // once it is no longer needed
+  check(waited, "the order of two queues");
+  later->joined = later->recording;
 }
 
 }  // namespace
@@ -198,9 +239,10 @@ Queue* queue_of(int index) {
   for (Queue* queue : queues)
     if (queue->device == index) return queue;
   use(index);
+  if (queues.empty()) pthread_atfork(nullptr, nullptr, [] { forked = true; });
   auto queue = std::make_unique<Queue>();
   queue->device = index;
-  check(cudaStreamCreateWithFlags(&queue->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  make_streams(*queue);
   constexpr int kHopper = 9;
   int capability = 0;
   check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index),
@@ -235,17 +277,19 @@ void Graph::clear() {
   executable_ = nullptr;
 }
 
-// On a stream of its own: what other threads ask of the device's queue meanwhile is not captured.
+// On streams of its own: what other threads ask of the device's queue meanwhile is not captured.
 void Graph::capture(Queue* queue, const std::function<void(Queue*)>& work) {
   clear();
   use(queue->device);
   Queue recorder = *queue;
-  check(cudaStreamCreateWithFlags(&recorder.stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  recorder.recording = true;
+  make_streams(recorder);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   const auto finish = [&] {
     if (graph != nullptr) cudaGraphDestroy(graph);
     cudaStreamDestroy(recorder.stream);
+    cudaStreamDestroy(recorder.side);
   };
   try {
     check(cudaStreamBeginCapture(recorder.stream, cudaStreamCaptureModeThreadLocal),
@@ -277,6 +321,25 @@ void wait_for_device(int index) {
   check(cudaDeviceSynchronize(), "the work of the GPU");
 }
 
+Side::Side(Queue* queue, void* workspace) : queue_(queue), side_(new Queue(*queue)) {
+  side_->stream = queue->side;
+  side_->workspace = workspace;
+  side_->overlaps = false;
+}
+
+Side::~Side() {
+  delete side_;
+}
+
+void Side::follow() {
+  side_->products = queue_->products;
+  wait_for(side_, queue_);
+}
+
+void Side::join() {
+  wait_for(queue_, side_);
+}
+
 Event::~Event() {
   if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
 }
@@ -294,6 +357,10 @@ void Event::record(Queue* queue) {
 void Event::wait() {
   if (event_ != nullptr)
     check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "the work of the GPU");
+}
+
+void Event::settle() noexcept {
+  if (event_ != nullptr) cudaEventSynchronize(static_cast<cudaEvent_t>(event_));
 }
 
 }  // namespace gpu

@@ -43,8 +43,23 @@ void Graph::capture(Queue*, const std::function<void(Queue*)>&) {}
 void Graph::launch(Queue*) const {}
 void Graph::clear() {}
 
+Side::Side(Queue* queue, void*) : queue_(queue), side_(nullptr) {
+  fail();
+}
+Side::~Side() = default;
+void Side::follow() {}
+void Side::join() {}
+
 Event::~Event() = default;
 void Event::record(Queue*) {}
 void Event::wait() {}
+void Event::settle() noexcept {}
+
+int64_t tune_products(bool) {
+  fail();
+}
+std::vector<std::pair<std::string, int>> product_choices(int) {
+  fail();
+}
 
 }  // namespace llmcore::gpu

@@ -11,7 +11,7 @@ constexpr int64_t kAlign = 64, kLeast = int64_t{1} << 20;
 }  // namespace
 
 Inputs::~Inputs() {
-  copied_.wait();
+  copied_.settle();
   free_blocks();
 }
 
@@ -43,8 +43,9 @@ Inputs::Place Inputs::take(int64_t bytes) {
   if (blocks_.empty()) add_block(0, size);
   const auto end = [&] { return blocks_[current_].begin + blocks_[current_].bytes; };
   while (used_ + size > end()) {
+    if (current_ + 1 == blocks_.size()) add_block(end(), size);
     used_ = end();
-    if (++current_ == blocks_.size()) add_block(used_, size);
+    ++current_;
   }
   const Block& block = blocks_[current_];
   const int64_t offset = used_ - block.begin;

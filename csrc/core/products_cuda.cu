@@ -2,14 +2,17 @@
 #include "cuda/products.h"
 
 #include <algorithm>
-#include <fstream>
+#include <atomic>
+#include <cctype>
 #include <map>
 #include <mutex>
 #include <utility>
 #include <vector>
 
 #include "core/buffer.h"
+#include "core/choices.h"
 #include "core/error.h"
+#include "core/gpu.h"
 #include "core/random.h"
 #include "cuda/floats.h"
 #include "cuda/launch.h"
@@ -17,7 +20,6 @@
 namespace llmcore::cuda {
 namespace {
 
-constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 constexpr int kBestFew = 8;
 // Each of the best few is timed in so many rounds of so many runs; its best round counts.
 constexpr int kRounds = 3, kRuns = 5;
@@ -32,28 +34,37 @@ struct Plan {
   cublasLtMatmulHeuristicResult_t best[kBestFew] = {};
   int count = 0;  // of them; none: the library has no such product
   int chosen = 0;
+  bool settled = false;  // chosen is what it will be
 };
 
 }  // namespace
 
-// Of a queue, and so as long as the process. The workspace is that of whatever product runs.
+// Of a queue, and so as long as the process. The workspace is that of whatever product runs in it.
 struct Products {
   std::mutex mutex;  // plans hold pointers while a product is asked for
   cublasLtHandle_t handle = nullptr;
   Buffer workspace;
-  std::string gpu;
+  std::string subject, file;  // of the choices; none where no file is to be used
+  Choices remembered;
   std::map<ProductKind, Plan> plans;
 };
 
 namespace {
 
-struct Tuning {
-  std::mutex mutex;
-  std::string file;
-};
-Tuning& tuning() {
-  static Tuning state;
-  return state;
+std::atomic<bool> tuning{false};
+std::atomic<int64_t> timed{0};  // products, since it was turned on
+
+// The file of a GPU's choices, and its first line.
+void remember(Products& products, const std::string& gpu) {
+  const std::string directory = cache_directory();
+  if (directory.empty()) return;
+  products.subject =
+      str("products of ", gpu, ", cuBLASLt ", cublas().GetVersion(), ", llmcore ", LLMCORE_VERSION);
+  std::string name = products.subject;
+  std::replace_if(
+      name.begin(), name.end(), [](unsigned char c) { return !std::isalnum(c) && c != '.'; }, '-');
+  products.file = str(directory, "/", name, ".txt");
+  products.remembered = read_choices(products.file, products.subject);
 }
 
 Products& products_of(const Context& context) {
@@ -64,16 +75,16 @@ Products& products_of(const Context& context) {
   auto products = std::make_shared<Products>();
   check(cudaSetDevice(queue.device), "cudaSetDevice");
   check(cublas().Create(&products->handle), "cublasLtCreate");
-  products->workspace = Buffer(kWorkspaceBytes, Backing::kMemory, context.device);
+  products->workspace = Buffer(gpu::kWorkspaceBytes, Backing::kMemory, context.device);
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, queue.device), "cudaGetDeviceProperties");
-  products->gpu = properties.name;
+  remember(*products, properties.name);
   queue.products = products;
   return *products;
 }
 
 int64_t alignment_of(const ProductData& data) {
-  uintptr_t bits = 256;
+  uintptr_t bits = 64;  // as the arena's blocks: where one lies must not choose an algorithm
   for (const void* p : {data.a, data.b, data.added, static_cast<const void*>(data.c), data.bias,
                         static_cast<const void*>(data.aux)})
     bits |= reinterpret_cast<uintptr_t>(p);
@@ -122,7 +133,7 @@ void find_best_few(const Products& products, Plan& plan, int64_t alignment) {
     check(cublas().MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)),
           "cublasLtMatmulPreferenceSetAttribute");
   };
-  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspaceBytes));
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(gpu::kWorkspaceBytes));
   // Parts of a sum stay float when they are added up.
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
@@ -142,10 +153,12 @@ void find_best_few(const Products& products, Plan& plan, int64_t alignment) {
 void run(const Context& context, const Products& products, const Plan& plan,
          const ProductKind& kind, const ProductData& data, int choice) {
   const float alpha = 1.0f, beta = kind.adds ? 1.0f : 0.0f;
+  void* const own = context.queue->workspace;
+  void* const workspace = own != nullptr ? own : products.workspace.data();
   check(cublas().Matmul(products.handle, plan.description, &alpha, data.b, plan.b, data.a, plan.a,
                         &beta, kind.adds ? data.added : data.c, plan.c, data.c, plan.c,
-                        &plan.best[choice].algo, products.workspace.data(),
-                        plan.best[choice].workspaceSize, stream_of(context)),
+                        &plan.best[choice].algo, workspace, plan.best[choice].workspaceSize,
+                        stream_of(context)),
         "cublasLtMatmul");
 }
 
@@ -189,6 +202,16 @@ class RandomData {
   std::vector<Buffer> buffers_;
 };
 
+std::string name_of(const ProductKind& kind) {
+  return str(
+      kind.transpose_a ? "A^T " : "A ", kind.transpose_b ? "B^T" : "B", ", m ", kind.m, ", n ",
+      kind.n, ", k ", kind.k, ", ", dtype_name(kind.operands), " to ", dtype_name(kind.result),
+      kind.adds ? ", adds" : "", ", epilogue ", static_cast<int>(kind.epilogue), ", batch ",
+      kind.batch, kind.one_a ? ", one A" : "", kind.one_b ? ", one B" : "",
+      kind.a_stride > 0 ? str(", rows of A ", kind.a_stride) : "",
+      kind.c_stride > 0 ? str(", rows of C ", kind.c_stride) : "", ", alignment ", kind.alignment);
+}
+
 // Which of the best few takes the least time.
 int fastest(const Context& context, const Products& products, const Plan& plan,
             const ProductKind& kind) {
@@ -218,30 +241,38 @@ int fastest(const Context& context, const Products& products, const Plan& plan,
   return best;
 }
 
-int choose(const Context& context, const Products& products, const Plan& plan,
-           const ProductKind& kind) {
-  Tuning& state = tuning();
-  const std::lock_guard<std::mutex> guard(state.mutex);
-  if (state.file.empty() || plan.count < 2) return 0;
-  const std::string product = product_name(products.gpu, cublas().GetVersion(), kind);
-  const int remembered = remembered_choice(state.file, product);
-  if (remembered >= 0) return remembered < plan.count ? remembered : 0;
+// Settles a plan, unless it is to be timed and cannot be now.
+void choose(const Context& context, Products& products, Plan& plan, const ProductKind& kind) {
+  const std::string product = name_of(kind);
+  const auto remembered = products.remembered.find(product);
+  if (remembered != products.remembered.end() && remembered->second < plan.count) {
+    plan.chosen = remembered->second;
+    plan.settled = true;
+    return;
+  }
+  if (!tuning || products.file.empty() || plan.count == 0) return;
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream_of(context), &capture), "cudaStreamIsCapturing");
-  if (capture != cudaStreamCaptureStatusNone) return 0;
+  if (capture != cudaStreamCaptureStatusNone) return;
+  plan.settled = true;
   try {
-    const int best = fastest(context, products, plan, kind);
-    remember_choice(state.file, product, best);
-    return best;
+    plan.chosen = fastest(context, products, plan, kind);
   } catch (const OutOfMemory&) {
-    return 0;
+    return;
   }
+  ++timed;
+  products.remembered = read_choices(products.file, products.subject);  // what others found too
+  products.remembered[product] = plan.chosen;
+  write_choices(products.file, products.subject, products.remembered);
 }
 
 const Plan& plan_of(const Context& context, Products& products, const ProductKind& kind,
                     const ProductData& data) {
   const auto found = products.plans.find(kind);
-  if (found != products.plans.end()) return found->second;
+  if (found != products.plans.end()) {
+    if (tuning && !found->second.settled) choose(context, products, found->second, kind);
+    return found->second;
+  }
   Plan plan;
   check(cublas().MatmulDescCreate(&plan.description, CUBLAS_COMPUTE_32F, CUDA_R_32F),
         "cublasLtMatmulDescCreate");
@@ -262,7 +293,7 @@ const Plan& plan_of(const Context& context, Products& products, const ProductKin
   plan.b = layout(kind.operands, kind.k, kind.n, kind.transpose_b, 0, kind.one_b);
   plan.c = layout(kind.result, kind.m, kind.n, false, kind.c_stride, false);
   find_best_few(products, plan, kind.alignment);
-  plan.chosen = choose(context, products, plan, kind);
+  choose(context, products, plan, kind);
   return products.plans.emplace(kind, std::move(plan)).first->second;
 }
 
@@ -281,39 +312,26 @@ bool multiply(const Context& context, const ProductKind& kind, const ProductData
   return true;
 }
 
-void tune_products(const std::string& file) {
-  const std::lock_guard<std::mutex> guard(tuning().mutex);
-  tuning().file = file;
-}
-
-std::string product_name(const std::string& gpu, size_t version, const ProductKind& kind) {
-  return str(gpu, ", cuBLASLt ", version, ", ", kind.transpose_a ? "A^T " : "A ",
-             kind.transpose_b ? "B^T" : "B", ", m ", kind.m, ", n ", kind.n, ", k ", kind.k, ", ",
-             dtype_name(kind.operands), " to ", dtype_name(kind.result), kind.adds ? ", adds" : "",
-             ", epilogue ", static_cast<int>(kind.epilogue), ", batch ", kind.batch,
-             kind.one_a ? ", one A" : "", kind.one_b ? ", one B" : "",
-             kind.a_stride > 0 ? str(", rows of A ", kind.a_stride) : "",
-             kind.c_stride > 0 ? str(", rows of C ", kind.c_stride) : "", ", alignment ",
-             kind.alignment);
-}
-
-void remember_choice(const std::string& file, const std::string& product, int choice) {
-  // One write, so that processes do not mix their lines; where none is possible, nothing is lost
-  // but time.
-  std::ofstream(file, std::ios::app) << str(product, '\t', choice, '\n') << std::flush;
-}
-
-int remembered_choice(const std::string& file, const std::string& product) {
-  int choice = -1;
-  std::ifstream stream(file);
-  for (std::string line; std::getline(stream, line);) {
-    const size_t tab = line.find('\t');
-    if (tab != product.size() || line.compare(0, tab, product) != 0) continue;
-    const std::string number = line.substr(tab + 1);
-    if (number.size() == 1 && number[0] >= '0' && number[0] < '0' + kBestFew)
-      choice = number[0] - '0';
-  }
-  return choice;
-}
-
 }  // namespace llmcore::cuda
+
+namespace llmcore::gpu {
+
+int64_t tune_products(bool on) {
+  CHECK(!on || !cache_directory().empty(), ConfigError,
+        "LLMCORE_CACHE_DIR is off, or there is no home directory: what is timed could not be "
+        "remembered");
+  cuda::tuning = on;
+  return cuda::timed.exchange(0);
+}
+
+std::vector<std::pair<std::string, int>> product_choices(int index) {
+  std::vector<std::pair<std::string, int>> choices;
+  const std::shared_ptr<cuda::Products> products = queue_of(index)->products;
+  if (!products) return choices;
+  const std::lock_guard<std::mutex> guard(products->mutex);
+  for (const auto& [kind, plan] : products->plans)
+    choices.emplace_back(cuda::name_of(kind), plan.chosen);
+  return choices;
+}
+
+}  // namespace llmcore::gpu

@@ -14,7 +14,10 @@ std::string variable(const char* name) {
 const Settings& settings() {
   static const Settings values{.cpu_isa = variable("LLMCORE_CPU_ISA"),
                                .num_threads = variable("LLMCORE_NUM_THREADS"),
-                               .device = variable("LLMCORE_DEVICE")};
+                               .device = variable("LLMCORE_DEVICE"),
+                               .cache_dir = variable("LLMCORE_CACHE_DIR"),
+                               .user_cache_dir = variable("XDG_CACHE_HOME"),
+                               .home = variable("HOME")};
   return values;
 }
 

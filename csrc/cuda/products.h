@@ -1,10 +1,10 @@
-// Matrix products by cuBLASLt: which there are, each planned once, and a file that remembers which
-// of the library's algorithms are the fastest on a GPU.
+// Matrix products by cuBLASLt: which there are, each planned once. Its algorithm is the library's
+// first choice, or the one that a file of this GPU, library and llmcore says was the fastest
+// (core/choices.h): gpu::tune_products() writes it. Either is the same in every run.
 #pragma once
 
 #include <compare>
 #include <cstdint>
-#include <string>
 
 #include "core/dtype.h"
 #include "cuda/cublas.h"
@@ -38,17 +38,5 @@ struct ProductData {
 // Sums are float, in an order that depends on the kind alone. False where the library has no such
 // product; then nothing is done.
 bool multiply(const Context& context, const ProductKind& kind, const ProductData& data);
-
-// From now on a new plan takes the algorithm that `file` names for its product. Where it names
-// none, the library's best few are timed on random data, and the file is told. An empty name, as at
-// first: the library's own choice.
-void tune_products(const std::string& file);
-
-// A line of such a file: a product on a GPU under a version of the library, a tab, and which of the
-// best few it was.
-std::string product_name(const std::string& gpu, size_t version, const ProductKind& kind);
-void remember_choice(const std::string& file, const std::string& product, int choice);
-// -1 where the file, or a line of it, does not exist.
-int remembered_choice(const std::string& file, const std::string& product);
 
 }  // namespace llmcore::cuda

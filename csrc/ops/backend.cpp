@@ -68,4 +68,10 @@ std::string device_name(Device device) {
   return device.type == DeviceType::kCpu ? "cpu" : str("cuda:", device.index);
 }
 
+void check_same_device(const char* op, Device one, Device other) {
+  CHECK(one.type == other.type && one.index == other.index, DeviceError, op,
+        ": all tensors must be on one device, got ", device_name(one), " and ", device_name(other),
+        "; move them with .to(device=...)");
+}
+
 }  // namespace llmcore

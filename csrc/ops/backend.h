@@ -22,6 +22,8 @@ inline Context cpu_context() {
 // Parses "cpu", "cuda", "cuda:1"; throws DeviceError, to run also where there is no such device.
 Device device_from_name(const std::string& name, Backing backing = Backing::kMemory);
 std::string device_name(Device device);
+// Throws DeviceError: `op` takes tensors of one device.
+void check_same_device(const char* op, Device one, Device other);
 
 // Linked from backend_cuda.cu, or from backend_no_cuda.cpp in a build without it.
 const Kernels* cuda_kernels();                 // null without it

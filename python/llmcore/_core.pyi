@@ -64,6 +64,7 @@ __all__: list[str] = [
     "norm_backward",
     "norm_forward",
     "process_logits",
+    "product_choices",
     "reset_peak_memory",
     "rope",
     "sample_tokens",
@@ -74,6 +75,7 @@ __all__: list[str] = [
     "softmax_backward",
     "softmax_forward",
     "square_sum",
+    "tune_products",
     "widen",
     "zeros",
 ]
@@ -745,6 +747,7 @@ def process_logits(
     prompt_length: typing.SupportsInt | typing.SupportsIndex,
     logits: Tensor,
 ) -> None: ...
+def product_choices(device: str) -> dict: ...
 def reset_peak_memory(device: str = "cpu") -> None: ...
 def rope(
     *,
@@ -777,6 +780,7 @@ def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None: .
 def softmax_backward(*, log: bool, dy: Tensor, y: Tensor, dx: Tensor) -> None: ...
 def softmax_forward(*, log: bool, x: Tensor, y: Tensor) -> None: ...
 def square_sum(x: Tensor) -> float: ...
+def tune_products(on: bool) -> int: ...
 def widen(
     sources: collections.abc.Sequence[numpy.ndarray], targets: collections.abc.Sequence[Tensor]
 ) -> None: ...

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "device_memory.h"
@@ -40,7 +41,7 @@ cudaError_t allocate(void** pointer, size_t bytes, cudaMemoryType type) {
   }
   fill_new(*pointer, bytes);
   add_range(*pointer, bytes, type);
-  return cudaSuccess;
+  return outcome();
 }
 
 // Waits for all work, which may still use it.
@@ -56,7 +57,7 @@ cudaError_t release(void* pointer, cudaMemoryType type) {
   } else {
     std::free(pointer);
   }
-  return cudaSuccess;
+  return outcome();
 }
 
 struct Rows {
@@ -97,17 +98,25 @@ cudaError_t copy(Rows rows, cudaMemcpyKind kind, cudaStream_t stream, bool block
   const bool waits =
       (blocking && actual != cudaMemcpyDeviceToDevice) || to == cudaMemoryTypeUnregistered;
   if (waits && queue->capture == nullptr) drain(*queue, queue->queued);
-  return cudaSuccess;
+  return outcome();
 }
 
 }  // namespace
+
+size_t device_memory() {
+  static const size_t bytes = [] {
+    const char* mebibytes = std::getenv("LLMCORE_EMULATED_MEMORY");
+    return size_t{mebibytes == nullptr ? 4096 : std::stoul(mebibytes)} << 20;
+  }();
+  return bytes;
+}
 
 size_t used_memory() {
   return used;
 }
 
 bool take_memory(size_t bytes) {
-  if (bytes > kDeviceMemory - used) return false;
+  if (bytes > device_memory() - used) return false;
   used += bytes;
   return true;
 }
@@ -181,8 +190,8 @@ cudaError_t cudaFreeHost(void* pointer) {
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   const Lock held = lock();
-  *total = kDeviceMemory;
-  *free = kDeviceMemory - used;
+  *total = device_memory();
+  *free = device_memory() - used;
   return cudaSuccess;
 }
 

@@ -7,7 +7,7 @@
 
 namespace emulation {
 
-inline constexpr size_t kDeviceMemory = size_t{4} << 30;
+size_t device_memory();  // all of it: 4 GiB, or LLMCORE_EMULATED_MEMORY MiB
 
 // Bytes of the device's memory that are in use.
 size_t used_memory();

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "memory.h"
+#include "settings.h"
 #include "streams.h"
 
 namespace emulation {
@@ -34,7 +35,9 @@ cudaError_t launch(cudaStream_t stream, Launch launch) {
   const auto limit = shared_limits.find(launch.kernel);
   if (launch.shared_bytes > (limit == shared_limits.end() ? kShared : limit->second))
     return remember(cudaErrorInvalidValue);
-  return remember(enqueue(stream, [launch = std::move(launch)] { run(launch); }));
+  return remember(enqueue(stream, [launch = std::move(launch)] {
+    if (!loses_device()) run(launch);
+  }));
 }
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
@@ -65,7 +68,10 @@ using namespace emulation;
   X(cudaErrorInvalidResourceHandle, "invalid resource handle")                                \
   X(cudaErrorSymbolNotFound, "named symbol not found")                                        \
   X(cudaErrorNotReady, "device not ready")                                                    \
+  X(cudaErrorECCUncorrectable, "uncorrectable ECC error encountered")                         \
   X(cudaErrorIllegalAddress, "an illegal memory access was encountered")                      \
+  X(cudaErrorIllegalInstruction, "an illegal instruction was encountered")                    \
+  X(cudaErrorMisalignedAddress, "misaligned address")                                         \
   X(cudaErrorLaunchFailure, "unspecified launch failure")                                     \
   X(cudaErrorNotSupported, "operation not supported")                                         \
   X(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing")    \
@@ -127,7 +133,7 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return remember(cudaErrorInvalidDevice);
   *properties = {.name = "Emulated GPU",
-                 .totalGlobalMem = kDeviceMemory,
+                 .totalGlobalMem = device_memory(),
                  .sharedMemPerBlock = kShared,
                  .regsPerBlock = 65536,
                  .warpSize = 32,

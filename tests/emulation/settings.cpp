@@ -14,12 +14,14 @@ namespace {
 struct Settings {
   enum Order { kForward, kBackward, kRandom } order = kForward;
   std::mt19937_64 random;
-  bool eager = false, apart = true, thrown = false;
+  bool eager = false, apart = true, thrown = false, lost = false;
+  long failure = 0;  // of which kernel; none
 
   Settings() {
     if (const char* order = std::getenv("LLMCORE_EMULATED_ORDER")) set_order(order);
     eager = flag("LLMCORE_EMULATED_EAGER", eager);
     apart = flag("LLMCORE_EMULATED_APART", apart);
+    if (const char* number = std::getenv("LLMCORE_EMULATED_FAILURE")) failure = std::stol(number);
   }
 
   static bool flag(const char* name, bool otherwise) {
@@ -67,6 +69,16 @@ bool is_eager() {
 
 bool is_apart() {
   return settings().apart;
+}
+
+bool loses_device() {
+  Settings& set = settings();
+  if (set.failure > 0 && --set.failure == 0) set.lost = true;
+  return set.lost;
+}
+
+bool is_lost() {
+  return settings().lost;
 }
 
 void throw_faults(bool thrown) {

@@ -8,6 +8,11 @@ namespace emulation {
 bool is_eager();
 bool is_apart();  // the host from the device's memory
 
+// Whether the kernel that is about to run, or one before, is the one that LLMCORE_EMULATED_FAILURE
+// counts to: it fails, and the device is lost.
+bool loses_device();
+bool is_lost();
+
 // Prints the fault and ends the program, or throws it.
 [[noreturn]] void fail(const std::string& what);
 

@@ -120,7 +120,12 @@ std::shared_ptr<Queue> queue_of(cudaStream_t stream) {
   return stream == nullptr ? state().standard : stream->queue;
 }
 
+cudaError_t outcome() {
+  return remember(is_lost() ? cudaErrorIllegalAddress : cudaSuccess);
+}
+
 cudaError_t enqueue(cudaStream_t stream, Work work) {
+  if (is_lost()) return cudaErrorIllegalAddress;
   Queue& queue = *queue_of(stream);
   if (queue.capture != nullptr) {
     if (!queue.capture->valid) return cudaErrorStreamCaptureInvalidated;
@@ -205,14 +210,14 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (const cudaError_t error = refuse_capture(queue.get())) return remember(error);
   if (stream == nullptr) push_implicit_waits(*queue);
   drain(*queue, queue->queued);
-  return cudaSuccess;
+  return outcome();
 }
 
 cudaError_t cudaDeviceSynchronize() {
   const Lock held = lock();
   if (const cudaError_t error = refuse_capture(nullptr)) return remember(error);
   drain_all();
-  return cudaSuccess;
+  return outcome();
 }
 
 // Asking moves the work on, or who asks until it is done would never end.
@@ -287,7 +292,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     return remember(cudaErrorCapturedEvent);
   }
   if (event->queue != nullptr) drain(*event->queue, event->position);
-  return cudaSuccess;
+  return outcome();
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {

@@ -55,6 +55,9 @@ std::shared_ptr<Queue> queue_of(cudaStream_t stream);
 // Adds work to a stream, or to the graph that is captured of it.
 cudaError_t enqueue(cudaStream_t stream, Work work);
 
+// What each call returns: an error once a kernel has failed.
+cudaError_t outcome();
+
 // Runs a queue's work up to that number; others' before it, after it or never.
 void drain(Queue& queue, uint64_t until);
 void drain_all();

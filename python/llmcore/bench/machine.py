@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import llmcore
 from llmcore import _core
 from llmcore.errors import ConfigError, OutOfMemory
 from llmcore.training.log import format_bytes
-from llmcore.training.plan import available_memory
+from llmcore.training.plan import available_memory, measure_peak_flops
 
 #: Read again and again, this much a thread comes from its own second-level cache.
 _CACHED_BYTES = 256 << 10
@@ -27,6 +28,8 @@ class Ceilings:
         int8_flops: The same for int8 with 32-bit sums.
         cache_bytes_per_second: Reading from each core's own cache.
         memory_bytes_per_second: Reading from memory, each thread a region of its own.
+        device: What it is that reaches them. A GPU's rates are those of large products of random
+            numbers, int8 counting as bfloat16, and of reading and writing its memory.
     """
 
     threads: int
@@ -35,6 +38,7 @@ class Ceilings:
     int8_flops: float
     cache_bytes_per_second: float
     memory_bytes_per_second: float
+    device: str = "cpu"
 
     def peak(self, dtype: str) -> float:
         """Return the operations per second of numbers of this format; int4 is multiplied as int8.
@@ -88,6 +92,46 @@ def measure_ceilings(
         return [_measure(count, seconds, data) for count in counts]
     finally:
         llmcore.set_num_threads(before)
+
+
+def measure_gpu(device: str, threads: int = 1) -> Ceilings:
+    """Measure what a GPU reaches in large products, and in reading and writing its memory.
+
+    Args:
+        device: "cuda" or "cuda:<index>".
+        threads: How many of the CPU's ask it, which is only told.
+    """
+    narrow = measure_peak_flops(device)
+    memory = _copied_bytes(device)
+    return Ceilings(
+        threads=threads,
+        flops=measure_peak_flops(device, dtype="float32"),
+        bfloat16_flops=narrow,
+        int8_flops=narrow,
+        cache_bytes_per_second=memory,
+        memory_bytes_per_second=memory,
+        device=device,
+    )
+
+
+def _copied_bytes(device: str, most: int = 1 << 29) -> float:
+    """Bytes a second, read and written, of ever larger copies until they take their time."""
+    size, best = 1 << 20, 0.0
+    while True:
+        x, y = llmcore.zeros([size // 4], device=device), llmcore.zeros([size // 4], device=device)
+
+        def copy(x: llmcore.Tensor = x, y: llmcore.Tensor = y) -> float:
+            start = time.perf_counter()
+            for _ in range(8):
+                _core.scale(factor=1.0, x=x, y=y)
+            llmcore.zeros([1], device=device).numpy()  # waits for what was asked before
+            return (time.perf_counter() - start) / 8
+
+        elapsed = min(copy() for _ in range(3))
+        best = max(best, 2 * size / elapsed)
+        if size >= most or elapsed > 0.01:
+            return best
+        size *= 4
 
 
 def _measure(threads: int, seconds: float, data: llmcore.Tensor) -> Ceilings:

@@ -72,6 +72,8 @@ class Contest:
     def title(self) -> str:
         """The workload and the number of threads."""
         count = self.ceilings.threads
+        if self.ceilings.device != "cpu":
+            return f"{self.workload.title}, {self.ceilings.device}"
         return f"{self.workload.title}, {count} thread{'s' if count > 1 else ''}"
 
     def rows(self, measure: Measure) -> list[Row]:
@@ -225,7 +227,8 @@ def hold_contest(
     Args:
         workload: What they run; with files, they are written to a temporary folder.
         peers: Names from `llmcore.bench.engines.PEERS`.
-        ceilings: Of the machine, as measured just before, with as many threads as each may use.
+        ceilings: Of the machine or the GPU that they run on, as measured just before, with as many
+            threads as each may use.
         tell: Called with a line on what is happening.
         settings: More arguments of `llmcore.bench.turns.take_turns`.
 
@@ -245,6 +248,8 @@ def hold_contest(
 
     with TemporaryDirectory(prefix="llmcore-bench-") as folder:
         options = {} if isinstance(workload, Operations) else {"folder": folder}
+        if ceilings.device != "cpu":
+            options["device"] = ceilings.device
         entrants = contestants(workload, peers, **options)
         if not isinstance(workload, Operations):
             write_model(workload, folder)

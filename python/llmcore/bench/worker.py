@@ -29,12 +29,15 @@ class Built:
         witness: Numbers by which it can be seen that the engines do the same: the first loss, or
             the first ids of a greedy search.
         load_seconds: What loading took the first time, to the first token; None where nothing is.
+        device_peak: Tells the most bytes of a GPU's memory that were held; None on the CPU, where
+            it is the process's.
     """
 
     runs: Mapping[str, Run]
     version: str
     witness: Any = None
     load_seconds: float | None = None
+    device_peak: Callable[[], int] | None = None
 
 
 def timed(call: Callable[[], object]) -> Run:
@@ -51,6 +54,39 @@ def timed(call: Callable[[], object]) -> Run:
         return time.perf_counter() - start
 
     return run
+
+
+def timed_steps(step: Callable[[], Any], wait: Callable[[Any], object], count: int) -> Run:
+    """Make what a measure runs of steps that may go on after they return: the time of one of many.
+
+    Args:
+        step: Takes one.
+        wait: Is given what the last one returned, and returns when that is done.
+        count: How many a run takes.
+
+    Example:
+        >>> timed_steps(lambda: 2.0, float, 3)() > 0
+        True
+    """
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            last = step()
+        wait(last)
+        return (time.perf_counter() - start) / count
+
+    return run
+
+
+def steps_a_run(device: str) -> int:
+    """Return how many training steps are timed together: a GPU is asked for many before it waits.
+
+    Example:
+        >>> steps_a_run("cpu"), steps_a_run("cuda:0")
+        (1, 5)
+    """
+    return 1 if device == "cpu" else 5
 
 
 def resolve(target: str) -> Callable[..., Any]:
@@ -92,21 +128,22 @@ def serve() -> None:
                     }
             else:
                 assert built is not None  # the parent builds first
-                answer = _turn(built.runs[message["run"]], message["seconds"], message["least"])
+                answer = _turn(built, message["run"], message["seconds"], message["least"])
         except Exception as error:
             answer = {"error": one_line(error)}
         replies.write(json.dumps(answer) + "\n")
         replies.flush()
 
 
-def _turn(run: Run, seconds: float, least: int) -> dict[str, Any]:
+def _turn(built: Built, measure: str, seconds: float, least: int) -> dict[str, Any]:
+    run = built.runs[measure]
     gc.collect()
     reset_peak_memory()
     samples: list[float] = []
     start = time.perf_counter()
     while len(samples) < least or time.perf_counter() - start < seconds:
         samples.append(run())
-    return {"seconds": samples, "peak_bytes": peak_memory()}
+    return {"seconds": samples, "peak_bytes": (built.device_peak or peak_memory)()}
 
 
 def one_line(error: Exception) -> str:

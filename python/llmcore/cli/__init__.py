@@ -36,6 +36,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": models.convert,
     "quantize": models.quantize,
     "plan": train.plan,
+    "tune": train.tune,
     "doctor": machine.doctor,
 }
 for _name, _command in _COMMANDS.items():

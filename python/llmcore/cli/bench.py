@@ -30,6 +30,7 @@ ThreadsOption = Annotated[
     typer.Option(help="How many, as 2, or 1,2 for one after the other; all if not given."),
 ]
 FileOption = Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda.")]
 PlotOption = Annotated[Path | None, typer.Option(help="Draw the rates into this SVG file.")]
 VocabularyOption = Annotated[int | None, typer.Option(help="Instead of the preset's.")]
 
@@ -50,29 +51,34 @@ def machine(
         str | None, typer.Option(help="How many, as 1,2,4; 1 and all if not given.")
     ] = None,
     seconds: Annotated[float, typer.Option(help="For each rate.")] = 0.5,
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Show the ceilings that no program on this machine can exceed.
 
     Multiply-adds on registers alone, two operations each, in fp32, bfloat16 and int8, and the bytes
-    that all threads together read from their caches and from memory.
+    that all threads together read from their caches and from memory. Of a GPU, large products, and
+    what it reads and writes.
 
     [bold]Example[/bold]
 
     llmcore bench machine --threads 1,2
     """
     from llmcore.bench import measure_ceilings
+    from llmcore.bench.machine import measure_gpu
 
     with usage_errors():
         counts = None if threads is None else _numbers("threads", threads)
-        found = measure_ceilings(counts, seconds=seconds)
+        found = (
+            [measure_gpu(device)] if _on_gpu(device) else measure_ceilings(counts, seconds=seconds)
+        )
     if as_json:
         print(json.dumps([dataclasses.asdict(ceilings) for ceilings in found], indent=2))
         return
     titles = ("fp32 GFLOP/s", "bfloat16", "int8 GOP/s", "cache GB/s", "memory GB/s")
     print(f"{'threads':>7}" + "".join(f"{title:>14}" for title in titles))
     for one in found:
-        threads_used, *rates = dataclasses.astuple(one)
+        threads_used, *rates, _ = dataclasses.astuple(one)
         print(f"{threads_used:7}" + "".join(f"{rate / 1e9:14.1f}" for rate in rates))
 
 
@@ -87,6 +93,7 @@ def train(
     rounds: RoundsOption = 5,
     seconds: SecondsOption = 1.0,
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     json_file: FileOption = None,
     plot: PlotOption = None,
 ) -> None:
@@ -104,7 +111,7 @@ def train(
 
     with usage_errors():
         workload = Training(model, batch, length, dtype, vocab_size)
-    _run([workload], against, rounds, seconds, threads, json_file, plot)
+    _run([workload], against, rounds, seconds, threads, json_file, plot, device)
 
 
 @app.command()
@@ -123,6 +130,7 @@ def generate(
     rounds: RoundsOption = 5,
     seconds: SecondsOption = 1.0,
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     json_file: FileOption = None,
     plot: PlotOption = None,
 ) -> None:
@@ -144,7 +152,7 @@ def generate(
             Generation(model, prompt, new, batches, prefill, beams, kind, vocab_size)
             for kind in _words(weights) or [weights]
         ]
-    _run(workloads, against, rounds, seconds, threads, json_file, plot)
+    _run(workloads, against, rounds, seconds, threads, json_file, plot, device)
 
 
 @app.command()
@@ -191,6 +199,7 @@ def _run(
     threads: str | None,
     json_file: Path | None,
     plot: Path | None,
+    device: str = "cpu",
 ) -> None:
     """Hold a contest for each workload and number of threads; show them all."""
     from rich.console import Console
@@ -199,6 +208,7 @@ def _run(
     from llmcore.atomic import write_atomically
     from llmcore.bench import measure_ceilings
     from llmcore.bench.engines import contestants
+    from llmcore.bench.machine import measure_gpu
     from llmcore.bench.plot import draw
     from llmcore.bench.report import hold_contest, report
     from llmcore.bench.turns import check_settings
@@ -211,10 +221,14 @@ def _run(
     peers = _words(against)
     with usage_errors():
         counts = [llmcore.get_num_threads()] if threads is None else _numbers("threads", threads)
-        contestants(workloads[0], peers)  # mistakes are told before anything takes its time
+        where = {"device": device} if _on_gpu(device) else {}
+        # Mistakes are told before anything takes its time.
+        contestants(workloads[0], peers, **where)
         for count in counts:
             check_settings(rounds=rounds, seconds=seconds, threads=count)
-        limits = measure_ceilings(counts)
+        limits = (
+            [measure_gpu(device, count) for count in counts] if where else measure_ceilings(counts)
+        )
         contests = [
             hold_contest(
                 workload, peers, ceilings=ceilings, rounds=rounds, seconds=seconds, tell=_tell
@@ -232,6 +246,7 @@ def _run(
             console.print(f"  {engine}: {text}", markup=False, soft_wrap=True)
     if json_file is not None:
         settings: dict[str, Any] = {"against": peers, "rounds": rounds, "seconds": seconds}
+        settings["device"] = device
         text = json.dumps(report(contests, settings), indent=1) + "\n"
         write_atomically(json_file, text.encode())
     if plot is not None:
@@ -239,6 +254,14 @@ def _run(
     if not any(contest.rows(m) for contest in contests for m in contest.workload.measures()):
         reasons = contests[0].absences()
         raise ConfigError("no engine could run: " + "; ".join(map(": ".join, reasons.items())))
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether a device is one; DeviceError where it cannot be used."""
+    from llmcore.model import check_computation
+
+    check_computation(device, "float32")
+    return device != "cpu"
 
 
 def _tell(text: str) -> None:

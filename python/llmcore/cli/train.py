@@ -183,6 +183,43 @@ def plan(
             print(f"warning    {shortage}")
 
 
+@options_from(Training=TrainConfig)
+def tune(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    **settings: Any,
+) -> None:
+    """Time a GPU's matrix products for a training run, and remember the fastest on this machine.
+
+    Later runs of the same shapes take them. Without this, or where LLMCORE_CACHE_DIR is off, it is
+    cuBLASLt's own first choice. The file is $LLMCORE_CACHE_DIR/products-…, by default in
+    ~/.cache/llmcore; delete it to forget.
+
+    [bold]Example[/bold]
+
+    llmcore tune --model gpt2 --batch-size 64 --block-size 1024 --dtype bfloat16
+    """
+    run = run_config(model, config, overrides, settings)
+    from llmcore import _core
+    from llmcore.training import tune as tuner
+    from llmcore.training.assemble import build_model_config
+
+    where = device or default_device()
+    where = "cuda" if where == "cpu" and device is None else where
+    architecture = build_model_config(run.model, tokenizer=None, train=run.train)
+    tuned = tuner.tune(architecture, run.train, where)
+    choices = _core.product_choices(where)
+    if as_json:
+        print(json.dumps({"timed": tuned.timed, "choices": choices}))
+        return
+    print(f"{tuned.timed} products were timed, {len(choices) - tuned.timed} were known before")
+    for product, choice in choices.items():
+        print(f"  {product}: algorithm {choice}")
+
+
 def run_config(
     model: str | None, file: Path | None, overrides: list[str] | None, options: dict[str, Any]
 ) -> RunConfig:

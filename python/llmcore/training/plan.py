@@ -138,12 +138,7 @@ def make_plan(
         >>> plan.parameters, plan.tokens_per_step
         (124439808, 768)
     """
-    if train.lora_rank and model.lora is None:
-        model = model.replace(
-            lora=LoraConfig(
-                rank=train.lora_rank, dropout=train.lora_dropout, targets=train.lora_targets
-            )
-        )
+    model = with_adapters(model, train)
     parameters = model.num_parameters()
     shapes = parameter_shapes(model)
     frozen = [name for name in shapes if not _is_trained(name, model, train)]
@@ -265,17 +260,17 @@ def _cure(model: ModelConfig, train: TrainConfig, limit: int, device: str) -> st
 
 
 @lru_cache
-def measure_peak_flops(device: str = "cpu", seconds: float = 0.2) -> float:
+def measure_peak_flops(device: str = "cpu", seconds: float = 0.2, dtype: str = "bfloat16") -> float:
     """Time multiply-adds on the registers of all threads for a moment; FLOP per second.
 
-    Of a GPU, products of ever larger bfloat16 matrices. The one place where the peak behind every
+    Of a GPU, products of ever larger matrices of `dtype`. The one place where the peak behind every
     "share of peak" is measured; once a process.
     """
     if device == "cpu":
         return float(_core.measure_peak(seconds))
     size, best = 64, 0.0
     while True:
-        x = tensor(np.random.default_rng(0).random((size, size)), "bfloat16", device)
+        x = tensor(np.random.default_rng(0).random((size, size)), dtype, device)
         elapsed = min(_product_seconds(x) for _ in range(3))
         best = max(best, 2 * size**3 / elapsed)
         if size == 4096 or elapsed > 0.01:
@@ -321,6 +316,14 @@ def _format_flops(number: float) -> str:
     return f"{digits} {words[len(digits) :]}FLOP"
 
 
+def with_adapters(model: ModelConfig, train: TrainConfig) -> ModelConfig:
+    """The architecture with the adapters that a run adds to it."""
+    if not train.lora_rank or model.lora is not None:
+        return model
+    lora = LoraConfig(rank=train.lora_rank, dropout=train.lora_dropout, targets=train.lora_targets)
+    return model.replace(lora=lora)
+
+
 def _index(device: str) -> int:
     return int(device.partition(":")[2] or 0)
 
@@ -337,7 +340,7 @@ def _activation_bytes(core: Any, model: ModelConfig, train: TrainConfig, micro_b
     bfloat16 = train.dtype != "float32"
 
     def planned(rows: int) -> int:
-        batch = _fullest_batch(model, train.replace(batch_size=rows))
+        batch = fullest_batch(model, train.replace(batch_size=rows))
         return int(core.planned_bytes(batch, micro_batches=micro_batches, bfloat16=bfloat16))
 
     most = max(1, _MOST_TOKENS // train.block_size)
@@ -347,8 +350,8 @@ def _activation_bytes(core: Any, model: ModelConfig, train: TrainConfig, micro_b
     return more + (train.batch_size - 2 * most) * (more - less) // most
 
 
-def _fullest_batch(model: ModelConfig, train: TrainConfig) -> Batch:
-    """A micro-batch of one token, whose sequences are as long as any in the run."""
+def fullest_batch(model: ModelConfig, train: TrainConfig) -> Batch:
+    """Make a micro-batch of one token, whose sequences are as long as any in the run."""
     from llmcore.training.tasks import natural_objective, parse_objective
 
     length = train.block_size

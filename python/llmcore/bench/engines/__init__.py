@@ -24,6 +24,7 @@ _FUNCTIONS = {Training: "train", Generation: "generate", Operations: "operations
 _MODULES = {"llama.cpp": "llama_cpp", "torch-compile": "torch"}
 _ARGUMENTS: dict[str, dict[str, Any]] = {"torch-compile": {"compiled": True}}
 _OPERATIONS = {"llmcore": "llmcore_operations", "torch": "torch_operations"}
+_ON_GPU = ("torch", "torch-compile", "transformers")
 # To generate they read files of their own or rounded ones, which are made of ours beforehand.
 _CONVERTED = ("llmcore", "ctranslate2", "llama.cpp")
 
@@ -36,10 +37,11 @@ def contestants(
     Args:
         workload: What they are to run.
         peers: Their names.
-        options: More arguments for all of them.
+        options: More arguments for all of them; "device" is where they run, if not on the CPU.
 
     Raises:
-        ConfigError: A peer that cannot run the workload, is no peer at all, or is named twice.
+        ConfigError: A peer that cannot run the workload, or not there, is no peer at all, or is
+            named twice.
 
     Example:
         >>> [c.build for c in contestants(Training("gpt-nano", 1, 8), ["torch"])]
@@ -47,11 +49,17 @@ def contestants(
     """
     kind = type(workload)
     known = PEERS[kind]
+    if kind is Operations and "device" in options:
+        raise ConfigError("operations by themselves are timed on the CPU alone")
     for peer in peers:
         if peer not in known:
             raise ConfigError(
                 f"against must be some of {', '.join(known)}, got {peer!r}"
                 + did_you_mean(peer, known)
+            )
+        if "device" in options and peer not in _ON_GPU:
+            raise ConfigError(
+                f"against must be some of {', '.join(_ON_GPU)} on a GPU, got {peer!r}"
             )
     if len(set(peers)) < len(peers):
         raise ConfigError(f"against must name each engine once, got {','.join(peers)}")

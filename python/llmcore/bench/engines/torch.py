@@ -6,52 +6,91 @@ The models are those of transformers, with fused attention; they were faster tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from llmcore.bench.worker import Built, reset_peak_memory, timed
+from llmcore.bench.worker import Built, reset_peak_memory, steps_a_run, timed_steps
 from llmcore.bench.workloads import Training
+from llmcore.config import ModelConfig
+from llmcore.hf import config_to_hf
+from llmcore.objectives import Batch
 
 
-def train(workload: dict[str, Any], folder: str, *, compiled: bool = False) -> Built:
+def train(
+    workload: dict[str, Any], folder: str, *, compiled: bool = False, device: str = "cpu"
+) -> Built:
     """Train the model in the folder: cross-entropy, clipping, fused AdamW; autocast in bfloat16."""
     import torch
 
     training = Training(**workload)
-    model = load_model(folder, training.config.kind).train()
-    matrices = [p for p in model.parameters() if p.dim() > 1]
+    model = load_model(folder, training.config.kind, device=device)
+    take = stepper(model, training.dtype, device, compiled=compiled)
+    step = partial(take, batch_on(training.data(), device))
+    reset_peak_memory()
+    return Built(
+        {"step": timed_steps(step, float, steps_a_run(device))},
+        torch.__version__,
+        float(step()),
+        device_peak=device_peak(device),
+    )
+
+
+def stepper(
+    model: Any, dtype: str, device: str, *, compiled: bool
+) -> Callable[[dict[str, Any]], Any]:
+    """Return what takes a step on a batch's arrays, and returns the loss before it is known."""
+    import torch
+
+    matrices = [p for p in model.train().parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
-    data = training.data()
-    batch = {
-        name: None if array is None else torch.from_numpy(np.asarray(array, np.int64))
-        for name in ("enc_ids", "dec_ids", "rows", "targets")
-        for array in [getattr(data, name)]
-    }
-    loss_of = torch.compile(_loss) if compiled else _loss
+    loss_of = torch.compile(mean_loss) if compiled else mean_loss
+    kind = torch.device(device).type
 
-    def step() -> float:
+    def step(arrays: dict[str, Any]) -> Any:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.dtype == "bfloat16"):
-            loss = loss_of(model, **batch)
+        with torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = loss_of(model, **arrays)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return float(loss.item())
+        return loss.detach()
 
-    reset_peak_memory()
-    return Built({"step": timed(step)}, torch.__version__, step())
+    return step
 
 
-def load_model(folder: str, kind: str, dtype: str = "float32") -> Any:
-    """Read a model that llmcore wrote, with the fastest attention and activation there are for it.
+def batch_on(batch: Batch, device: str) -> dict[str, Any]:
+    """Return a batch's arrays on the device, where they stay."""
+    import torch
+
+    arrays = {name: getattr(batch, name) for name in ("enc_ids", "dec_ids", "rows", "targets")}
+    return {
+        name: None if array is None else torch.from_numpy(np.asarray(array, np.int64)).to(device)
+        for name, array in arrays.items()
+    }
+
+
+def device_peak(device: str) -> Callable[[], int] | None:
+    """Return what `Built.device_peak` is to be."""
+    import torch
+
+    return None if device == "cpu" else lambda: int(torch.cuda.max_memory_reserved(device))
+
+
+def load_model(
+    source: str | ModelConfig, kind: str, dtype: str = "float32", device: str = "cpu"
+) -> Any:
+    """Return a model of transformers, with the fastest attention and activation there are for it.
 
     Args:
-        folder: Where it lies.
+        source: Where it lies, as llmcore wrote it; or an architecture, for random weights.
         kind: `ModelConfig.kind`.
         dtype: Of the weights and the computation.
+        device: Where it is to be.
     """
     import torch
     import transformers
@@ -61,15 +100,20 @@ def load_model(folder: str, kind: str, dtype: str = "float32") -> Any:
         "encoder": transformers.AutoModelForMaskedLM,
         "encoder-decoder": transformers.AutoModelForSeq2SeqLM,
     }
-    config = transformers.AutoConfig.from_pretrained(folder)
+    if isinstance(source, ModelConfig):
+        config = transformers.AutoConfig.for_model(**config_to_hf(source))
+    else:
+        config = transformers.AutoConfig.from_pretrained(source)
     if getattr(config, "activation_function", None) == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel
-    return classes[kind].from_pretrained(
-        folder, config=config, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-    )
+    settings = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+    if isinstance(source, ModelConfig):
+        with torch.device(device):
+            return classes[kind].from_config(config, **settings)
+    return classes[kind].from_pretrained(source, config=config, **settings).to(device)
 
 
-def _loss(model: Any, enc_ids: Any, dec_ids: Any, rows: Any, targets: Any) -> Any:
+def mean_loss(model: Any, enc_ids: Any, dec_ids: Any, rows: Any, targets: Any) -> Any:
     """The mean loss of a batch without padding; a masked model's head runs on `rows` alone."""
     from torch.nn.functional import cross_entropy
 
