@@ -117,7 +117,7 @@ def test_nothing_is_asked_for_that_is_known_to_be_too_much(count, ahead):
     assert play(script).core.passes_ahead == ahead
 
 
-def test_a_text_that_stops_has_had_a_pass_too_many(rng):
+def test_a_text_that_stops_has_had_a_pass_too_many():
     model = pair()[0]
     written = model.generate([PROMPT], GenerationConfig(max_new_tokens=8, stop_ids=()))[0].ids
 
@@ -178,6 +178,16 @@ def test_all_may_leave_and_others_come():
     play(script)
 
 
+def test_a_text_may_be_in_several_rows_of_a_pass():
+    def script(steps):
+        steps.join(PROMPT[:2], max_new_tokens=3)
+        for i in range(8):  # so many of one token that the first text is cut to single tokens
+            steps.join(PROMPT[i : i + 1], max_new_tokens=3)
+        steps.finish()
+
+    play(script, engine={"places": 9})
+
+
 @pytest.mark.parametrize("slide", [True, False])
 def test_contexts_that_reach_the_last_position(slide):
     def script(steps):
@@ -219,8 +229,30 @@ def test_what_needs_the_cpu_for_a_while_waits_for_so_long():
     assert play(script).core.passes_ahead == 4
 
 
+@pytest.mark.parametrize(
+    ("config", "settings", "ahead"),
+    [({"forced_eos_id": 9}, {}, 3), ({}, {"no_repeat_ngram_size": 7}, 1)],
+)
+def test_what_needs_the_cpu_later_is_not_asked_ahead(config, settings, ahead):
+    def script(steps):
+        steps.join(PROMPT[:4], max_new_tokens=6, **settings)
+        steps.finish()
+
+    assert play(script, config=config).core.passes_ahead == ahead
+
+
+def test_a_table_of_places_that_outgrows_the_first_block_of_inputs():
+    def script(steps):
+        for size in (1, 5, 9):
+            steps.join(PROMPT[:size], max_new_tokens=5)
+        steps.finish()
+
+    room = {"places": 3, "tokens": 100000}  # 1.2 MB of numbers for all three
+    assert play(script, "llama", {"max_positions": 100000}, room).core.passes_ahead == 3
+
+
 def test_failures():
-    """A damaged position: texts fail as they reach it, others go on, and so does what comes next."""
+    """A damaged position: texts fail as they reach it; the others and those that follow go on."""
 
     def script(steps):
         positions = steps.model.parameters()["embed.positions.weight"]
@@ -251,7 +283,7 @@ def test_the_model_works_for_others_meanwhile(rng):
     assert got == want
 
 
-def test_weights_may_change_afterwards(rng):
+def test_weights_may_change_afterwards():
     here, there = pair()
     config = GenerationConfig(max_new_tokens=5, stop_ids=())
     stream = there.generate([PROMPT], config, stream=True)

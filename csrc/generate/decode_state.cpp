@@ -128,7 +128,9 @@ void DecodeState::run(const std::vector<DecodeRow>& rows, DecodeArgs args) {
   const Tensor ids = ints(batch, queries), lengths = ints(batch), past = ints(batch);
   const Tensor source_rows = ints(batch), source_lengths = ints(batch);
   const Tensor wanted = ints(args.logits.rows());
-  Cache cache{.layers = cache_.layers(), .rows = ints(batch, capacity)};
+  Cache cache{.layers = cache_.layers(),
+              .rows = ints(batch, capacity),
+              .apart = batch == static_cast<int64_t>(rows.size())};
   std::fill_n(ids.host<int32_t>(), ids.numel(), 0);
   int64_t b = 0, asked = 0;
   for (const DecodeRow& row : rows) {

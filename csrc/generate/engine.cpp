@@ -80,9 +80,8 @@ void Engine::leave(int64_t number) {
 }
 
 void Engine::drop_ended() {
-  for (Text& text : texts_) {
+  for (const Text& text : texts_) {
     if (!text.ended) continue;
-    forget(text, static_cast<int64_t>(places_[text.place].seen.size()));  // what was asked ahead
     places_[text.place].taken = false;
     places_[text.place].last_used = ++clock_;
   }

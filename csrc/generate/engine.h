@@ -13,7 +13,7 @@
 // Where a GPU can choose what the texts that are being written wait for, all of them at once, it is
 // asked for the pass of the next step before anybody looks at the choices of this one: the ids go
 // from pass to pass on the device, which never waits for the CPU. What it then writes for a text
-// that has ended meanwhile is forgotten.
+// that has ended meanwhile nobody looks at.
 //
 // A text's tokens are, bit for bit, those it gets alone: they depend on its request only.
 #pragma once
@@ -98,7 +98,7 @@ class Engine {
   };
 
   struct Place {
-    TokenIds seen;  // the ids whose keys and values stand here
+    TokenIds seen;  // the ids whose keys and values stand here, but for one that is asked ahead
     bool taken = false;
     int64_t last_used = 0;
   };

@@ -124,20 +124,6 @@ AttentionArgs SelfAttention::arguments(const Context& context, const Sequences& 
   return args;
 }
 
-// Adds the new keys and values to the cache and lets attention read from there.
-void SelfAttention::use_cache(const Context& context, const Sequences& sequences,
-                              AttentionArgs& args) const {
-  args.cache = sequences.cache->layer(layer_);
-  args.keys = sequences.keys();
-  attention_append(context, {.batch = args.batch,
-                             .tokens = args.queries,
-                             .k = args.k,
-                             .v = args.v,
-                             .kv_lengths = args.kv_lengths,
-                             .past = args.past,
-                             .cache = args.cache});
-}
-
 void SelfAttention::forward(const Context& context, const Sequences& sequences, const Tensor& x,
                             const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
   const int64_t rows = x.dim(0), mixed_width = config_.num_heads * config_.head_dim;
@@ -150,7 +136,12 @@ void SelfAttention::forward(const Context& context, const Sequences& sequences, 
   rotate(context, sequences, saved.qkv, false);
 
   AttentionForwardArgs args{arguments(context, sequences, saved.qkv)};
-  if (sequences.cache != nullptr) use_cache(context, sequences, args);
+  if (sequences.cache != nullptr) {  // which new keys and values are added to
+    args.cache = sequences.cache->layer(layer_);
+    args.keys = sequences.keys();
+    args.append = true;
+    args.apart = sequences.cache->apart;
+  }
   look_at_weights(context, args, layer_, sequences.self_probes);
   args.out = heads_of(config_, saved.mixed, sequences.queries, 0);
   args.softmax = saved.softmax.f32();

@@ -39,7 +39,6 @@ class SelfAttention {
   void normalise_backward(const Context& context, const Tensor& dqkv, const Saved& saved) const;
   AttentionArgs arguments(const Context& context, const Sequences& sequences,
                           const Tensor& qkv) const;
-  void use_cache(const Context& context, const Sequences& sequences, AttentionArgs& args) const;
 
   const Config& config_;
   int64_t layer_;

@@ -12,6 +12,7 @@ namespace llmcore {
 struct Cache {
   std::vector<LayerCache> layers;  // [L]
   Tensor rows;                     // [B, S] int32: where token t of sequence b is, or goes
+  bool apart = false;              // no two of the pass are parts of one text
 
   KvCacheView layer(int64_t number) const {
     return {layers[number].k, layers[number].v, rows, {rows.dim(1), 1}};

@@ -345,6 +345,7 @@ void Transformer::decode(const DecodeArgs& args) {
                                args.settings, args.choices, args.chosen_ids, args.from})
     look.add(tensor);
   look.add(params_.version());
+  look.add(args.cache->apart);
   add_layers(look, args.cache->layers);
   if (args.memory != nullptr) {
     look.add(args.memory->keys);

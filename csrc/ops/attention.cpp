@@ -75,6 +75,15 @@ void attention_forward(const Context& context, const AttentionForwardArgs& args)
   ScratchScope scope(*context.arena);
   AttentionForwardArgs call = args;
   const AttentionKernels& kernels = *context.kernels->attention;
+  call.append = args.append && args.apart && kernels.appends != nullptr && kernels.appends(args);
+  if (args.append && !call.append)
+    attention_append(context, {.batch = args.batch,
+                               .tokens = args.queries,
+                               .k = args.k,
+                               .v = args.v,
+                               .kv_lengths = args.kv_lengths,
+                               .past = args.past,
+                               .cache = args.cache});
   call.scratch = context.arena->scratch(DType::kInt8, kernels.forward_scratch(args));
   kernels.forward(context, call);
 }

@@ -97,7 +97,10 @@ LLMCORE_INLINE KeyRange visible_keys(const AttentionArgs& args, int64_t b, int64
 }
 
 struct AttentionForwardArgs : AttentionArgs {
-  HeadView out;  // [B, T, H, Dv]
+  // k and v [B, T, …] are of new tokens, which go into the cache first: attention_append().
+  bool append = false;
+  bool apart = false;  // no sequence sees what another appends
+  HeadView out;        // [B, T, H, Dv]
   // [B, H, T, 2] the highest score of a query and the log of the sum of exponentials of all scores
   // less it, saved for backward, or null; -inf first for a query that sees nothing. Their sum would
   // do, but where scores are large it rounds away what tells weights apart.
@@ -137,6 +140,8 @@ struct AttentionKernels {
   void (*backward)(const Context&, const AttentionBackwardArgs&);
   void (*weights)(const Context&, const AttentionWeightsArgs&);
   void (*append)(const Context&, const AttentionAppendArgs&);
+  // Whether forward itself appends for sequences that are apart; null: it never does.
+  bool (*appends)(const AttentionArgs&);
 };
 
 void attention_forward(const Context& context, const AttentionForwardArgs& args);

@@ -128,13 +128,6 @@ __device__ __forceinline__ void exponentials(float (&score)[kKeys], float& highe
   sum = across(mine, [](float a, float b) { return a + b; });
 }
 
-__device__ __forceinline__ void leave_softmax(const AttentionForwardArgs& args, int64_t row,
-                                              const Softmax& softmax) {
-  if (args.softmax == nullptr) return;
-  args.softmax[2 * row] = softmax.highest;
-  args.softmax[2 * row + 1] = softmax.highest == -INFINITY ? 0.0f : logf(softmax.sum);
-}
-
 // Grid: kv heads of all sequences, blocks of rows, splits.
 template <class T, int kColumns>
 __global__ __launch_bounds__(kBlockThreads, 1) void forward_rows(const AttentionForwardArgs args,
@@ -214,27 +207,12 @@ __global__ __launch_bounds__(kBlockThreads, 1) void forward_rows(const Attention
   }
 }
 
-// Joins the partial sums of a row's tiles, in their order. Grid: rows.
+// Grid: rows.
 template <class T>
 __global__ void join_tiles(const AttentionForwardArgs args, const Split split) {
   take_turn();
   const int64_t row = blockIdx.x, i = row % args.queries;
-  const int64_t h = row / args.queries % args.heads, b = row / args.queries / args.heads;
-  const KeyRange seen = visible_keys(args, b, i);
-  const int64_t begin = seen.begin / kTile, end = (seen.end + kTile - 1) / kTile;
-  const int64_t stride = args.value_dim + 2;
-  const float* from = args.scratch.as<float>() + row * split.tiles * stride;
-  for (int64_t c = threadIdx.x; c < args.value_dim; c += blockDim.x) {
-    Softmax softmax;
-    float total = 0.0f;
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const float* part = from + tile * stride;
-      const Softmax::Factors factors = softmax.add(part[0], part[1]);
-      total = fmaf(total, factors.kept, part[2 + c] * factors.added);
-    }
-    args.out.template at<T>(b, i, h)[c] = from_float<T>(total * softmax.share());
-    if (c == 0) leave_softmax(args, row, softmax);
-  }
+  join_row<T>(args, split, row / args.queries / args.heads, row / args.queries % args.heads, i);
 }
 
 // The scores first, then what the running softmax came to. Grid: kv heads, blocks of rows.
@@ -292,12 +270,16 @@ void forward(const Context& context, const AttentionForwardArgs& args) {
   with_columns(args.head_dim, [](auto) {});
   with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
+    bool joined = !split.partial;
     with_columns(args.value_dim, [&](auto columns) {
-      if (split.partial && decodes(args)) return attention_decode(context, args, split);
+      if (split.partial && decodes(args)) {
+        joined = attention_decode(context, args, split);
+        return;
+      }
       launch(context, forward_rows<T, columns()>, grid_of(args, splits), dim3(kBlockThreads),
              shared_bytes(args, true), args, split, rounds(context, args));
     });
-    if (split.partial)
+    if (!joined)
       launch(context, join_tiles<T>,
              dim3(static_cast<unsigned>(args.batch * args.heads * args.queries)), dim3(64), 0, args,
              split);
@@ -313,42 +295,6 @@ void weights(const Context& context, const AttentionWeightsArgs& args) {
 }
 
 // ---- What a cache keeps ----
-
-// A token's numbers of one kv head, by a warp: rounded as kv_tiles.h says.
-template <class T>
-__device__ void keep_token(const KvTiles& tiles, const T* from, int64_t row, int64_t head,
-                           int64_t token) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, width = static_cast<int>(tiles.width);
-  float* tile = tiles.tile(row, head, token);
-  const int64_t j = token % kTile, words = tiles.words();
-  float inverse = 1.0f;
-  if (tiles.dtype == DType::kInt8) {
-    uint32_t largest = 0;  // magnitudes as integers: NaN is above infinity, that above all others
-    for (int c = lane; c < width; c += kWarp)
-      largest = max(largest, __float_as_uint(as_float(from[c])) & 0x7fffffffu);
-    for (int distance = kWarp / 2; distance > 0; distance /= 2)
-      largest = max(largest, __shfl_xor_sync(kAllLanes, largest, distance));
-    const float most = __uint_as_float(largest);
-    inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    if (lane == 0) tile[kTile * words + j] = most / 127.0f + (most - most);
-  }
-  for (int w = lane; w < words; w += kWarp) {
-    const auto number = [&](int c) { return c < width ? as_float(from[c]) : 0.0f; };
-    uint32_t word = 0;
-    if (tiles.dtype == DType::kFloat32) {
-      word = __float_as_uint(number(w));
-    } else if (tiles.dtype == DType::kBFloat16) {
-      word = pack_bfloat16(number(2 * w), number(2 * w + 1));
-    } else {
-      constexpr float kRounder = 0x1.8p23f;  // to the nearest integer, which the lowest bits hold
-      for (int i = 0; i < 4; ++i) {
-        const float sum = fmaf(number(4 * w + i), inverse, kRounder);
-        word |= (__float_as_uint(sum) & 0xffu) << (8 * i);
-      }
-    }
-    tile[tiles.transposed ? w * kTile + j : j * words + w] = __uint_as_float(word);
-  }
-}
 
 // A warp for each new token, kv head, and keys or values.
 template <class T>
@@ -385,6 +331,7 @@ const AttentionKernels attention_kernels = {
     .backward = attention_backward,
     .weights = weights,
     .append = append,
+    .appends = decodes,
 };
 
 }  // namespace llmcore::cuda

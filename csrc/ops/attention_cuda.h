@@ -109,6 +109,42 @@ __device__ __forceinline__ float scale_of(const KvCacheView& cache, const KvTile
   return tiles.tile(cache.row(b, key), kv_head, key)[kTile * tiles.words() + key % kTile];
 }
 
+// A token's numbers of one kv head, by a warp: rounded as kv_tiles.h says.
+template <class T>
+__device__ __forceinline__ void keep_token(const KvTiles& tiles, const T* from, int64_t row,
+                                           int64_t head, int64_t token) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, width = static_cast<int>(tiles.width);
+  float* tile = tiles.tile(row, head, token);
+  const int64_t j = token % kTile, words = tiles.words();
+  float inverse = 1.0f;
+  if (tiles.dtype == DType::kInt8) {
+    uint32_t largest = 0;  // magnitudes as integers: NaN is above infinity, that above all others
+    for (int c = lane; c < width; c += kWarp)
+      largest = max(largest, __float_as_uint(as_float(from[c])) & 0x7fffffffu);
+    for (int distance = kWarp / 2; distance > 0; distance /= 2)
+      largest = max(largest, __shfl_xor_sync(kAllLanes, largest, distance));
+    const float most = __uint_as_float(largest);
+    inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    if (lane == 0) tile[kTile * words + j] = most / 127.0f + (most - most);
+  }
+  for (int w = lane; w < words; w += kWarp) {
+    const auto number = [&](int c) { return c < width ? as_float(from[c]) : 0.0f; };
+    uint32_t word = 0;
+    if (tiles.dtype == DType::kFloat32) {
+      word = __float_as_uint(number(w));
+    } else if (tiles.dtype == DType::kBFloat16) {
+      word = pack_bfloat16(number(2 * w), number(2 * w + 1));
+    } else {
+      constexpr float kRounder = 0x1.8p23f;  // to the nearest integer, which the lowest bits hold
+      for (int i = 0; i < 4; ++i) {
+        const float sum = fmaf(number(4 * w + i), inverse, kRounder);
+        word |= (__float_as_uint(sum) & 0xffu) << (8 * i);
+      }
+    }
+    tile[tiles.transposed ? w * kTile + j : j * words + w] = __uint_as_float(word);
+  }
+}
+
 // The same as enter_rows for the keys or values from `first` on that a cache keeps, scales aside.
 __device__ __forceinline__ void enter_kept(const KvCacheView& cache, const KvTiles& tiles,
                                            const KvGroup& group, int64_t first, int64_t count,
@@ -272,6 +308,35 @@ struct Split {
   bool partial;
 };
 
+__device__ __forceinline__ void leave_softmax(const AttentionForwardArgs& args, int64_t row,
+                                              const Softmax& softmax) {
+  if (args.softmax == nullptr) return;
+  args.softmax[2 * row] = softmax.highest;
+  args.softmax[2 * row + 1] = softmax.highest == -INFINITY ? 0.0f : logf(softmax.sum);
+}
+
+// Joins the partial sums of a row's tiles, in their order; by all threads of a block, past a cache
+// of its own, since other blocks may have left them just now.
+template <class T>
+__device__ __forceinline__ void join_row(const AttentionForwardArgs& args, const Split& split,
+                                         int64_t b, int64_t h, int64_t i) {
+  const KeyRange seen = visible_keys(args, b, i);
+  const int64_t begin = seen.begin / kTile, end = (seen.end + kTile - 1) / kTile;
+  const int64_t row = (b * args.heads + h) * args.queries + i, stride = args.value_dim + 2;
+  const float* from = args.scratch.as<float>() + row * split.tiles * stride;
+  for (int64_t c = threadIdx.x; c < args.value_dim; c += blockDim.x) {
+    Softmax softmax;
+    float total = 0.0f;
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const float* part = from + tile * stride;
+      const Softmax::Factors factors = softmax.add(__ldcg(part), __ldcg(part + 1));
+      total = fmaf(total, factors.kept, __ldcg(part + 2 + c) * factors.added);
+    }
+    args.out.template at<T>(b, i, h)[c] = from_float<T>(total * softmax.share());
+    if (c == 0) leave_softmax(args, row, softmax);
+  }
+}
+
 // launch(std::integral_constant) with how many times 64 columns hold `width`.
 template <class Visit>
 void with_columns(int64_t width, Visit visit) {
@@ -289,9 +354,10 @@ inline bool rounds(const Context& context, const AttentionArgs& args) {
   return args.cache.k.data != nullptr ? args.cache.k.dtype == DType::kBFloat16 : context.bfloat16;
 }
 
-// Partial sums over a cache, of at most so many query rows a kv head.
+// Partial sums over a cache, of at most so many query rows a kv head. Returns whether they are
+// joined as well.
 inline constexpr int kMostDecodeRows = 8;
-void attention_decode(const Context& context, const AttentionForwardArgs& args, const Split& split);
+bool attention_decode(const Context& context, const AttentionForwardArgs& args, const Split& split);
 
 int64_t attention_backward_scratch(const AttentionArgs& args);
 void attention_backward(const Context& context, const AttentionBackwardArgs& args);

@@ -4,7 +4,9 @@
 // A block takes a tile of 64 keys, a thread a key, whose words lie side by side with those of its
 // neighbours; then a thread takes columns of the values, which came to shared memory meanwhile. It
 // leaves partial sums, in the order in which attention_cuda.cu takes them: no bit tells which of
-// the two computed a row.
+// the two computed a row. Where rows are joined soon, the last of their blocks does it: a kernel
+// less to wait for.
+#include "cuda/integers.h"
 #include "ops/attention_cuda.h"
 
 namespace llmcore::cuda {
@@ -12,6 +14,20 @@ namespace {
 
 constexpr int kThreads = kTile, kWarps = kThreads / kWarp;
 constexpr int kStep = 16;  // numbers of a key that are read before they are multiplied
+
+// How many blocks of each kv head's rows have come to their end; zeros between kernels, of which
+// the queue has one at a time.
+constexpr int64_t kMostGroups = 1 << 14;
+__device__ unsigned ended[kMostGroups];
+
+// Whether the last block joins all. It has few threads: one row at a time, while a kernel of its
+// own takes all rows at once.
+bool joins(const AttentionForwardArgs& args, const Split& split) {
+  constexpr int64_t kMostTiles = 16;  // in turn, of several rows
+  const int64_t rows = args.queries * (args.heads / args.kv_heads);
+  return args.batch * args.kv_heads <= kMostGroups &&
+         (rows == 1 || rows * split.tiles <= kMostTiles);
+}
 
 LLMCORE_INLINE int64_t query_stride(int64_t width) {
   return (width + kStep - 1) / kStep * kStep;
@@ -33,7 +49,7 @@ __device__ __forceinline__ void multiply_key(const float* k, int64_t words, cons
   for (int64_t w = 0; w < words; w += kWords, q += kStep) {
     float word[kWords];
 #pragma unroll
-    for (int u = 0; u < kWords; ++u) word[u] = w + u < words ? __ldg(k + (w + u) * kTile) : 0.0f;
+    for (int u = 0; u < kWords; ++u) word[u] = w + u < words ? k[(w + u) * kTile] : 0.0f;
 #pragma unroll
     for (int d = 0; d < kStep; d += 4)
 #pragma unroll
@@ -53,17 +69,22 @@ __device__ __forceinline__ void multiply_key(const float* k, int64_t words, cons
 // Grid: kv heads of all sequences, splits.
 template <DType kType, int kRows>
 __global__ __launch_bounds__(kThreads, 1) void decode_tiles(const AttentionForwardArgs args,
-                                                            const Split split, bool round) {
+                                                            const Split split, bool round,
+                                                            bool join) {
   take_turn();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const KvGroup group = kv_group(args, blockIdx.x);
   const int64_t rows = args.queries * group.group;
   const KeyRange together = seen_by(args, group, 0, rows);
-  const int64_t begin =
-      max(static_cast<int64_t>(blockIdx.y) * split.a_block, together.begin / kTile);
-  const int64_t end =
-      min(static_cast<int64_t>(blockIdx.y + 1) * split.a_block, (together.end + kTile - 1) / kTile);
-  if (begin >= end) return;
+  const int64_t first_tile = together.begin / kTile;
+  const int64_t last_tile = (together.end + kTile - 1) / kTile - 1;
+  // The blocks that have something to do; the first, where rows see nothing at all.
+  const int64_t turn = blockIdx.y, none = first_tile > last_tile;
+  const int64_t first_block = none ? 0 : first_tile / split.a_block;
+  const int64_t last_block = none ? 0 : last_tile / split.a_block;
+  if (turn < first_block || turn > last_block) return;
+  const int64_t begin = max(turn * split.a_block, first_tile);
+  const int64_t end = min((turn + 1) * split.a_block, last_tile + 1);
   const KvTiles &k = args.cache.k, &v = args.cache.v;
   const int64_t q_stride = query_stride(args.head_dim), words = v.words();
   float* values = dynamic_shared<float>();  // [kTile, words]
@@ -83,6 +104,21 @@ __global__ __launch_bounds__(kThreads, 1) void decode_tiles(const AttentionForwa
     q[e] = rounded(x * args.scale, round);
   }
   const int64_t length = keys_of(args, group.b);
+  if (args.append) {  // a warp the keys, the other the values, of tokens that stand in these tiles
+    const int64_t past = args.past ? args.past.as<int32_t>()[group.b] : 0;
+    const HeadView& from = warp == 0 ? args.k : args.v;
+    for (int64_t t = 0; t < args.queries && past + t < length; ++t) {
+      const int64_t token = past + t, tile = token / kTile;
+      if (tile < begin || tile >= end) continue;
+      const int64_t row = args.cache.row(group.b, token);
+      if (args.dtype == DType::kBFloat16)
+        keep_token(warp == 0 ? k : v, from.at<BFloat16>(group.b, t, group.kv_head), row,
+                   group.kv_head, token);
+      else
+        keep_token(warp == 0 ? k : v, from.at<float>(group.b, t, group.kv_head), row, group.kv_head,
+                   token);
+    }
+  }
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t key = tile * kTile + thread;
     const int64_t row = key < length ? args.cache.row(group.b, key) : 0;
@@ -164,6 +200,24 @@ __global__ __launch_bounds__(kThreads, 1) void decode_tiles(const AttentionForwa
     }
     __syncthreads();
   }
+
+  if (!join) return;
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (thread == 0) {
+    last = take_number(&ended[blockIdx.x]) == last_block - first_block;
+    if (last) ended[blockIdx.x] = 0;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  for (int64_t r = 0; r < rows; ++r) {
+    if (args.dtype == DType::kBFloat16)
+      join_row<BFloat16>(args, split, group.b, group.head(r), group.query(r));
+    else
+      join_row<float>(args, split, group.b, group.head(r), group.query(r));
+  }
 }
 
 template <DType kType>
@@ -177,7 +231,7 @@ void run(const Context& context, const AttentionForwardArgs& args, const Split& 
            dim3(static_cast<unsigned>(args.batch * args.kv_heads),
                 static_cast<unsigned>(blocks_of(split.tiles, split.a_block))),
            dim3(kThreads), static_cast<size_t>(floats) * sizeof(float), args, split,
-           rounds(context, args));
+           rounds(context, args), joins(args, split));
   };
   if (rows == 1)
     start(std::integral_constant<int, 1>{});
@@ -191,16 +245,19 @@ void run(const Context& context, const AttentionForwardArgs& args, const Split& 
 
 }  // namespace
 
-void attention_decode(const Context& context, const AttentionForwardArgs& args,
+bool attention_decode(const Context& context, const AttentionForwardArgs& args,
                       const Split& split) {
   switch (args.cache.k.dtype) {
     case DType::kBFloat16:
-      return run<DType::kBFloat16>(context, args, split);
+      run<DType::kBFloat16>(context, args, split);
+      break;
     case DType::kInt8:
-      return run<DType::kInt8>(context, args, split);
+      run<DType::kInt8>(context, args, split);
+      break;
     default:
-      return run<DType::kFloat32>(context, args, split);
+      run<DType::kFloat32>(context, args, split);
   }
+  return joins(args, split);
 }
 
 }  // namespace llmcore::cuda

@@ -329,7 +329,8 @@ class Transformer(Uses):
             prompts: a text or a list of texts (with a tokenizer), a list of ids, or a list of lists
                 of ids. They may differ in length; none changes what another becomes.
             config: how; greedy with 64 new tokens if None.
-            stream: yield tokens as they come instead of returning the whole.
+            stream: yield tokens as they come instead of returning the whole. The weights must not
+                change meanwhile: on a GPU the next token may be on its way.
             draft_model: a smaller decoder of the same vocabulary, whose guesses this model confirms
                 where the config has speculate="draft". It changes the time, not the text.
 
