@@ -79,7 +79,7 @@ def test_what_is_planned_is_what_is_used(case):
     planned, activations, before, used, arena = map(int, done.stdout.split())
     assert before == 0
     assert activations == arena
-    workspace, state = 32 << 20, 1 << 10
+    workspace, state = 32 << 20, 1 << 10  # state: with the optimizer's table of parts
     assert planned <= used - workspace < planned + state
 
 

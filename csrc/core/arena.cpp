@@ -74,6 +74,7 @@ void Arena::take(int64_t& end, int64_t& peak, int64_t bytes) {
     peak = end + size;
   }
   end += size;
+  highest_scratch_ = std::max(highest_scratch_, scratch_);
 }
 
 char* Arena::hand_out(char* data, int64_t bytes) const {

@@ -66,6 +66,11 @@ class Arena {
   int64_t scratch_mark() const { return scratch_; }
   void release_scratch(int64_t mark);
 
+  // Between the two calls scratch is taken and released; then all of it is in use again, until a
+  // scope around both ends. For work that is still going on then (core/beside.h).
+  void watch_scratch() { highest_scratch_ = scratch_; }
+  void hold_scratch() { scratch_ = highest_scratch_; }
+
   // Bytes in use now and at most, both ends together.
   int64_t used_bytes() const { return keep_ + scratch_; }
   int64_t peak_bytes() const { return peak_keep_ + peak_scratch_; }
@@ -90,7 +95,7 @@ class Arena {
   std::optional<Inputs> inputs_;
   char* base_ = nullptr;
   int64_t reserved_ = 0;
-  int64_t keep_ = 0, scratch_ = 0;
+  int64_t keep_ = 0, scratch_ = 0, highest_scratch_ = 0;
   int64_t peak_keep_ = 0, peak_scratch_ = 0;
   int64_t trims_ = 0;
 };

@@ -10,6 +10,7 @@
 
 namespace llmcore {
 
+class Beside;    // core/beside.h
 struct Kernels;  // ops/kernels.h
 
 struct Context {
@@ -25,6 +26,7 @@ struct Context {
   // All parameters as products read them, in the layout of the flat buffers: rounded to bfloat16,
   // once for what a context is for. None: products read the parameters themselves.
   Tensor rounded_weights;
+  Beside* beside = nullptr;  // where what nobody waits for yet may be asked for; none: the queue
   // Randomness of a training step: dropout masks are a function of these, the site and the element.
   uint64_t dropout_seed = 0;
   uint32_t step = 0;

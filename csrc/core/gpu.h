@@ -81,6 +81,28 @@ class Graph {
   void* executable_ = nullptr;
 };
 
+// A queue beside another: their work is done at the same time, but for what follow() and join()
+// order. Its matrix products work in `workspace`.
+class Side {
+ public:
+  Side(Queue* queue, void* workspace);
+  ~Side();
+  Side(const Side&) = delete;
+  Side& operator=(const Side&) = delete;
+  Queue* queue() const { return side_; }
+
+  // What the side is asked for next begins when all the queue was asked for so far is done; and the
+  // other way round.
+  void follow();
+  void join();
+
+ private:
+  Queue *queue_, *side_;
+};
+
+// What matrix products may work in, 256-byte aligned.
+inline constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
+
 // A place in a queue that can be waited for.
 class Event {
  public:

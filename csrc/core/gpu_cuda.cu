@@ -116,6 +116,24 @@ CUdeviceptr address_of(char* base, int64_t offset) {
   return static_cast<CUdeviceptr>(reinterpret_cast<uintptr_t>(base + offset));
 }
 
+void make_streams(Queue& queue) {
+  for (cudaStream_t* stream : {&queue.stream, &queue.side})
+    check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate");
+}
+
+// Events are of one use: a captured one must not be asked for again.
+void wait_for(Queue* later, Queue* earlier) {
+  use(later->device);
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+  const cudaError_t recorded = cudaEventRecord(event, earlier->stream);
+  const cudaError_t waited =
+      recorded == cudaSuccess ? cudaStreamWaitEvent(later->stream, event, 0) : recorded;
+  cudaEventDestroy(event);  // once it is no longer needed
+  check(waited, "the order of two queues");
+  later->joined = later->recording;
+}
+
 }  // namespace
 
 void* allocate(int index, int64_t bytes) {
@@ -224,7 +242,7 @@ Queue* queue_of(int index) {
   if (queues.empty()) pthread_atfork(nullptr, nullptr, [] { forked = true; });
   auto queue = std::make_unique<Queue>();
   queue->device = index;
-  check(cudaStreamCreateWithFlags(&queue->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  make_streams(*queue);
   constexpr int kHopper = 9;
   int capability = 0;
   check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index),
@@ -259,17 +277,19 @@ void Graph::clear() {
   executable_ = nullptr;
 }
 
-// On a stream of its own: what other threads ask of the device's queue meanwhile is not captured.
+// On streams of its own: what other threads ask of the device's queue meanwhile is not captured.
 void Graph::capture(Queue* queue, const std::function<void(Queue*)>& work) {
   clear();
   use(queue->device);
   Queue recorder = *queue;
-  check(cudaStreamCreateWithFlags(&recorder.stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  recorder.recording = true;
+  make_streams(recorder);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   const auto finish = [&] {
     if (graph != nullptr) cudaGraphDestroy(graph);
     cudaStreamDestroy(recorder.stream);
+    cudaStreamDestroy(recorder.side);
   };
   try {
     check(cudaStreamBeginCapture(recorder.stream, cudaStreamCaptureModeThreadLocal),
@@ -299,6 +319,25 @@ void Graph::launch(Queue* queue) const {
 void wait_for_device(int index) {
   use(index);
   check(cudaDeviceSynchronize(), "the work of the GPU");
+}
+
+Side::Side(Queue* queue, void* workspace) : queue_(queue), side_(new Queue(*queue)) {
+  side_->stream = queue->side;
+  side_->workspace = workspace;
+  side_->overlaps = false;
+}
+
+Side::~Side() {
+  delete side_;
+}
+
+void Side::follow() {
+  side_->products = queue_->products;
+  wait_for(side_, queue_);
+}
+
+void Side::join() {
+  wait_for(queue_, side_);
 }
 
 Event::~Event() {

@@ -43,6 +43,13 @@ void Graph::capture(Queue*, const std::function<void(Queue*)>&) {}
 void Graph::launch(Queue*) const {}
 void Graph::clear() {}
 
+Side::Side(Queue* queue, void*) : queue_(queue), side_(nullptr) {
+  fail();
+}
+Side::~Side() = default;
+void Side::follow() {}
+void Side::join() {}
+
 Event::~Event() = default;
 void Event::record(Queue*) {}
 void Event::wait() {}

@@ -20,7 +20,6 @@
 namespace llmcore::cuda {
 namespace {
 
-constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 constexpr int kBestFew = 8;
 // Each of the best few is timed in so many rounds of so many runs; its best round counts.
 constexpr int kRounds = 3, kRuns = 5;
@@ -40,7 +39,7 @@ struct Plan {
 
 }  // namespace
 
-// Of a queue, and so as long as the process. The workspace is that of whatever product runs.
+// Of a queue, and so as long as the process. The workspace is that of whatever product runs in it.
 struct Products {
   std::mutex mutex;  // plans hold pointers while a product is asked for
   cublasLtHandle_t handle = nullptr;
@@ -76,7 +75,7 @@ Products& products_of(const Context& context) {
   auto products = std::make_shared<Products>();
   check(cudaSetDevice(queue.device), "cudaSetDevice");
   check(cublas().Create(&products->handle), "cublasLtCreate");
-  products->workspace = Buffer(kWorkspaceBytes, Backing::kMemory, context.device);
+  products->workspace = Buffer(gpu::kWorkspaceBytes, Backing::kMemory, context.device);
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, queue.device), "cudaGetDeviceProperties");
   remember(*products, properties.name);
@@ -134,7 +133,7 @@ void find_best_few(const Products& products, Plan& plan, int64_t alignment) {
     check(cublas().MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)),
           "cublasLtMatmulPreferenceSetAttribute");
   };
-  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspaceBytes));
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(gpu::kWorkspaceBytes));
   // Parts of a sum stay float when they are added up.
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
@@ -154,10 +153,12 @@ void find_best_few(const Products& products, Plan& plan, int64_t alignment) {
 void run(const Context& context, const Products& products, const Plan& plan,
          const ProductKind& kind, const ProductData& data, int choice) {
   const float alpha = 1.0f, beta = kind.adds ? 1.0f : 0.0f;
+  void* const own = context.queue->workspace;
+  void* const workspace = own != nullptr ? own : products.workspace.data();
   check(cublas().Matmul(products.handle, plan.description, &alpha, data.b, plan.b, data.a, plan.a,
                         &beta, kind.adds ? data.added : data.c, plan.c, data.c, plan.c,
-                        &plan.best[choice].algo, products.workspace.data(),
-                        plan.best[choice].workspaceSize, stream_of(context)),
+                        &plan.best[choice].algo, workspace, plan.best[choice].workspaceSize,
+                        stream_of(context)),
         "cublasLtMatmul");
 }
 

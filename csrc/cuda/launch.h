@@ -45,7 +45,8 @@ void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, di
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &overlap;
-  config.numAttrs = context.queue->overlaps ? 1 : 0;
+  config.numAttrs = context.queue->overlaps && !context.queue->joined ? 1 : 0;
+  if (context.queue->recording) context.queue->joined = false;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), "launching a kernel");
 }
 

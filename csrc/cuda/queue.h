@@ -25,6 +25,9 @@ struct Queue {
   cudaStream_t stream = nullptr;
   bool overlaps = false;  // a kernel may start before the one ahead has ended: see take_turn()
   std::shared_ptr<cuda::Products> products;  // made at the first product
+  void* workspace = nullptr;                 // of its products; null: the one that `products` keep
+  cudaStream_t side = nullptr;               // for what is done beside it: gpu::Side
+  bool recording = false, joined = false;    // as a graph; next is a kernel that waits for others
 };
 
 namespace cuda {

@@ -65,30 +65,27 @@ void FeedForward::backward(const Context& context, const Sequences&, const Tenso
   ScratchScope scope(*context.arena);
   const bool gated = config_.gated_ffn;
   const Tensor dup = context.scratch(saved.up.dim(0), saved.up.dim(1));
-  {
-    ScratchScope inner(*context.arena);
-    const auto scratch = [&] { return context.scratch(dy.dim(0), config_.ffn_size); };
-    MatmulArgs fused{.dropout = context.dropout(config_.ffn_dropout, inner_site(site_))};
-    if (!gated) {
-      fused.gate_input = saved.up;
-      fused.gate_activation = config_.activation;
-    }
-    // Where they can be, hidden and its gradient are made together, hidden in the place of up.
-    const bool together = !gated && !down_.has_adapters();
-    if (together) fused.gate_output = saved.up;
-    const Tensor hidden = together ? saved.up : scratch(), dhidden = gated ? scratch() : dup;
-    if (!together) activate(context, saved.up, hidden);
-    down_.backward(context, dy, hidden, dhidden, fused);
-    if (gated)
-      gated_backward(context, {.activation = config_.activation,
-                               .dy = dhidden,
-                               .gate = half(saved.up, 0),
-                               .up = half(saved.up, 1),
-                               .dgate = half(dup, 0),
-                               .dup = half(dup, 1),
-                               .row_stride = up_.out(),
-                               .drow_stride = up_.out()});
+  const auto scratch = [&] { return context.scratch(dy.dim(0), config_.ffn_size); };
+  MatmulArgs fused{.dropout = context.dropout(config_.ffn_dropout, inner_site(site_))};
+  if (!gated) {
+    fused.gate_input = saved.up;
+    fused.gate_activation = config_.activation;
   }
+  // Where they can be, hidden and its gradient are made together, hidden in the place of up.
+  const bool together = !gated && !down_.has_adapters();
+  if (together) fused.gate_output = saved.up;
+  const Tensor hidden = together ? saved.up : scratch(), dhidden = gated ? scratch() : dup;
+  if (!together) activate(context, saved.up, hidden);
+  down_.backward(context, dy, hidden, dhidden, fused);
+  if (gated)
+    gated_backward(context, {.activation = config_.activation,
+                             .dy = dhidden,
+                             .gate = half(saved.up, 0),
+                             .up = half(saved.up, 1),
+                             .dgate = half(dup, 0),
+                             .dup = half(dup, 1),
+                             .row_stride = up_.out(),
+                             .drow_stride = up_.out()});
   up_.backward(context, dup, x, dx, {.accumulate = accumulate});
 }
 

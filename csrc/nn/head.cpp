@@ -1,6 +1,7 @@
 // Output matrices, and what stands before them.
 #include "nn/head.h"
 
+#include "core/beside.h"
 #include "nn/sequences.h"
 #include "ops/activation.h"
 #include "ops/cross_entropy.h"
@@ -45,6 +46,7 @@ void HeadTransform::backward(const Context& context, const Saved& saved, const T
   if (norm_) norm_->backward(context, dy, saved.norm, dy, false);
   activation_backward(context, {.activation = activation_, .dy = dy, .x = saved.linear, .dx = dy});
   linear_.backward(context, dy, saved.x, dx);
+  join(context);
 }
 
 void OutputMatrix::logits(const Context& context, const Tensor& hidden,

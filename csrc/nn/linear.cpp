@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "core/beside.h"
 #include "ops/activation.h"
 #include "ops/elementwise.h"
 
@@ -61,10 +62,19 @@ void Linear::backward(const Context& context, const Tensor& dy, const Tensor& x,
   fused.a = dy;
   fused.b = weight_.operand(context);
   fused.c = dx;
+  const bool in_place = dx.data == x.data || dx.data == dy.data;
+  // Gradients of parameters, this layer's or those before, may be reading what dx overwrites.
+  if (in_place || fused.accumulate) join(context);
   if (fused.gate_output) matmul(context, fused);  // x comes with it
-  weight_.add_gradient(context, dy, x);
-  if (const Tensor dbias = bias_.accumulating_gradient(context))
-    column_sum(context, {.x = dy, .out = dbias});
+  const auto add_gradients = [&](const Context& where) {
+    weight_.add_gradient(where, dy, x);
+    if (const Tensor dbias = bias_.accumulating_gradient(where))
+      column_sum(where, {.x = dy, .out = dbias});
+  };
+  if (context.beside == nullptr || lora_ || in_place)
+    add_gradients(context);
+  else
+    context.beside->run(context, add_gradients);
   if (fused.gate_output) return;
   if (!lora_) return matmul(context, fused);
   matmul(context, {.a = dy, .b = fused.b, .c = dx, .accumulate = fused.accumulate});

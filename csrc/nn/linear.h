@@ -27,7 +27,8 @@ class Linear {
 
   // From dy [N, out] and the input x [N, in] of the forward pass: parameter gradients, then
   // dx [N, in]. `fused` carries accumulate, or the derivative of what came before x. Without
-  // adapters dx may be x, or x may be gate_output: made along with dx, then used.
+  // adapters dx may be x, or x may be gate_output: made along with dx, then used. The gradients may
+  // come beside what follows (core/beside.h): whoever calls keeps dy and x until it has joined.
   void backward(const Context& context, const Tensor& dy, const Tensor& x, const Tensor& dx,
                 MatmulArgs fused = {}) const;
 

@@ -7,8 +7,10 @@
 // product:
 //   void forward(context, sequences, input, output, saved, tail);
 //   void backward(context, sequences, dout, input, saved, dinput, accumulate);
+// Until its backward has been joined, what the branch took as scratch is in use.
 #pragma once
 
+#include "core/beside.h"
 #include "nn/norm.h"
 #include "nn/sequences.h"
 #include "ops/elementwise.h"
@@ -60,11 +62,13 @@ class Sublayer {
       norm_.forward_again(context, saved.norm, normed);  // cheaper than to keep it
       branch_.backward(context, sequences, through_dropout(context, gradient), normed, saved.branch,
                        dnormed, false);
+      join(context);
       norm_.backward(context, dnormed, saved.norm, gradient, true);
     } else {
       norm_.backward(context, gradient, saved.norm, gradient, false);
       branch_.backward(context, sequences, through_dropout(context, gradient), saved.x,
                        saved.branch, gradient, true);
+      join(context);
     }
   }
 

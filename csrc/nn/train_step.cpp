@@ -1,8 +1,11 @@
 // The optimizer step.
 #include "nn/train_step.h"
 
+#include <algorithm>
 #include <cmath>
+#include <optional>
 
+#include "core/beside.h"
 #include "core/error.h"
 #include "ops/idle.h"
 #include "ops/optimizer.h"
@@ -23,6 +26,9 @@ void run_passes(Transformer& model, Context context, const std::vector<Transform
   KeepScope scope(*context.arena);
   if (context.activations == DType::kBFloat16)
     context.rounded_weights = model.params().rounded(context);
+  std::optional<Beside> beside;
+  if (context.training && context.device.type != DeviceType::kCpu)
+    context.beside = &beside.emplace(context);
   begin_step(context, state);
   model.params().begin_gradients();
   for (const Transformer::Pass& pass : passes) {
@@ -68,33 +74,22 @@ Look look_of(Transformer& model, const std::vector<Transformer::Pass>& passes) {
   return look;
 }
 
-// Parameters that lie side by side in the flat buffers.
-struct Run {
-  int64_t begin, end;
-  bool decay;
-};
-
-// The trainable parameters, in order; where weight decay changes a new run begins, if `split`.
-std::vector<Run> trainable_runs(const ParamStore& params, bool split) {
-  std::vector<Run> runs;
+// The trainable parameters, cut where weight decay changes and to the length a device takes.
+std::vector<FlatPart> trainable_parts(const ParamStore& params, Device device) {
+  std::vector<FlatPart> runs, parts;
   for (const ParamInfo& info : params.table()) {
     if (!info.trainable) continue;
     const int64_t end = info.offset + info.size;
-    if (runs.empty() || runs.back().end < info.offset || (split && runs.back().decay != info.decay))
+    if (runs.empty() || runs.back().end < info.offset || runs.back().decay != info.decay)
       runs.push_back({.begin = info.offset, .end = end, .decay = info.decay});
     else
       runs.back().end = end;
   }
-  return runs;
-}
-
-Tensor slice(const Tensor& flat, const Run& run) {
-  return view_from(flat, run.begin, run.end - run.begin);
-}
-
-void add_gradient_squares(const Context& context, ParamStore& params, StepState* state) {
-  for (const Run& run : trainable_runs(params, false))
-    add_square_sum(context, slice(params.gradients(), run), &state->square_sum);
+  if (device.type == DeviceType::kCpu) return runs;
+  for (const FlatPart& run : runs)
+    for (int64_t begin = run.begin; begin < run.end; begin += kFlatPart)
+      parts.push_back({begin, std::min(begin + kFlatPart, run.end), run.decay});
+  return parts;
 }
 
 }  // namespace
@@ -138,7 +133,8 @@ void use_bfloat16(Context& context) {
 
 std::shared_ptr<StepReport> TrainStep::step(const std::vector<Batch>& micro_batches,
                                             const StepSettings& settings) {
-  CHECK(!trainable_runs(model_.params(), false).empty(), ConfigError,
+  find_parts();
+  CHECK(part_count_ > 0, ConfigError,
         "train step: every parameter is frozen; unfreeze those to be trained");
   check_adamw(settings.adamw, 1);
   Context context = model_.context();
@@ -201,22 +197,30 @@ StepResult StepReport::get() {
 void TrainStep::run(const Context& context, const std::vector<Transformer::Pass>& passes,
                     const Tensor& told) {
   run_passes(model_, context, passes, state());
-  add_gradient_squares(context, model_.params(), state());
+  ParamStore& params = model_.params();
+  const FlatParts parts{static_cast<const FlatPart*>(parts_.data()), part_count_};
+  add_square_sum(context, {.x = params.gradients(), .parts = parts, .sum = &state()->square_sum});
   decide_step(context, {.settings = told.as<StepSettings>(), .state = state()});
-  update(context);
+  // Moments of frozen parameters are not touched: they take no memory.
+  adamw(context, {.state = state(),
+                  .parts = parts,
+                  .param = params.weights(),
+                  .m = first_moment(),
+                  .v = second_moment(),
+                  .grad = params.gradients()});
 }
 
-// One call for each run of parameters that share their weight decay. Moments of frozen parameters
-// are not touched: they take no memory.
-void TrainStep::update(const Context& context) {
-  ParamStore& params = model_.params();
-  for (const Run& run : trainable_runs(params, true))
-    adamw(context, {.state = state(),
-                    .decay = run.decay,
-                    .param = slice(params.weights(), run),
-                    .m = slice(first_moment(), run),
-                    .v = slice(second_moment(), run),
-                    .grad = slice(params.gradients(), run)});
+// Again where what is trainable has changed, and then no step is captured any more.
+void TrainStep::find_parts() {
+  if (parts_version_ == model_.params().version()) return;
+  const std::vector<FlatPart> parts = trainable_parts(model_.params(), model_.device());
+  const auto bytes = static_cast<int64_t>(parts.size() * sizeof(FlatPart));
+  Queue* const queue = model_.context().queue;
+  wait(queue);  // for who reads the old ones
+  parts_ = Buffer(bytes, Backing::kMemory, model_.device());
+  copy_bytes(queue, parts_.data(), parts.data(), bytes);
+  part_count_ = static_cast<int64_t>(parts.size());
+  parts_version_ = model_.params().version();
 }
 
 int64_t planned_bytes(Transformer& model, const std::vector<Batch>& micro_batches, bool bfloat16) {
@@ -230,7 +234,10 @@ int64_t planned_bytes(Transformer& model, const std::vector<Batch>& micro_batche
   if (context.device.type != DeviceType::kCpu)
     context.arena->input(DType::kInt8, sizeof(StepSettings));
   accumulate(model, context, micro_batches, &state);
-  add_gradient_squares(context, model.params(), &state);
+  const std::vector<FlatPart> parts = trainable_parts(model.params(), context.device);
+  add_square_sum(context, {.x = model.params().gradients(),
+                           .parts = {parts.data(), static_cast<int64_t>(parts.size())},
+                           .sum = &state.square_sum});
   return model.arena().peak_bytes() + model.arena().input_bytes();
 }
 

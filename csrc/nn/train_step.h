@@ -60,7 +60,7 @@ class TrainStep {
  private:
   void run(const Context& context, const std::vector<Transformer::Pass>& passes,
            const Tensor& told);
-  void update(const Context& context);
+  void find_parts();
   std::shared_ptr<StepReport> free_report();
   Tensor moment(const Buffer& buffer) const;
   StepState* state() const { return static_cast<StepState*>(state_.data()); }
@@ -70,6 +70,8 @@ class TrainStep {
   int64_t size_;
   Buffer m_, v_;
   Buffer state_;  // StepState
+  Buffer parts_;  // FlatPart [part_count_] of the trainable parameters
+  int64_t part_count_ = 0, parts_version_ = -1;
   Captured captured_{4};
   std::vector<std::shared_ptr<StepReport>> reports_;  // to be used again once nobody holds them
 };

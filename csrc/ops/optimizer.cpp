@@ -1,6 +1,8 @@
 // Checks of the optimizer's arguments.
 #include "ops/optimizer.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 #include "core/queue.h"
 #include "ops/kernels.h"
@@ -29,21 +31,22 @@ void adamw(const Context& context, const AdamWArgs& args) {
   if (n > 0) context.kernels->optimizer->adamw(context, args);
 }
 
-void add_square_sum(const Context& context, const Tensor& x, double* sum) {
-  const int64_t n = x.numel();
-  check_tensor("square_sum", "x", x, "[n]", {n});
+void add_square_sum(const Context& context, SquareSumArgs args) {
+  const int64_t n = args.x.numel();
+  check_tensor("square_sum", "x", args.x, "[n]", {n});
   if (n == 0) return;
-  const int64_t blocks = (n + kSquareSumBlock - 1) / kSquareSumBlock;
+  static_assert(kFlatPart <= kSquareSumBlock);
+  const int64_t count = std::max(args.parts.count, (n + kFlatPart - 1) / kFlatPart);
   ScratchScope scope(*context.arena);
-  auto* partial = static_cast<double*>(context.arena->scratch_bytes(blocks * sizeof(double)));
-  context.kernels->optimizer->square_sum(context, {.x = x, .partial = partial, .sum = sum});
+  args.partial = static_cast<double*>(context.arena->scratch_bytes(count * sizeof(double)));
+  context.kernels->optimizer->square_sum(context, args);
 }
 
 double square_sum(const Context& context, const Tensor& x) {
   ScratchScope scope(*context.arena);
   auto* state = static_cast<StepState*>(context.arena->scratch_bytes(sizeof(StepState)));
   begin_step(context, state);
-  add_square_sum(context, x, &state->square_sum);
+  add_square_sum(context, {.x = x, .sum = &state->square_sum});
   return read_state(context, state).square_sum;
 }
 

@@ -71,17 +71,34 @@ LLMCORE_INLINE void decide(const StepSettings& settings, StepState& state) {
   state.factors = adamw_factors(settings.adamw, ++state.updates, static_cast<float>(clip));
 }
 
+// Elements [begin, end) of flat buffers, and whether weight decay applies to them.
+struct FlatPart {
+  int64_t begin, end;
+  bool decay;
+};
+
+// Parts in the device's memory, in ascending order; what lies between them is not touched. None:
+// all of the buffers is one, with weight decay.
+struct FlatParts {
+  const FlatPart* first = nullptr;
+  int64_t count = 0;
+};
+
+// On a GPU no part is longer: a block takes one, so that one launch takes all.
+inline constexpr int64_t kFlatPart = int64_t{1} << 14;
+
 struct AdamWArgs {
   AdamWFactors factors = {};
   const StepState* state = nullptr;  // decides instead of `factors`; in the device's memory
-  bool decay = true;                 // weight decay applies
-  Tensor param, m, v;                // [n], updated in place
-  Tensor grad;                       // [n]
+  FlatParts parts;
+  Tensor param, m, v;  // [n], updated in place
+  Tensor grad;         // [n]
 };
 
 struct SquareSumArgs {
-  Tensor x;                   // [n]
-  double* partial = nullptr;  // [square_sum_blocks(n)] sums of the blocks, provided by the checks
+  Tensor x;  // [n]
+  FlatParts parts;
+  double* partial = nullptr;  // sums of blocks or parts, provided by the checking layer
   double* sum = nullptr;      // to which the sum of all is added
 };
 
@@ -95,7 +112,8 @@ struct DecideArgs {
   StepState* state = nullptr;
 };
 
-// The sum is taken in blocks of this many elements, then over the blocks in order.
+// On the CPU the sum of parts that touch is taken in blocks of this many elements, then over the
+// blocks in order.
 inline constexpr int64_t kSquareSumBlock = int64_t{1} << 16;
 
 struct OptimizerKernels {
@@ -112,7 +130,7 @@ void adamw(const Context& context, const AdamWArgs& args);
 
 // Sum of squares, in double: the square root of it is the gradient norm. The first adds it to a
 // number in the device's memory, the second waits for it.
-void add_square_sum(const Context& context, const Tensor& x, double* sum);
+void add_square_sum(const Context& context, SquareSumArgs args);
 double square_sum(const Context& context, const Tensor& x);
 
 // What happens between a step's passes and its updates.

@@ -29,15 +29,13 @@ LLMCORE_INLINE AdamWVecs adamw_step(const AdamWFactors& f, Vec param, Vec grad, 
   return {param - f.step_size * (m / denominator), m, v};
 }
 
-void adamw(const Context&, const AdamWArgs& args) {
-  if (args.state != nullptr && args.state->skipped) return;
-  AdamWFactors factors = args.state != nullptr ? args.state->factors : args.factors;
-  if (!args.decay) factors.keep = 1.0f;
-  float* param = args.param.f32();
-  const float* grad = args.grad.f32();
-  float* m = args.m.f32();
-  float* v = args.v.f32();
-  parallel_chunks(args.param.numel(), kElementsPerTask, [&](int64_t begin, int64_t end, int) {
+void update(const AdamWArgs& args, AdamWFactors factors, const FlatPart& part) {
+  if (!part.decay) factors.keep = 1.0f;
+  float* param = args.param.f32() + part.begin;
+  const float* grad = args.grad.f32() + part.begin;
+  float* m = args.m.f32() + part.begin;
+  float* v = args.v.f32() + part.begin;
+  parallel_chunks(part.end - part.begin, kElementsPerTask, [&](int64_t begin, int64_t end, int) {
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
       const AdamWVecs next =
@@ -55,6 +53,13 @@ void adamw(const Context&, const AdamWArgs& args) {
       store_partial(v + i, next.v, rest);
     }
   });
+}
+
+void adamw(const Context&, const AdamWArgs& args) {
+  if (args.state != nullptr && args.state->skipped) return;
+  const AdamWFactors factors = args.state != nullptr ? args.state->factors : args.factors;
+  if (args.parts.count == 0) update(args, factors, {0, args.param.numel(), true});
+  for (int64_t i = 0; i < args.parts.count; ++i) update(args, factors, args.parts.first[i]);
 }
 
 using VecD [[gnu::vector_size(kVecBytes)]] = double;
@@ -83,15 +88,25 @@ double block_square_sum(const float* x, int64_t count) {
   return sum;
 }
 
-void square_sum(const Context&, const SquareSumArgs& args) {
-  const float* x = args.x.f32();
-  parallel_chunks(args.x.numel(), kSquareSumBlock, [&](int64_t begin, int64_t end, int) {
+void add_squares(const SquareSumArgs& args, int64_t first, int64_t last) {
+  const float* x = args.x.f32() + first;
+  const int64_t count = last - first;
+  parallel_chunks(count, kSquareSumBlock, [&](int64_t begin, int64_t end, int) {
     args.partial[begin / kSquareSumBlock] = block_square_sum(x + begin, end - begin);
   });
   double sum = 0.0;
-  for (int64_t block = 0; block * kSquareSumBlock < args.x.numel(); ++block)
-    sum += args.partial[block];
+  for (int64_t block = 0; block * kSquareSumBlock < count; ++block) sum += args.partial[block];
   *args.sum += sum;
+}
+
+void square_sum(const Context&, const SquareSumArgs& args) {
+  const FlatParts& parts = args.parts;
+  if (parts.count == 0) add_squares(args, 0, args.x.numel());
+  for (int64_t i = 0; i < parts.count; ++i) {
+    const int64_t begin = parts.first[i].begin;
+    while (i + 1 < parts.count && parts.first[i + 1].begin == parts.first[i].end) ++i;
+    add_squares(args, begin, parts.first[i].end);
+  }
 }
 
 void begin(const Context&, StepState* state) {
