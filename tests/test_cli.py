@@ -281,7 +281,7 @@ def test_a_run_tells_memory_planned_and_used(tmp_path, text):
 
 
 def test_a_plan_that_does_not_fit_says_what_would(capsys, monkeypatch):
-    monkeypatch.setattr(plan, "available_memory", lambda: 3 * 2**30)
+    monkeypatch.setattr(plan, "available_memory", lambda _: 3 * 2**30)
     status, out, err = run(
         capsys, "plan", "--model", "gpt2", "--batch-size", 16, "--block-size", 512
     )

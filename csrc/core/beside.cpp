@@ -1,6 +1,8 @@
 // Work beside a queue, and its memory.
 #include "core/beside.h"
 
+#include "core/error.h"
+
 namespace llmcore {
 
 Beside::Beside(const Context& context) {
@@ -10,6 +12,13 @@ Beside::Beside(const Context& context) {
   if (context.queue != nullptr) side_.emplace(context.queue, workspace);
 }
 
+Beside::~Beside() {
+  try {
+    join();
+  } catch (const Error&) {  // of which the next call tells
+  }
+}
+
 void Beside::run(const Context& context, const std::function<void(const Context&)>& work) {
   Context beside = context;
   beside.beside = nullptr;
@@ -17,10 +26,10 @@ void Beside::run(const Context& context, const std::function<void(const Context&
     beside.queue = side_->queue();
     side_->follow();
   }
+  busy_ = true;
   context.arena->watch_scratch();
   work(beside);
   context.arena->hold_scratch();
-  busy_ = true;
 }
 
 void Beside::join() {

@@ -15,6 +15,11 @@ class Beside {
   // Takes what products work in from the arena's keep end. `context` may be that of a plan, which
   // has no queue; on the CPU there is none of this.
   explicit Beside(const Context& context);
+  // Joins: where a pass was broken off, as when memory runs out, the next one takes the same
+  // places.
+  ~Beside();
+  Beside(const Beside&) = delete;
+  Beside& operator=(const Beside&) = delete;
 
   // `work` asks the context it is given for what may begin when all that `context` was asked for so
   // far is done. Until join() nobody may change what it reads, read what it writes, or end a
