@@ -220,7 +220,7 @@ def test_what_needs_the_cpu_for_a_while_waits_for_so_long():
 
 
 def test_failures():
-    """A damaged position: texts fail as they reach it, others go on, and so does what comes next."""
+    """A damaged position: texts fail as they reach it, others go on, and so does what is next."""
 
     def script(steps):
         positions = steps.model.parameters()["embed.positions.weight"]
