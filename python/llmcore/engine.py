@@ -110,8 +110,9 @@ class Engine:
 
     Requests join as soon as one of `max_batch` places is free, each with its own settings, and
     leave when they end; long prompts are read in pieces between the others' tokens. Each gets, bit
-    for bit, what `model.generate` gives it alone. A prompt that begins like one that is still in a
-    place, of a running request or an ended one, reuses its keys and values.
+    for bit, what `model.generate` gives it alone; on a GPU, whose kernels depend on how many rows
+    there are, up to the last bits of log-probabilities. A prompt that begins like one that is still
+    in a place, of a running request or an ended one, reuses its keys and values.
 
     The model can be used meanwhile; calls take turns, one of the engine's steps at a time. Its
     weights must not change while there is an engine, which remembers what they computed. A

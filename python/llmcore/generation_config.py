@@ -35,7 +35,8 @@ class GenerationConfig:
 
     Speculation runs the model on several guessed tokens at once and keeps those that it would have
     chosen, so that a text is the same, bit for bit, and sooner there the more guesses are right.
-    It goes with sampling, penalties and stops.
+    It goes with sampling, penalties and stops. (On a GPU sums over more rows may differ in their
+    last bits, and so may a choice between tokens that are that close.)
 
     Attributes:
         max_new_tokens: most tokens to add to each prompt.

@@ -175,8 +175,8 @@ class Transformer(Uses):
 
         int8 has a scale for each output, int4 one for every 32 weights of an output; what they are
         multiplied with is rounded to int8 row by row. Embeddings and the head are matrices, too.
-        Vectors, such as biases and norms, and adapters stay float32. A row's result depends neither
-        on the rest of its batch nor on the number of threads.
+        Vectors, such as biases and norms, and adapters stay float32. On the CPU a row's
+        result depends neither on the rest of its batch nor on the number of threads.
 
         The weights move: views of `parameters()`, a `TrainStep` and an `Engine` made before belong
         to the old ones. The model can no longer be trained, nor be given adapters.

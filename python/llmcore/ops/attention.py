@@ -44,8 +44,9 @@ def attention(
     or `j < prefix_lengths[b]`; `j >= p - window[0]` and `j <= p + window[1]`, where these are not
     -1; `mask[b, h, i, j]`.
 
-    In float32 every output row has the same bits whichever other queries, batch rows and hidden
-    keys it is computed with: one token decoded with a cache equals the same token of a whole pass.
+    On the CPU, in float32, every output row has the same bits whichever other queries, batch rows
+    and hidden keys it is computed with: one token decoded with a cache equals the same token of a
+    whole pass.
 
     Args:
         q: queries `[B, Hq, T, D]`, float32 or bfloat16.
