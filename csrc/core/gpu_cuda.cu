@@ -116,6 +116,16 @@ CUdeviceptr address_of(char* base, int64_t offset) {
   return static_cast<CUdeviceptr>(reinterpret_cast<uintptr_t>(base + offset));
 }
 
+// Who waits for a whole device breaks off what any thread captures: they take turns.
+std::recursive_mutex& device_turns() {
+  static auto& mutex = *new std::recursive_mutex;  // memory is released while the process ends, too
+  return mutex;
+}
+cudaError_t wait_for_all() {
+  const std::lock_guard<std::recursive_mutex> turn(device_turns());
+  return cudaDeviceSynchronize();
+}
+
 void make_streams(Queue& queue) {
   for (cudaStream_t* stream : {&queue.stream, &queue.side})
     check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate");
@@ -141,7 +151,7 @@ void* allocate(int index, int64_t bytes) {
   void* data = nullptr;
   check(cudaMalloc(&data, static_cast<size_t>(bytes)), "cudaMalloc");
   check(cudaMemset(data, 0, static_cast<size_t>(bytes)), "cudaMemset");
-  check(cudaDeviceSynchronize(), "cudaMemset");  // before other streams, which do not wait, see it
+  check(wait_for_all(), "cudaMemset");  // before other streams, which do not wait, see it
   return data;
 }
 
@@ -179,7 +189,7 @@ Range::Range(int index) : index_(index), piece_bytes_(kPieceBytes) {
 
 Range::~Range() {
   cudaSetDevice(index_);
-  cudaDeviceSynchronize();
+  wait_for_all();
   unmap(low_, false);
   unmap(high_, true);
   driver().free(address_of(base_, 0), static_cast<size_t>(bytes_));
@@ -226,7 +236,7 @@ void Range::back(int64_t low, int64_t high) {
 
 void Range::trim() {
   use(index_);
-  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  check(wait_for_all(), "cudaDeviceSynchronize");
   unmap(low_, false);
   unmap(high_, true);
 }
@@ -281,6 +291,7 @@ void Graph::clear() {
 void Graph::capture(Queue* queue, const std::function<void(Queue*)>& work) {
   clear();
   use(queue->device);
+  const std::lock_guard<std::recursive_mutex> turn(device_turns());
   Queue recorder = *queue;
   recorder.recording = true;
   make_streams(recorder);
@@ -318,7 +329,7 @@ void Graph::launch(Queue* queue) const {
 
 void wait_for_device(int index) {
   use(index);
-  check(cudaDeviceSynchronize(), "the work of the GPU");
+  check(wait_for_all(), "the work of the GPU");
 }
 
 Side::Side(Queue* queue, void* workspace) : queue_(queue), side_(new Queue(*queue)) {

@@ -161,12 +161,15 @@ void drain_all() {
   });
 }
 
-cudaError_t refuse_capture(const Queue* queue) {
+cudaError_t refuse_capture(const Queue* queue, bool whole_device) {
   bool refused = false;
   for (const auto& other : state().queues) {
     if (other->capture == nullptr) continue;
-    const bool touched = queue == nullptr ? other->capture->mode != cudaStreamCaptureModeRelaxed
-                                          : queue == other.get();
+    const cudaStreamCaptureMode mode = other->capture->mode;
+    const bool ours = other->capture->thread == std::this_thread::get_id();
+    const bool forbids =
+        mode == cudaStreamCaptureModeGlobal || (mode == cudaStreamCaptureModeThreadLocal && ours);
+    const bool touched = queue == nullptr ? forbids || whole_device : queue == other.get();
     if (touched) other->capture->valid = false;
     refused |= touched;
   }
@@ -215,7 +218,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 
 cudaError_t cudaDeviceSynchronize() {
   const Lock held = lock();
-  if (const cudaError_t error = refuse_capture(nullptr)) return remember(error);
+  if (const cudaError_t error = refuse_capture(nullptr, true)) return remember(error);
   drain_all();
   return outcome();
 }
@@ -329,6 +332,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
   queue->capture->origin = queue.get();
   queue->capture->members = {queue.get()};
   queue->capture->mode = mode;
+  queue->capture->thread = std::this_thread::get_id();
   queue->last.clear();
   return cudaSuccess;
 }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -38,6 +39,7 @@ struct Capture {
   Queue* origin;
   std::vector<Queue*> members;
   cudaStreamCaptureMode mode;
+  std::thread::id thread;  // which began it
   bool valid = true;
 };
 
@@ -62,7 +64,8 @@ cudaError_t outcome();
 void drain(Queue& queue, uint64_t until);
 void drain_all();
 
-// What a call that waits or allocates must not do while a graph is captured; ends the capture.
-cudaError_t refuse_capture(const Queue* queue);
+// What a call that waits or allocates must not do while a graph is captured; ends the capture. Of
+// no stream: one that this thread began; of the whole device: any.
+cudaError_t refuse_capture(const Queue* queue, bool whole_device = false);
 
 }  // namespace emulation
