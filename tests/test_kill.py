@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from llmcore.atomic import MANIFEST, PENDING
+
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind\n" * 80
 
 # Dropout, accumulation, clipping, evaluation and a tokenizer: all that a resumed run must remember.
@@ -115,6 +117,19 @@ def assert_same(got, expected):
         for key, value in one.items():
             np.testing.assert_array_equal(value, other[key], f"{name}: {key}")
     assert got == expected
+
+
+def test_killed_between_the_commit_of_a_save_and_its_renames(tmp_path, data, uninterrupted):
+    """Who reads the files by name finds the new ones, though a run at its end saves no more."""
+    finish(start(tmp_path, *RUN, *data))
+    for folder in (tmp_path / "last", tmp_path / "best"):
+        for name in ("model.safetensors", "config.json"):
+            os.replace(folder / name, folder / f".{name}.saving")
+        (folder / "model.safetensors").write_bytes(b"an older one")
+        os.replace(folder / MANIFEST, folder / PENDING)
+    finish(start(tmp_path, *RUN, *data, "--resume"))
+    assert_same(outcome(tmp_path), uninterrupted[0])
+    assert not list(tmp_path.glob("*/.*.saving"))
 
 
 def test_interrupt_and_resume_with_the_stored_settings(tmp_path, data, uninterrupted):

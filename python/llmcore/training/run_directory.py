@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from llmcore import checkpoint
-from llmcore.atomic import reason
+from llmcore.atomic import finish, reason
 from llmcore.errors import CheckpointError, ConfigError
 from llmcore.training.train_config import TrainConfig
 
@@ -40,6 +40,19 @@ def make_directory(out_dir: Path) -> None:
         raise ConfigError(f"out_dir {out_dir} is a file; name a directory") from None
     except OSError as error:
         raise ConfigError(f"out_dir {out_dir} cannot be written to: {reason(error)}") from None
+
+
+def finish_saves(out_dir: Path) -> None:
+    """Carry to its end what a run that was killed had been saving: by name, files are then current.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
+    try:
+        for directory in filter(Path.is_dir, (out_dir / "last", out_dir / "best")):
+            finish(directory)
+    except OSError as error:
+        raise CheckpointError(f"{out_dir}: a save cannot be finished: {reason(error)}") from error
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:

@@ -34,7 +34,7 @@ from llmcore.training.feed import (
 )
 from llmcore.training.interrupt import Interrupts
 from llmcore.training.log import RunLog, format_bytes, format_count, format_duration
-from llmcore.training.run_directory import make_directory, refuse_second_run
+from llmcore.training.run_directory import finish_saves, make_directory, refuse_second_run
 from llmcore.training.run_state import Clock, FitResult, RunState, StepResult
 from llmcore.training.tasks import (
     block_frame,
@@ -192,6 +192,7 @@ class Trainer:
                 settings that this run must not change.
         """
         directory = Path(path) if path is not None else self.out_dir / "last"
+        finish_saves(self.out_dir)
         if path is None and not checkpoint.exists(directory):
             print(f"no checkpoint in {self.out_dir} yet; starting from step 0", flush=True)
             self._resumed = True
