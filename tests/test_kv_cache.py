@@ -47,6 +47,7 @@ def test_log_probabilities_move_a_little(dtype, variant):
         assert 0 < error.max() < bound, error.max()
 
 
+@pytest.mark.cpu("bits that only it promises")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_beams_have_the_log_probabilities_of_their_texts_alone(dtype, variant):
