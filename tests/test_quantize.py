@@ -23,7 +23,7 @@ from llmcore import (
 )
 from llmcore.config import LoraConfig
 from llmcore.data.tokens import shakespeare
-from llmcore.errors import CheckpointError, ConfigError, DTypeError
+from llmcore.errors import CheckpointError, ConfigError, DTypeError, LlmcoreError
 from llmcore.parameters import parameter_shapes
 from llmcore.quantized import Quantized
 from llmcore.tensor import write
@@ -73,7 +73,7 @@ def test_every_architecture_is_rounded_saved_and_loaded(name, format, saved, tmp
     original = dict(hf.load_state(folder, hf.load_config(folder)))
     model = Transformer.from_pretrained(folder, dtype=format)
     assert model.dtype == format
-    assert repr(model).endswith(f"parameters, {format} on cpu)")
+    assert repr(model).endswith(f"parameters, {format} on {model.device})")
     packed = set(model._core.packed_names())
     ends = ("q.weight", "down.weight", "tokens.weight")
     assert {key for key in original if key.endswith(ends)} <= packed
@@ -318,10 +318,11 @@ def test_training_is_refused(format):
         model.gradients,
         lambda: model.add_lora(LoraConfig(rank=2)),
         lambda: model.quantize("int4"),
-        lambda: model._core.pack("int8"),
     ):
         with pytest.raises(ConfigError, match=format):
             call()
+    with pytest.raises(LlmcoreError, match=f"{format}|packed on the CPU"):
+        model._core.pack("int8")
     assert model.loss(batch) > 0
     assert np.array_equal(outputs(model), before)
 
@@ -371,6 +372,7 @@ def test_matrices_too_deep_for_exact_sums_are_refused_and_left():
     assert np.array_equal(outputs(model), before)
 
 
+@pytest.mark.cpu("its memory")
 def test_memory_is_that_of_the_format(tmp_path):
     config = ModelConfig.preset(
         "gpt2", num_decoder_layers=2, vocab_size=5000, bos_id=None, eos_id=None
