@@ -15,8 +15,9 @@
 // from pass to pass on the device, which never waits for the CPU. What it then writes for a text
 // that has ended meanwhile nobody looks at.
 //
-// On the CPU a text's tokens are, bit for bit, those it gets alone: they depend on its request only.
-// A GPU has other kernels for other numbers of rows, and log-probabilities differ in their last bits.
+// On the CPU a text's tokens are, bit for bit, those it gets alone: they depend on its request
+// only. A GPU has other kernels for other numbers of rows, and log-probabilities differ in their
+// last bits.
 #pragma once
 
 #include <cstdint>
