@@ -13,18 +13,8 @@ import llmcore
 from llmcore import DeviceError, LoraConfig, ModelConfig, OutOfMemory, _core
 from llmcore.training import plan
 from llmcore.training.train_config import TrainConfig
+from test_device import BOTH, DECODER, ENCODER
 
-SMALL = {
-    "vocab_size": 61,
-    "bos_id": None,
-    "eos_id": None,
-    "hidden_size": 32,
-    "num_heads": 4,
-    "max_positions": 32,
-}
-DECODER = {**SMALL, "num_decoder_layers": 2}
-ENCODER = {**SMALL, "num_encoder_layers": 2, "num_decoder_layers": 0}
-BOTH = {**SMALL, "num_encoder_layers": 1, "num_decoder_layers": 2, "decoder_start_id": 2}
 CASES: dict[str, tuple[ModelConfig, dict[str, object]]] = {
     "float32": (ModelConfig.preset("gpt2", **DECODER), {}),
     "bfloat16": (ModelConfig.preset("gpt2", **DECODER), {"dtype": "bfloat16"}),
@@ -33,7 +23,7 @@ CASES: dict[str, tuple[ModelConfig, dict[str, object]]] = {
     "frozen": (ModelConfig.preset("gpt2", **DECODER), {"freeze": ("embed.*",)}),
     "adapters": (ModelConfig.preset("gpt2", **DECODER, lora=LoraConfig(rank=2)), {}),
     "rotary": (
-        ModelConfig.preset("llama-tiny", **DECODER, num_kv_heads=2, ffn_size=48),
+        ModelConfig.preset("llama-tiny", **DECODER, num_kv_heads=1, ffn_size=40),
         {"dtype": "bfloat16"},
     ),
     "encoder": (ModelConfig.preset("bert-base", **ENCODER), {}),

@@ -43,6 +43,7 @@ cudaError_t start(cudaStream_t stream, int blocks, int threads, size_t shared_by
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-void check_products();  // cuBLASLt
+void check_products();   // cuBLASLt
+void check_fragments();  // tensor cores
 
 }  // namespace llmcore::checking
