@@ -11,13 +11,15 @@ void product(const PyTensor& a, const PyTensor& b, const PyTensor& c, bool trans
              const PyTensor* pre_activation, const std::string& activation,
              const PyTensor* gate_input, const std::string& gate_activation,
              const PyTensor* gate_output, float dropout_p, uint64_t dropout_seed,
-             uint64_t dropout_stream, const PyTensor* residual, bool bfloat16) {
+             uint64_t dropout_stream, const PyTensor* residual, bool bfloat16,
+             const PyTensor* norm_weight, const PyTensor* norm_bias, float norm_eps, bool rms) {
   const MatmulArgs args{.a = a.view,
                         .b = b.view,
                         .c = c.view,
                         .transpose_a = transpose_a,
                         .transpose_b = transpose_b,
                         .accumulate = accumulate,
+                        .norm = row_norm(norm_weight, norm_bias, norm_eps, rms),
                         .bias = view_of(bias),
                         .pre_activation = view_of(pre_activation),
                         .activation = activation_from_name(activation.c_str()),
@@ -58,7 +60,9 @@ void bind_matmul(py::module_& module) {
                  py::arg("gate_input") = py::none(), py::arg("gate_activation") = "none",
                  py::arg("gate_output") = py::none(), py::arg("dropout_p") = 0.0f,
                  py::arg("dropout_seed") = 0, py::arg("dropout_stream") = 0,
-                 py::arg("residual") = py::none(), py::arg("bfloat16") = false);
+                 py::arg("residual") = py::none(), py::arg("bfloat16") = false,
+                 py::arg("norm_weight") = py::none(), py::arg("norm_bias") = py::none(),
+                 py::arg("norm_eps") = 1e-5f, py::arg("rms") = false);
   bind_operation(module, "batched_matmul", &batched, py::kw_only(), py::arg("a"), py::arg("b"),
                  py::arg("c"), py::arg("transpose_a") = false, py::arg("transpose_b") = false,
                  py::arg("accumulate") = false);

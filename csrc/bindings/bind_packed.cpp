@@ -144,13 +144,16 @@ class PackedWeight {
     return out;
   }
   void multiply(const PyTensor& a, const PyTensor& c, const PyTensor* bias,
-                const std::string& activation, const PyTensor* residual, bool accumulate) const {
-    check_one_device("matmul", PyTensor{view_}, a, c, bias, residual);
+                const std::string& activation, const PyTensor* residual, bool accumulate,
+                const PyTensor* norm_weight, const PyTensor* norm_bias, float norm_eps,
+                bool rms) const {
+    check_one_device("matmul", PyTensor{view_}, a, c, bias, residual, norm_weight, norm_bias);
     const MatmulArgs args{.a = a.view,
                           .b = view_,
                           .c = c.view,
                           .transpose_b = true,
                           .accumulate = accumulate,
+                          .norm = row_norm(norm_weight, norm_bias, norm_eps, rms),
                           .bias = view_of(bias),
                           .activation = activation_from_name(activation.c_str()),
                           .residual = view_of(residual)};
@@ -198,7 +201,9 @@ void bind_packed(py::module_& module) {
       .def("rows", &PackedWeight::rows, py::arg("ids"))
       .def("matmul", &PackedWeight::multiply, py::arg("a"), py::arg("c"), py::kw_only(),
            py::arg("bias") = py::none(), py::arg("activation") = "none",
-           py::arg("residual") = py::none(), py::arg("accumulate") = false);
+           py::arg("residual") = py::none(), py::arg("accumulate") = false,
+           py::arg("norm_weight") = py::none(), py::arg("norm_bias") = py::none(),
+           py::arg("norm_eps") = 1e-5f, py::arg("rms") = false);
 
   py::class_<Transformer, ModelPtr>(
       py::reinterpret_borrow<py::class_<Transformer, ModelPtr>>(module.attr("Transformer")))

@@ -14,6 +14,7 @@
 #include "core/context.h"
 #include "core/tensor.h"
 #include "ops/backend.h"
+#include "ops/norm.h"
 
 namespace llmcore::bindings {
 
@@ -38,6 +39,14 @@ PyTensor in_place_tensor(const py::object& source);
 // The tensor inside an optional argument; empty for None.
 inline Tensor view_of(const PyTensor* tensor) {
   return tensor == nullptr ? Tensor{} : tensor->view;
+}
+
+// The norm of a product's rows; none without a weight.
+inline RowNorm row_norm(const PyTensor* weight, const PyTensor* bias, float eps, bool rms) {
+  return {.kind = rms ? NormKind::kRms : NormKind::kLayer,
+          .eps = eps,
+          .weight = view_of(weight),
+          .bias = view_of(bias)};
 }
 
 // Visits the tensors in an argument: one, one that may be missing, or those that it holds.

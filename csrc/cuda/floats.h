@@ -36,22 +36,25 @@ __host__ __device__ __forceinline__ bool packs(const void* p, int64_t width) {
   return width % kPack<T> == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 
-// kPack<T> elements from p on, 16-byte aligned.
-__device__ __forceinline__ void load_pack(const float* p, float (&x)[4]) {
-  const float4 v = *reinterpret_cast<const float4*>(p);
-  x[0] = v.x;
-  x[1] = v.y;
-  x[2] = v.z;
-  x[3] = v.w;
-}
-__device__ __forceinline__ void load_pack(const BFloat16* p, float (&x)[8]) {
-  const uint4 v = *reinterpret_cast<const uint4*>(p);
-  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+// The kPack<T> elements that 16 bytes hold.
+template <class T>
+__device__ __forceinline__ void open_pack(uint4 bytes, float (&x)[kPack<T>]) {
+  const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    x[2 * i] = __uint_as_float(words[i] << 16);
-    x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      x[i] = __uint_as_float(words[i]);
+    } else {
+      x[2 * i] = __uint_as_float(words[i] << 16);
+      x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
   }
+}
+
+// kPack<T> elements from p on, 16-byte aligned.
+template <class T>
+__device__ __forceinline__ void load_pack(const T* p, float (&x)[kPack<T>]) {
+  open_pack<T>(*reinterpret_cast<const uint4*>(p), x);
 }
 __device__ __forceinline__ void store_pack(float* p, const float (&x)[4]) {
   *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);

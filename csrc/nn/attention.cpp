@@ -125,13 +125,14 @@ AttentionArgs SelfAttention::arguments(const Context& context, const Sequences& 
 }
 
 void SelfAttention::forward(const Context& context, const Sequences& sequences, const Tensor& x,
-                            const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
+                            const Tensor& y, Saved& saved, const MatmulArgs& tail,
+                            const RowNorm& norm) const {
   const int64_t rows = x.dim(0), mixed_width = config_.num_heads * config_.head_dim;
   saved.qkv = context.keep(rows, qkv_.out());
   saved.mixed = context.keep(rows, mixed_width);
   saved.softmax = context.arena->keep(DType::kFloat32, sequences.batch, config_.num_heads,
                                       sequences.queries, 2);
-  qkv_.forward(context, x, saved.qkv);
+  qkv_.forward(context, x, saved.qkv, {.norm = norm});
   normalise(context, saved.qkv, saved);
   rotate(context, sequences, saved.qkv, false);
 

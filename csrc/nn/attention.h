@@ -24,9 +24,9 @@ class SelfAttention {
   // `layer` counts within the stack; `site` numbers its dropout.
   SelfAttention(const ParamBuilder& builder, const Config& config, uint32_t site, int64_t layer);
 
-  // y = what `tail` makes of the output projection; both [N, C].
+  // y = what `tail` makes of the output projection; both [N, C]. With `norm`, of x normalised.
   void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
-               Saved& saved, const MatmulArgs& tail) const;
+               Saved& saved, const MatmulArgs& tail, const RowNorm& norm = {}) const;
 
   // From dy and the input x of the forward pass: dx = or, with accumulate, dx += its gradient.
   void backward(const Context& context, const Sequences& sequences, const Tensor& dy,

@@ -41,11 +41,10 @@ class Block {
   }
 
   // The same in place, where nothing is saved for backward.
-  void infer(const Context& context, const Sequences& sequences, const Tensor& x,
-             Saved& unused) const {
-    self_attention_.forward(context, sequences, x, x, unused.attention);
-    if (cross_attention_) cross_attention_->forward(context, sequences, x, x, unused.cross);
-    feed_forward_.forward(context, sequences, x, x, unused.feed_forward);
+  void infer(const Context& context, const Sequences& sequences, const Tensor& x) const {
+    self_attention_.infer(context, sequences, x);
+    if (cross_attention_) cross_attention_->infer(context, sequences, x);
+    feed_forward_.infer(context, sequences, x);
   }
 
   // Turns the gradient of y into the gradient of x, in place.

@@ -51,14 +51,15 @@ AttentionArgs CrossAttention::arguments(const Context& context, const Sequences&
 }
 
 void CrossAttention::forward(const Context& context, const Sequences& sequences, const Tensor& x,
-                             const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
+                             const Tensor& y, Saved& saved, const MatmulArgs& tail,
+                             const RowNorm& norm) const {
   const int64_t rows = x.dim(0), width = config_.num_heads * config_.head_dim;
   const Memory& memory = *sequences.memory;
   saved.q = context.keep(rows, width);
   saved.mixed = context.keep(rows, width);
   saved.softmax = context.arena->keep(DType::kFloat32, sequences.batch, config_.num_heads,
                                       sequences.queries, 2);
-  q_.forward(context, x, saved.q);
+  q_.forward(context, x, saved.q, {.norm = norm});
   if (memory.layers.empty()) {
     saved.keys_values = context.keep(memory.hidden.dim(0), kv_.out());
     kv_.forward(context, memory.hidden, saved.keys_values);

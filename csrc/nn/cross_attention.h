@@ -19,9 +19,10 @@ class CrossAttention {
 
   CrossAttention(const ParamBuilder& builder, const Config& config, uint32_t site, int64_t layer);
 
-  // y = what `tail` makes of the output projection; both [N, C]. Looks at sequences.memory.
+  // y = what `tail` makes of the output projection; both [N, C]. With `norm`, of x normalised.
+  // Looks at sequences.memory.
   void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
-               Saved& saved, const MatmulArgs& tail) const;
+               Saved& saved, const MatmulArgs& tail, const RowNorm& norm = {}) const;
 
   // From dy and the input x of the forward pass: dx = or, with accumulate, dx += its gradient; adds
   // that of the memory to its own.

@@ -43,16 +43,18 @@ void FeedForward::activate(const Context& context, const Tensor& up, const Tenso
 }
 
 void FeedForward::forward(const Context& context, const Sequences&, const Tensor& x,
-                          const Tensor& y, Saved& saved, const MatmulArgs& tail) const {
+                          const Tensor& y, Saved& saved, const MatmulArgs& tail,
+                          const RowNorm& norm) const {
   ScratchScope scope(*context.arena);
   const Tensor hidden = context.scratch(x.dim(0), config_.ffn_size);
   saved.up = context.keep(x.dim(0), up_.out());
   if (config_.gated_ffn) {
-    up_.forward(context, x, saved.up);
+    up_.forward(context, x, saved.up, {.norm = norm});
     activate(context, saved.up, hidden);
   } else {
     up_.forward(context, x, hidden,
-                {.pre_activation = saved.up,
+                {.norm = norm,
+                 .pre_activation = saved.up,
                  .activation = config_.activation,
                  .dropout = context.dropout(config_.ffn_dropout, inner_site(site_))});
   }

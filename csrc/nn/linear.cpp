@@ -45,10 +45,15 @@ void Linear::forward(const Context& context, const Tensor& x, const Tensor& y,
 
   // The adapters' share comes before the rest of the tail; the residual may lie where y does.
   ScratchScope scope(*context.arena);
+  Tensor input = x;
+  if (fused.norm) {
+    input = context.scratch(x.dim(0), x.dim(1));
+    normalise(context, fused.norm, x, input);
+  }
   Tensor sum = fused.pre_activation ? fused.pre_activation : y;
   if (sum.data == fused.residual.data) sum = context.scratch(y.dim(0), y.dim(1));
-  matmul(context, {.a = x, .b = fused.b, .c = sum, .transpose_b = true, .bias = fused.bias});
-  lora_.forward(context, x, sum);
+  matmul(context, {.a = input, .b = fused.b, .c = sum, .transpose_b = true, .bias = fused.bias});
+  lora_.forward(context, input, sum);
   const Tensor activated = fused.activation == Activation::kNone ? sum : y;
   if (fused.activation != Activation::kNone)
     activation_forward(context, {.activation = fused.activation, .x = sum, .y = y});

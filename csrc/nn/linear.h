@@ -21,7 +21,7 @@ class Linear {
   int64_t out() const { return out_; }
   bool has_adapters() const { return static_cast<bool>(lora_); }
 
-  // y [N, out] from x [N, in]. `fused` carries activation, dropout and residual.
+  // y [N, out] from x [N, in]. `fused` carries norm, activation, dropout and residual.
   void forward(const Context& context, const Tensor& x, const Tensor& y,
                MatmulArgs fused = {}) const;
 

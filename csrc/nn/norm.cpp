@@ -21,6 +21,10 @@ void Norm::forward(const Context& context, const Tensor& x, const Tensor& y, Sav
   forward_again(context, saved, y);
 }
 
+RowNorm Norm::of_rows() const {
+  return {.kind = kind_, .eps = eps_, .weight = weight_.weight(), .bias = bias_.weight()};
+}
+
 void Norm::forward_again(const Context& context, const Saved& saved, const Tensor& y) const {
   norm_forward(context, {.kind = kind_,
                          .eps = eps_,

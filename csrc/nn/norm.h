@@ -28,6 +28,9 @@ class Norm {
   // y [N, C] from x [N, C]; y may be x where nothing is saved for backward.
   void forward(const Context& context, const Tensor& x, const Tensor& y, Saved& saved) const;
 
+  // The same as part of a matrix product, where nothing is saved.
+  RowNorm of_rows() const;
+
   // The same y again, from what was saved.
   void forward_again(const Context& context, const Saved& saved, const Tensor& y) const;
 

@@ -80,8 +80,7 @@ Tensor Stack::infer(const Context& context, const StackInput& input, Sequences& 
   }
   for (const Block& block : blocks_) {
     KeepScope scope(*context.arena);
-    Block::Saved saved;
-    block.infer(context, sequences, stream, saved);
+    block.infer(context, sequences, stream);
   }
   if (final_norm_) {
     KeepScope scope(*context.arena);

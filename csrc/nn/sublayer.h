@@ -4,8 +4,8 @@
 //   post  y = norm(x + dropout(branch(x)))          (Vaswani et al. 2017)
 //
 // A Branch computes y = residual + dropout(f(input)), the last step fused into its last matrix
-// product:
-//   void forward(context, sequences, input, output, saved, tail);
+// product, and where nothing is saved a norm of its input into the first:
+//   void forward(context, sequences, input, output, saved, tail, norm = {});
 //   void backward(context, sequences, dout, input, saved, dinput, accumulate);
 // Until its backward has been joined, what the branch took as scratch is in use.
 #pragma once
@@ -35,10 +35,10 @@ class Sublayer {
         residual_dropout_(config.residual_dropout),
         site_(site) {}
 
-  // x and y are [N, C]; y may be x where nothing is saved for backward.
+  // x and y are [N, C].
   void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
                Saved& saved) const {
-    const MatmulArgs tail{.dropout = dropout(context), .residual = x};
+    const MatmulArgs tail = tail_of(context, x);
     saved.x = x;
     if (placement_ == NormPlacement::kPre) {
       ScratchScope scope(*context.arena);
@@ -50,6 +50,14 @@ class Sublayer {
       branch_.forward(context, sequences, x, sum, saved.branch, tail);
       norm_.forward(context, sum, y, saved.norm);
     }
+  }
+
+  // The same in place, where nothing is saved for backward: a norm ahead is part of the product
+  // that follows it.
+  void infer(const Context& context, const Sequences& sequences, const Tensor& x) const {
+    Saved unused;
+    if (placement_ == NormPlacement::kPost) return forward(context, sequences, x, x, unused);
+    branch_.forward(context, sequences, x, x, unused.branch, tail_of(context, x), norm_.of_rows());
   }
 
   // Turns the gradient of y into the gradient of x, in place.
@@ -75,6 +83,10 @@ class Sublayer {
   const Branch& branch() const { return branch_; }
 
  private:
+  MatmulArgs tail_of(const Context& context, const Tensor& x) const {
+    return {.dropout = dropout(context), .residual = x};
+  }
+
   Dropout dropout(const Context& context) const {
     return context.dropout(residual_dropout_, site_);
   }

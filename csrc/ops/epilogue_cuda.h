@@ -69,10 +69,14 @@ __device__ __forceinline__ void load_elements(const T* p, float (&x)[kCount]) {
 }
 template <class T, int kCount>
 __device__ __forceinline__ void store_elements(T* p, const float (&x)[kCount]) {
-  if constexpr (kCount == 1)
+  if constexpr (kCount == 1) {
     *p = from_float<T>(x[0]);
-  else
-    store_pack(p, x);
+  } else {
+    static_assert(kCount % kPack<T> == 0);
+#pragma unroll
+    for (int i = 0; i < kCount; i += kPack<T>)
+      store_pack(p + i, reinterpret_cast<const float(&)[kPack<T>]>(x[i]));
+  }
 }
 
 template <Activation kActivation, int kCount>

@@ -59,6 +59,12 @@ void run(const Context& context, const MatmulArgs& args) {
   context.kernels->matmul->matmul(context, call);
 }
 
+bool normalises(const Context& context, const MatmulArgs& args) {
+  if (is_packed(args.b.dtype)) return context.kernels->packed->normalises;
+  const auto said = context.kernels->matmul->normalises;
+  return said != nullptr && said(args);
+}
+
 // Matrix `index` of a rank 3 tensor, or its only one.
 Tensor matrix(const Tensor& tensor, int64_t index) {
   Tensor view = row_slice(tensor, tensor.dim(0) == 1 ? 0 : index, 1);
@@ -81,9 +87,20 @@ void matmul(const Context& context, const MatmulArgs& args) {
                                args.activation == Activation::kNone && !(args.dropout.p > 0.0f)),
         ConfigError, "matmul: rows of c are dense but for a product with a bias");
   check_optional("matmul", "residual", args.residual, "[M, N]", {m, n}, dtype);
+  check_optional("matmul", "norm's weight", args.norm.weight, "[K]", {k});
+  check_optional("matmul", "norm's bias", args.norm.bias, "[K]", {k});
+  CHECK(!args.norm || (!args.transpose_a && args.a_stride == 0), ConfigError,
+        "matmul: rows that are normalised are dense and not transposed");
   if (m * n == 0) return;
-  if (is_packed(args.b.dtype)) return packed_matmul(context, args);
-  run(context, args);
+  ScratchScope scope(*context.arena);
+  MatmulArgs call = args;
+  if (args.norm && !normalises(context, args)) {
+    call.a = context.arena->scratch(args.a.dtype, m, k);
+    normalise(context, args.norm, args.a, call.a);
+    call.norm = {};
+  }
+  if (is_packed(args.b.dtype)) return packed_matmul(context, call);
+  run(context, call);
 }
 
 void batched_matmul(const Context& context, const MatmulArgs& args) {

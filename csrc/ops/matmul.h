@@ -14,6 +14,7 @@
 #include "core/context.h"
 #include "core/tensor.h"
 #include "ops/activation.h"
+#include "ops/norm.h"
 
 namespace llmcore {
 
@@ -31,6 +32,7 @@ struct MatmulArgs {
   // From one row of a, of c to the next; 0: dense. Others are for a GPU, and for C without anything
   // but a bias. What lies between rows is memory of the tensor and means nothing.
   int64_t a_stride = 0, c_stride = 0;
+  RowNorm norm;  // of the rows of a, which are dense and not transposed, before all else
   // Then, in this order:
   Tensor bias;                                // [N]: C += bias
   Tensor pre_activation;                      // [M, N] out: C is stored here before the activation
@@ -59,6 +61,8 @@ struct MatmulKernels {
   void (*column_sum)(const Context&, const ColumnSumArgs&);
   // All products of a batch at once; null: the checking layer takes them one by one.
   void (*batched)(const Context&, const MatmulArgs&);
+  // Whether a product normalises rows of a itself; null: none does, and the checking layer does.
+  bool (*normalises)(const MatmulArgs&);
 };
 
 // The same products of operands rounded to bfloat16, sums in float. Their order too depends on K

@@ -6,6 +6,7 @@
 #include "cuda/products.h"
 #include "cuda/reduce.h"
 #include "ops/epilogue_cuda.h"
+#include "ops/row_norm_cuda.h"
 
 namespace llmcore::cuda {
 namespace {
@@ -199,17 +200,21 @@ void multiply_by_library(const Context& context, const MatmulArgs& args, const W
 // ---- Products of few rows: y = x W^T, each warp some outputs of all rows
 
 constexpr int kThreads = 128;
-constexpr int kStaged = 4096;  // elements of x in shared memory, of all rows
 
 // Outputs of a warp: the more rows, the more products for each number of x that is read.
 constexpr int few_rows_outputs(int rows) {
   return rows <= 2 ? 1 : rows == 4 ? 2 : 4;
+}
+// Elements of each row that stand in shared memory together.
+constexpr int few_rows_depth(int rows) {
+  return (rows <= 4 ? 4096 : 8192) / rows;
 }
 
 struct FewRowsArgs {
   const void *x, *w;
   int64_t rows, outputs, depth;
   bool narrow_x, round_x;  // x is bfloat16, or is rounded to it
+  NormOfRow norm;          // where rows are staged whole
   Epilogue to;
 };
 
@@ -230,73 +235,96 @@ __device__ __forceinline__ void prefetch_outputs(const FewRowsArgs& args) {
 }
 
 // A lane multiplies packs 32 apart, in ascending order; then the lanes are added up. This depends
-// on the depth alone.
+// on the depth alone. The first weights are under way while x is staged.
 template <class W, class T, bool kRoundW, int kRows>
 __global__ void __launch_bounds__(kThreads, 2) multiply_few_rows(FewRowsArgs args) {
   prefetch_outputs<W, few_rows_outputs(kRows)>(args);
   take_turn();
-  constexpr int kOutputs = few_rows_outputs(kRows);
-  constexpr int kDepth = kStaged / kRows, kStep = kWarp * kPack<W>;
-  [[maybe_unused]] constexpr int kUnroll = kOutputs == 1   ? 4
-                                           : kOutputs == 2 ? 2
-                                                           : 1;  // loads in flight
-  static_assert(kDepth % kStep == 0);
+  constexpr int kOutputs = few_rows_outputs(kRows), kDepth = few_rows_depth(kRows);
+  constexpr int kSteps = kOutputs == 1 ? 4 : kOutputs == 2 ? 2 : 1;  // whose weights come together
+  constexpr int kStep = kWarp * kPack<W>;
+  static_assert(kDepth % (kSteps * kStep) == 0);
   __shared__ __align__(16) float x[kRows][kDepth];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t warp = thread_index() / kWarp, first = warp * kOutputs;
-  const int64_t depth = args.depth;
+  __shared__ float sums_of_warps[kWarp];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
+  const int64_t first = thread_index() / kWarp * kOutputs, depth = args.depth;
   const bool aligned = packs<W>(args.w, depth);
   const W* w[kOutputs];
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) {
     const int64_t output = first + o < args.outputs ? first + o : args.outputs - 1;
-    w[o] = static_cast<const W*>(args.w) + output * depth;
+    w[o] = static_cast<const W*>(args.w) + output * depth + lane * kPack<W>;
   }
+  uint4 coming[kSteps][kOutputs] = {};
+  const auto fetch = [&](int64_t step) {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s)
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o)
+        if (aligned && step + s * kStep + lane * kPack<W> < depth)
+          coming[s][o] = *reinterpret_cast<const uint4*>(w[o] + step + s * kStep);
+  };
+  const auto stage = [&]<class X>(const X* from, int row, int count) {
+    const bool whole = packs<X>(from, args.depth);
+    const int end = (count + kPack<W> - 1) / kPack<W> * kPack<W>;  // beyond: zeros
+    for (int k = thread * kPack<X>; k < end; k += kThreads * kPack<X>) {
+      float pack[kPack<X>];
+      load_up_to(from + k, count - k, whole, pack);
+#pragma unroll
+      for (float& value : pack)
+        if (args.round_x && !args.norm.wanted()) value = rounded(value);
+      store_elements(&x[row][k], pack);
+    }
+  };
   float sums[kRows][kOutputs] = {};
+  fetch(0);
   for (int64_t begin = 0; begin < depth; begin += kDepth) {
+    const int count = static_cast<int>(depth - begin < kDepth ? depth - begin : kDepth);
     if (begin > 0) __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * kDepth; i += kThreads) {
-      const int64_t row = i / kDepth, k = begin + i % kDepth, from = row * depth + k;
-      float value = 0.0f;
-      if (row < args.rows && k < depth)
-        value = args.narrow_x ? as_float(static_cast<const BFloat16*>(args.x)[from])
-                              : static_cast<const float*>(args.x)[from];
-      x[row][i % kDepth] = args.round_x ? rounded(value) : value;
+    for (int r = 0; r < kRows && r < args.rows; ++r) {
+      const int64_t from = r * depth + begin;
+      if (args.narrow_x)
+        stage(static_cast<const BFloat16*>(args.x) + from, r, count);
+      else
+        stage(static_cast<const float*>(args.x) + from, r, count);
     }
     __syncthreads();
-    const auto add = [&](int k, const float(&weights)[kOutputs][kPack<W>]) {
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        float row[kPack<W>];
-#pragma unroll
-        for (int i = 0; i < kPack<W>; i += 4) {
-          float part[4];
-          load_pack(&x[r][k + i], part);
-#pragma unroll
-          for (int j = 0; j < 4; ++j) row[i + j] = part[j];
+    if (args.norm.wanted()) {
+      for (int r = 0; r < kRows && r < args.rows; ++r) {
+        const auto of_row =
+            args.norm.moments(count, sums_of_warps, [&](int64_t k) { return x[r][k]; });
+        for (int k = thread; k < count; k += kThreads) {
+          const float normed = args.norm.apply(of_row, x[r][k], k);
+          x[r][k] = args.round_x ? rounded(normed) : normed;
         }
+      }
+      __syncthreads();
+    }
+    for (int k = 0; k < count; k += kSteps * kStep) {
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        const int at = k + s * kStep + lane * kPack<W>;
+        if (at >= count) continue;
+        float weights[kOutputs][kPack<W>];
 #pragma unroll
         for (int o = 0; o < kOutputs; ++o)
+          if (aligned)
+            open_pack<W>(coming[s][o], weights[o]);
+          else
+            load_up_to(w[o] + begin + k + s * kStep, count - at, false, weights[o]);
 #pragma unroll
-          for (int i = 0; i < kPack<W>; ++i)
-            sums[r][o] = fmaf(kRoundW ? rounded(weights[o][i]) : weights[o][i], row[i], sums[r][o]);
-      }
-    };
-    float weights[kOutputs][kPack<W>];
-    if (aligned && begin + kDepth <= depth) {
-#pragma unroll kUnroll
-      for (int k = lane * kPack<W>; k < kDepth; k += kStep) {
+        for (int r = 0; r < kRows; ++r) {
+          float row[kPack<W>];
+          load_elements(&x[r][at], row);
 #pragma unroll
-        for (int o = 0; o < kOutputs; ++o) load_pack(w[o] + begin + k, weights[o]);
-        add(k, weights);
-      }
-    } else {
-      for (int k = lane * kPack<W>; begin + k < depth && k < kDepth; k += kStep) {
+          for (int o = 0; o < kOutputs; ++o)
 #pragma unroll
-        for (int o = 0; o < kOutputs; ++o)
-          load_up_to(w[o] + begin + k, depth - begin - k, aligned, weights[o]);
-        add(k, weights);
+            for (int i = 0; i < kPack<W>; ++i)
+              sums[r][o] =
+                  fmaf(kRoundW ? rounded(weights[o][i]) : weights[o][i], row[i], sums[r][o]);
+        }
       }
+      fetch(begin + k + kSteps * kStep);
     }
   }
 #pragma unroll
@@ -330,6 +358,13 @@ void with_rows(int64_t rows, Visit visit) {
   return visit(std::integral_constant<int, 16>{});
 }
 
+// Rows that stand in shared memory as a whole are normalised there.
+bool normalises(const MatmulArgs& args) {
+  bool whole = false;
+  with_rows(args.c.dim(0), [&](auto rows) { whole = args.a.dim(1) <= few_rows_depth(rows); });
+  return is_of_few_rows(args) && whole;
+}
+
 template <class W, bool kRoundW>
 void start_few_rows(const Context& context, const FewRowsArgs& args, DType c) {
   with_type(c, [&](auto tag) {
@@ -356,6 +391,7 @@ void multiply_few(const Context& context, const MatmulArgs& args, bool bfloat16)
                          .depth = args.a.dim(1),
                          .narrow_x = args.a.dtype == DType::kBFloat16,
                          .round_x = narrow,
+                         .norm = NormOfRow(args.norm),
                          .to = Epilogue(args)};
   if (narrow_w)
     start_few_rows<BFloat16, false>(context, call, args.c.dtype);
@@ -452,7 +488,8 @@ extern const MatmulKernels matmul_kernels;
 const MatmulKernels matmul_kernels = {.scratch_bytes = scratch_bytes<false>,
                                       .matmul = matmul<false>,
                                       .column_sum = column_sum,
-                                      .batched = matmul<false>};
+                                      .batched = matmul<false>,
+                                      .normalises = normalises};
 extern const MatmulBFloat16Kernels matmul_bfloat16_kernels;
 const MatmulBFloat16Kernels matmul_bfloat16_kernels = {.scratch_bytes = scratch_bytes<true>,
                                                        .matmul = matmul<true>};

@@ -29,6 +29,15 @@ void norm_forward(const Context& context, const NormForwardArgs& args) {
   if (rows * width > 0) context.kernels->norm->forward(context, args);
 }
 
+void normalise(const Context& context, const RowNorm& norm, const Tensor& x, const Tensor& y) {
+  norm_forward(context, {.kind = norm.kind,
+                         .eps = norm.eps,
+                         .x = x,
+                         .weight = norm.weight,
+                         .bias = norm.bias,
+                         .y = y});
+}
+
 void norm_backward(const Context& context, const NormBackwardArgs& args) {
   const int64_t rows = args.x.rows(), width = args.x.cols();
   const DType dtype = activation_dtype("norm_backward", "x", context, args.x);

@@ -11,6 +11,16 @@ namespace llmcore {
 
 enum class NormKind { kLayer, kRms };
 
+// How rows are normalised on their way into a matrix product (ops/matmul.h).
+struct RowNorm {
+  NormKind kind = NormKind::kLayer;
+  float eps = 1e-5f;
+  Tensor weight;  // [C]; empty: they are not
+  Tensor bias;    // [C], or empty: zeros; layer norm only
+
+  explicit operator bool() const { return static_cast<bool>(weight); }
+};
+
 struct NormForwardArgs {
   NormKind kind = NormKind::kLayer;
   float eps = 1e-5f;
@@ -45,6 +55,8 @@ struct NormKernels {
 };
 
 void norm_forward(const Context& context, const NormForwardArgs& args);
+// The same as `norm` says, y [N, C] from x [N, C], with nothing saved.
+void normalise(const Context& context, const RowNorm& norm, const Tensor& x, const Tensor& y);
 void norm_backward(const Context& context, const NormBackwardArgs& args);
 
 }  // namespace llmcore

@@ -100,6 +100,7 @@ struct PackedKernels {
   void (*unpack_rows)(const Context&, const UnpackRowsArgs&);
   int64_t (*scratch_bytes)(const MatmulArgs&);
   void (*matmul)(const Context&, const MatmulArgs&);
+  bool normalises;  // rows of a, in any product
 };
 
 // Rounds to the nearest weight of the format; int4 takes, for each group, the scale of the smallest

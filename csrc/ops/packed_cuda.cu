@@ -9,6 +9,7 @@
 #include "cuda/reduce.h"
 #include "ops/epilogue_cuda.h"
 #include "ops/packed.h"
+#include "ops/row_norm_cuda.h"
 
 namespace llmcore::cuda {
 namespace {
@@ -26,6 +27,7 @@ struct PackedArgs {
   const uint32_t* x = nullptr;      // rounded, [rows, x_words], zero beyond the depth
   const float* x_scales = nullptr;  // [rows]; not of bfloat16
   int64_t rows, outputs, depth, panel_words, x_words, steps;
+  NormOfRow norm;  // before x is rounded
   Epilogue to;
 };
 
@@ -189,17 +191,23 @@ __device__ __forceinline__ uint32_t magnitude(float x) {
   return __float_as_uint(x) & 0x7fffffffu;
 }
 
-// All threads of a block round a row, to bfloat16 or to the nearest integers from -127 to 127. A
-// scale is NaN where the row has an infinity or a NaN.
+// All threads of a block round a row, to bfloat16 or to the nearest integers from -127 to 127,
+// after its norm if there is one. A scale is NaN where the row has an infinity or a NaN.
 template <class Format, class X>
 __device__ __forceinline__ void round_row(const X* row, int64_t depth, int64_t row_words,
-                                          uint32_t* words, float* scale) {
+                                          const NormOfRow& norm, uint32_t* words, float* scale) {
   constexpr int kWeights = Format::kWeights;
+  NormOfRow::Moments of_row = {};
+  if (norm.wanted()) {
+    __shared__ float sums[kWarp];
+    of_row = norm.moments(depth, sums, [&](int64_t k) { return as_float(row[k]); });
+  }
   const auto load = [&](int64_t word, float(&x)[kWeights]) {
 #pragma unroll
     for (int i = 0; i < kWeights; ++i) {
       const int64_t k = word * kWeights + i;
       x[i] = k < depth ? as_float(row[k]) : 0.0f;
+      if (norm.wanted() && k < depth) x[i] = norm.apply(of_row, x[i], k);
     }
   };
   if constexpr (Format::kFormat == DType::kPackedBFloat16) {
@@ -243,9 +251,10 @@ __device__ __forceinline__ void round_row(const X* row, int64_t depth, int64_t r
 
 template <class Format, class X>
 __global__ void __launch_bounds__(kThreads)
-    round_rows(const X* x, uint32_t* words, float* scales, int64_t depth, int64_t row_words) {
+    round_rows(const X* x, uint32_t* words, float* scales, int64_t depth, int64_t row_words,
+               NormOfRow norm) {
   take_turn();
-  round_row<Format>(x + blockIdx.x * depth, depth, row_words, words + blockIdx.x * row_words,
+  round_row<Format>(x + blockIdx.x * depth, depth, row_words, norm, words + blockIdx.x * row_words,
                     scales + blockIdx.x);
 }
 
@@ -328,7 +337,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) multiply_few(Pa
     auto* const scales = reinterpret_cast<float*>(words + args.rows * args.x_words);
     for (int64_t row = 0; row < args.rows; ++row)
       round_row<Format>(static_cast<const X*>(args.raw_x) + row * args.depth, args.depth,
-                        args.x_words, words + row * args.x_words, scales + row);
+                        args.x_words, args.norm, words + row * args.x_words, scales + row);
     __syncthreads();
     x = words;
     x_scales = scales;
@@ -495,7 +504,7 @@ void start(const Context& context, PackedArgs args, uint32_t* words) {
 
   auto* const scales = reinterpret_cast<float*>(words + args.rows * args.x_words);
   launch(context, round_rows<Format, X>, dim3(static_cast<unsigned>(args.rows)), dim3(kThreads), 0,
-         static_cast<const X*>(args.raw_x), words, scales, args.depth, args.x_words);
+         static_cast<const X*>(args.raw_x), words, scales, args.depth, args.x_words, args.norm);
   args.x = words;
   args.x_scales = scales;
   const auto few = [&](auto tiles) {
@@ -527,6 +536,7 @@ void multiply(const Context& context, const MatmulArgs& args) {
                         .panel_words = panel_bytes(Format::kFormat, depth) / 4,
                         .x_words = padded_words<Format>(depth),
                         .steps = blocks_of(depth, Format::kStepWords * Format::kWeights),
+                        .norm = NormOfRow(args.norm),
                         .to = Epilogue(args)};
   with_type(args.c.dtype, [&](auto c) {
     with_type(args.a.dtype, [&](auto a) {
@@ -576,6 +586,7 @@ const PackedKernels packed_kernels = {.pack = nullptr,
                                       .set_stored = nullptr,
                                       .unpack_rows = unpack_rows,
                                       .scratch_bytes = scratch_bytes,
-                                      .matmul = matmul};
+                                      .matmul = matmul,
+                                      .normalises = true};
 
 }  // namespace llmcore::cuda

@@ -13,6 +13,7 @@ from llmcore.errors import ConfigError
 from reference import activation as activations
 from reference import dropout as dropouts
 from reference import matmul as reference
+from reference import norm as norms
 from tolerance import assert_matches
 
 # M, N, K: one, odd, whole tiles, more than a block of K, few rows, few columns.
@@ -146,6 +147,32 @@ def test_everything_fused(rng, size, transpose_a, transpose_b):
         return z, y * kept + residual, activations.silu(gate_input) * kept
 
     assert_matches((before, c, gated), fused, a, b, bias, gate_input, residual)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 8, 11, 40])
+@pytest.mark.parametrize("k", [1, 12, 129, 770, 4100])
+@pytest.mark.parametrize("rms", [False, True])
+def test_rows_are_normalised_first(rng, m, k, rms):
+    n = 19
+    a, b = operands(rng, m, n, k, transpose_b=True)
+    a = 3 * a + 1
+    b /= np.float32(k**0.5)
+    weight, norm_bias = rng.standard_normal((2, k), dtype=np.float32)
+    bias, residual = rng.standard_normal(n, dtype=np.float32), a[:, :1] + np.ones(n, np.float32)
+    extra = {} if rms else {"norm_bias": norm_bias}
+    got = product(
+        a, b, False, True, bias=bias, activation="gelu", residual=residual,
+        norm_weight=weight, norm_eps=1e-3, rms=rms, **extra,
+    )  # fmt: skip
+
+    def expected(a, b, weight, norm_bias, bias, residual):
+        if rms:
+            normed = norms.rms_norm(a, weight, 1e-3)
+        else:
+            normed = norms.layer_norm(a, weight, norm_bias, 1e-3)
+        return activations.gelu(normed @ b.T + bias) + residual
+
+    assert_matches(got, expected, a, b, weight, norm_bias, bias, residual)
 
 
 def test_a_gate_output_is_made_of_a_gate_input(rng):
@@ -328,6 +355,18 @@ F = np.float32
             ),
             ValueError,
             ["accumulate"],
+        ),
+        (
+            lambda: product(np.ones((2, 3), F), np.ones((3, 5), F), norm_weight=np.ones(5, F)),
+            ValueError,
+            ["matmul: norm's weight", "[K] = [3]", "[5]"],
+        ),
+        (
+            lambda: product(
+                np.ones((3, 2), F), np.ones((3, 5), F), True, norm_weight=np.ones(3, F)
+            ),
+            ValueError,
+            ["normalised", "not transposed"],
         ),
     ],
 )

@@ -9,6 +9,7 @@ import llmcore
 from llmcore import _core
 from llmcore.errors import ConfigError, DTypeError, ShapeError
 from reference import matmul as reference
+from reference import norm as norms
 from tolerance import assert_matches, round_bfloat16
 
 FORMATS = ["bfloat16", "int8", "int4"]
@@ -236,6 +237,29 @@ def test_results_do_not_depend_on_threads(rng, threads, size, format):
             ]
         )
     assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("m", [1, 3, 20, 70])
+@pytest.mark.parametrize("k", [5, 96, 770])
+@pytest.mark.parametrize("rms", [False, True])
+def test_rows_are_normalised_first(rng, m, k, format, rms):
+    n = 35
+    weight, x, gain = (
+        packed(normal(rng, n, k) / F(k**0.5), format),
+        normal(rng, m, k),
+        normal(rng, k),
+    )
+    shift = None if rms else normal(rng, k)
+    got = product(weight, 3 * x + 1, n, norm_weight=gain, norm_bias=shift, norm_eps=1e-3, rms=rms)
+    if rms:
+        normed = norms.rms_norm(3 * x + 1, gain, 1e-3)
+    else:
+        normed = norms.layer_norm(3 * x + 1, gain, shift, 1e-3)
+    exact = rounded(normed.astype(F), format) @ weight.unpack().numpy().T
+    # A last bit of what is rounded may decide to which neighbour: a step of one element.
+    step = 2**-8 if format == "bfloat16" else 1 / 127
+    assert np.abs(got - exact).max() <= step * np.abs(normed).max()
 
 
 @pytest.mark.parametrize("format", FORMATS)
