@@ -112,11 +112,15 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-// Brings the line of 128 bytes that `global` lies in to the L2 cache, where all see the same: it
-// may be about to be written. Nothing where no kernel starts early.
-__device__ __forceinline__ void prefetch_line([[maybe_unused]] const void* global) {
+// One thread brings so many bytes from `global` on to the L2 cache, where all see the same: they
+// may be about to be written. In units of 16; nothing where no kernel starts early.
+__device__ __forceinline__ void prefetch([[maybe_unused]] const void* global,
+                                         [[maybe_unused]] int64_t bytes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(global)));
+  const size_t from = __cvta_generic_to_global(global);
+  if (from % 16 == 0 && bytes >= 16)
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
+                 "r"(static_cast<uint32_t>(bytes) / 16 * 16));
 #endif
 }
 

@@ -103,17 +103,27 @@ __device__ __forceinline__ void activate_all(Activation activation, float (&x)[k
   }
 }
 
-// The sums x of C's elements at i, i + 1, ... of memory, in column `col` and those after it, to the
-// end. T is C's type.
+// What is added to C's elements at i, i + 1, ... of memory, in column `col` and those after it: it
+// can come long before the sums. T is C's type.
+template <int kCount>
+struct Terms {
+  float bias[kCount] = {}, residual[kCount] = {};
+};
 template <class T, int kCount>
-__device__ __forceinline__ void finish(const Epilogue& to, int64_t i, int64_t col,
+__device__ __forceinline__ Terms<kCount> terms_of(const Epilogue& to, int64_t i, int64_t col) {
+  Terms<kCount> terms;
+  if (to.bias != nullptr) load_elements(to.bias + col, terms.bias);
+  if (to.residual != nullptr) load_elements(static_cast<const T*>(to.residual) + i, terms.residual);
+  return terms;
+}
+
+// The sums x of the same elements, to the end.
+template <class T, int kCount>
+__device__ __forceinline__ void finish(const Epilogue& to, int64_t i, const Terms<kCount>& terms,
                                        float (&x)[kCount]) {
   float other[kCount], slope[kCount] = {}, kept[kCount];
-  if (to.bias != nullptr) {
-    load_elements(to.bias + col, other);
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) x[j] += other[j];
-  }
+  for (int j = 0; j < kCount; ++j) x[j] += terms.bias[j];
   if (to.pre_activation != nullptr) store_elements(static_cast<T*>(to.pre_activation) + i, x);
   if (to.activation != Activation::kNone) activate_all(to.activation, x, slope);
   const bool drops = to.dropout.p > 0.0f;
@@ -132,11 +142,8 @@ __device__ __forceinline__ void finish(const Epilogue& to, int64_t i, int64_t co
 #pragma unroll
     for (int j = 0; j < kCount; ++j) x[j] *= kept[j];
   }
-  if (to.residual != nullptr) {
-    load_elements(static_cast<const T*>(to.residual) + i, other);
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) x[j] += other[j];
-  }
+  for (int j = 0; j < kCount; ++j) x[j] += terms.residual[j];
   store_elements(static_cast<T*>(to.c) + i, x);
 }
 

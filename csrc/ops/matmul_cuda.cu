@@ -1,12 +1,12 @@
 // Matrix products on CUDA: by cuBLASLt, with what follows a product done by the library where it
-// can, else by a pass over C; of few rows by a kernel that reads the weights once; sums of columns.
+// can, else by a pass over C; of few rows by a kernel of ours; sums of columns.
 #include "core/error.h"
 #include "core/gpu.h"
 #include "cuda/launch.h"
 #include "cuda/products.h"
 #include "cuda/reduce.h"
 #include "ops/epilogue_cuda.h"
-#include "ops/row_norm_cuda.h"
+#include "ops/matmul_few_rows_cuda.h"
 
 namespace llmcore::cuda {
 namespace {
@@ -64,7 +64,7 @@ __global__ void finish_sums(const Sum* sums, Epilogue to, int64_t count) {
   if (i >= count || col >= to.n) return;
   float x[kCount];
   load_elements(sums + i, x);
-  finish<T>(to, i, col, x);
+  finish<T>(to, i, terms_of<T, kCount>(to, i, col), x);
 }
 
 // `sums` lie as C does.
@@ -197,210 +197,6 @@ void multiply_by_library(const Context& context, const MatmulArgs& args, const W
   if (way.apart || !rest.is_empty()) finish_all(context, data.c, way.result, rest, args.c);
 }
 
-// ---- Products of few rows: y = x W^T, each warp some outputs of all rows
-
-constexpr int kThreads = 128;
-
-// Outputs of a warp: the more rows, the more products for each number of x that is read.
-constexpr int few_rows_outputs(int rows) {
-  return rows <= 2 ? 1 : rows == 4 ? 2 : 4;
-}
-// Elements of each row that stand in shared memory together.
-constexpr int few_rows_depth(int rows) {
-  return (rows <= 4 ? 4096 : 8192) / rows;
-}
-
-struct FewRowsArgs {
-  const void *x, *w;
-  int64_t rows, outputs, depth;
-  bool narrow_x, round_x;  // x is bfloat16, or is rounded to it
-  NormOfRow norm;          // where rows are staged whole
-  Epilogue to;
-};
-
-__device__ __forceinline__ float rounded(float x) {
-  return as_float(from_float<BFloat16>(x));
-}
-
-// Weights do not depend on the kernel ahead: a warp's come while that runs.
-template <class W, int kOutputs>
-__device__ __forceinline__ void prefetch_outputs(const FewRowsArgs& args) {
-  constexpr int64_t kCacheLine = 128;
-  const int64_t first = thread_index() / kWarp * kOutputs, left = args.outputs - first;
-  const int64_t bytes = (left < kOutputs ? left : kOutputs) * args.depth * int64_t{sizeof(W)};
-  const auto* const from =
-      static_cast<const char*>(args.w) + first * args.depth * int64_t{sizeof(W)};
-  for (int64_t i = threadIdx.x % kWarp * kCacheLine; i < bytes; i += kWarp * kCacheLine)
-    prefetch_line(from + i);
-}
-
-// A lane multiplies packs 32 apart, in ascending order; then the lanes are added up. This depends
-// on the depth alone. The first weights are under way while x is staged.
-template <class W, class T, bool kRoundW, int kRows>
-__global__ void __launch_bounds__(kThreads, 2) multiply_few_rows(FewRowsArgs args) {
-  prefetch_outputs<W, few_rows_outputs(kRows)>(args);
-  take_turn();
-  constexpr int kOutputs = few_rows_outputs(kRows), kDepth = few_rows_depth(kRows);
-  constexpr int kSteps = kOutputs == 1 ? 4 : kOutputs == 2 ? 2 : 1;  // whose weights come together
-  constexpr int kStep = kWarp * kPack<W>;
-  static_assert(kDepth % (kSteps * kStep) == 0);
-  __shared__ __align__(16) float x[kRows][kDepth];
-  __shared__ float sums_of_warps[kWarp];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
-  const int64_t first = thread_index() / kWarp * kOutputs, depth = args.depth;
-  const bool aligned = packs<W>(args.w, depth);
-  const W* w[kOutputs];
-#pragma unroll
-  for (int o = 0; o < kOutputs; ++o) {
-    const int64_t output = first + o < args.outputs ? first + o : args.outputs - 1;
-    w[o] = static_cast<const W*>(args.w) + output * depth + lane * kPack<W>;
-  }
-  uint4 coming[kSteps][kOutputs] = {};
-  const auto fetch = [&](int64_t step) {
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s)
-#pragma unroll
-      for (int o = 0; o < kOutputs; ++o)
-        if (aligned && step + s * kStep + lane * kPack<W> < depth)
-          coming[s][o] = *reinterpret_cast<const uint4*>(w[o] + step + s * kStep);
-  };
-  const auto stage = [&]<class X>(const X* from, int row, int count) {
-    const bool whole = packs<X>(from, args.depth);
-    const int end = (count + kPack<W> - 1) / kPack<W> * kPack<W>;  // beyond: zeros
-    for (int k = thread * kPack<X>; k < end; k += kThreads * kPack<X>) {
-      float pack[kPack<X>];
-      load_up_to(from + k, count - k, whole, pack);
-#pragma unroll
-      for (float& value : pack)
-        if (args.round_x && !args.norm.wanted()) value = rounded(value);
-      store_elements(&x[row][k], pack);
-    }
-  };
-  float sums[kRows][kOutputs] = {};
-  fetch(0);
-  for (int64_t begin = 0; begin < depth; begin += kDepth) {
-    const int count = static_cast<int>(depth - begin < kDepth ? depth - begin : kDepth);
-    if (begin > 0) __syncthreads();
-    for (int r = 0; r < kRows && r < args.rows; ++r) {
-      const int64_t from = r * depth + begin;
-      if (args.narrow_x)
-        stage(static_cast<const BFloat16*>(args.x) + from, r, count);
-      else
-        stage(static_cast<const float*>(args.x) + from, r, count);
-    }
-    __syncthreads();
-    if (args.norm.wanted()) {
-      for (int r = 0; r < kRows && r < args.rows; ++r) {
-        const auto of_row =
-            args.norm.moments(count, sums_of_warps, [&](int64_t k) { return x[r][k]; });
-        for (int k = thread; k < count; k += kThreads) {
-          const float normed = args.norm.apply(of_row, x[r][k], k);
-          x[r][k] = args.round_x ? rounded(normed) : normed;
-        }
-      }
-      __syncthreads();
-    }
-    for (int k = 0; k < count; k += kSteps * kStep) {
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        const int at = k + s * kStep + lane * kPack<W>;
-        if (at >= count) continue;
-        float weights[kOutputs][kPack<W>];
-#pragma unroll
-        for (int o = 0; o < kOutputs; ++o)
-          if (aligned)
-            open_pack<W>(coming[s][o], weights[o]);
-          else
-            load_up_to(w[o] + begin + k + s * kStep, count - at, false, weights[o]);
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          float row[kPack<W>];
-          load_elements(&x[r][at], row);
-#pragma unroll
-          for (int o = 0; o < kOutputs; ++o)
-#pragma unroll
-            for (int i = 0; i < kPack<W>; ++i)
-              sums[r][o] =
-                  fmaf(kRoundW ? rounded(weights[o][i]) : weights[o][i], row[i], sums[r][o]);
-        }
-      }
-      fetch(begin + k + kSteps * kStep);
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    float mine[1] = {};
-#pragma unroll
-    for (int o = 0; o < kOutputs; ++o) {
-      const float sum = warp_sum(sums[r][o]);
-      if (lane == o) mine[0] = sum;
-    }
-    const int64_t output = first + lane;
-    if (lane < kOutputs && output < args.outputs && r < args.rows)
-      finish<T>(args.to, r * args.to.stride + output, output, mine);
-  }
-}
-
-// Whether a product is one of so few rows that reading the weights is all that counts. More rows of
-// narrow weights are for tensor cores.
-bool is_of_few_rows(const MatmulArgs& args) {
-  const int64_t most = args.b.dtype == DType::kBFloat16 ? 8 : 16;
-  return args.c.rank == 2 && args.transpose_b && !args.transpose_a && args.a_stride == 0 &&
-         args.c.dim(0) <= most;
-}
-
-template <class Visit>
-void with_rows(int64_t rows, Visit visit) {
-  if (rows <= 1) return visit(std::integral_constant<int, 1>{});
-  if (rows <= 2) return visit(std::integral_constant<int, 2>{});
-  if (rows <= 4) return visit(std::integral_constant<int, 4>{});
-  if (rows <= 8) return visit(std::integral_constant<int, 8>{});
-  return visit(std::integral_constant<int, 16>{});
-}
-
-// Rows that stand in shared memory as a whole are normalised there.
-bool normalises(const MatmulArgs& args) {
-  bool whole = false;
-  with_rows(args.c.dim(0), [&](auto rows) { whole = args.a.dim(1) <= few_rows_depth(rows); });
-  return is_of_few_rows(args) && whole;
-}
-
-template <class W, bool kRoundW>
-void start_few_rows(const Context& context, const FewRowsArgs& args, DType c) {
-  with_type(c, [&](auto tag) {
-    using T = decltype(tag);
-    with_rows(args.rows, [&](auto rows) {
-      constexpr int kRows = decltype(rows)::value;
-      if constexpr (sizeof(W) == sizeof(float) || kRows <= 8) {
-        const int64_t warps = blocks_of(args.outputs, few_rows_outputs(kRows));
-        launch(context, multiply_few_rows<W, T, kRoundW, kRows>,
-               dim3(static_cast<unsigned>(blocks_of(warps, kThreads / kWarp))), dim3(kThreads), 0,
-               args);
-      }
-    });
-  });
-}
-
-void multiply_few(const Context& context, const MatmulArgs& args, bool bfloat16) {
-  const bool narrow_w = args.b.dtype == DType::kBFloat16;
-  const bool narrow = bfloat16 || narrow_w || args.a.dtype == DType::kBFloat16;
-  const FewRowsArgs call{.x = args.a.data,
-                         .w = args.b.data,
-                         .rows = args.c.dim(0),
-                         .outputs = args.c.dim(1),
-                         .depth = args.a.dim(1),
-                         .narrow_x = args.a.dtype == DType::kBFloat16,
-                         .round_x = narrow,
-                         .norm = NormOfRow(args.norm),
-                         .to = Epilogue(args)};
-  if (narrow_w)
-    start_few_rows<BFloat16, false>(context, call, args.c.dtype);
-  else if (narrow)
-    start_few_rows<float, true>(context, call, args.c.dtype);
-  else
-    start_few_rows<float, false>(context, call, args.c.dtype);
-}
-
 // ---- Sums of columns: parts of the rows, then the parts
 
 constexpr int kSumWarps = 8;
@@ -477,7 +273,7 @@ int64_t scratch_bytes(const MatmulArgs& args) {
 template <bool kBFloat16>
 void matmul(const Context& context, const MatmulArgs& args) {
   if (is_of_few_rows(args))
-    multiply_few(context, args, kBFloat16);
+    multiply_few_rows(context, args, kBFloat16);
   else
     multiply_by_library(context, args, Way(args, kBFloat16));
 }
@@ -489,7 +285,7 @@ const MatmulKernels matmul_kernels = {.scratch_bytes = scratch_bytes<false>,
                                       .matmul = matmul<false>,
                                       .column_sum = column_sum,
                                       .batched = matmul<false>,
-                                      .normalises = normalises};
+                                      .normalises = normalises_few_rows};
 extern const MatmulBFloat16Kernels matmul_bfloat16_kernels;
 const MatmulBFloat16Kernels matmul_bfloat16_kernels = {.scratch_bytes = scratch_bytes<true>,
                                                        .matmul = matmul<true>};

@@ -8,7 +8,7 @@
 #include "cuda/launch.h"
 #include "cuda/reduce.h"
 #include "ops/epilogue_cuda.h"
-#include "ops/packed.h"
+#include "ops/packed_formats_cuda.h"
 #include "ops/row_norm_cuda.h"
 
 namespace llmcore::cuda {
@@ -16,10 +16,8 @@ namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
 constexpr int kShares = 8;
-constexpr int kPanel = static_cast<int>(kPanelOutputs);
 constexpr int kTileRows = 8, kPairOutputs = 2 * kPanel;  // of x, of two panels: a warp's tile
-constexpr int kPairWords = 8;    // of an output, in a product of tensor cores
-constexpr int kStageWords = 32;  // of a row of x: what rows are padded to
+constexpr int kStageWords = 32;                          // of a row of x: what rows are padded to
 
 struct PackedArgs {
   const uint32_t* weights;
@@ -30,160 +28,6 @@ struct PackedArgs {
   NormOfRow norm;  // before x is rounded
   Epilogue to;
 };
-
-// Sums of a tile: of outputs 4q, 4q + 1 and of 4q + 2, 4q + 3, as mma_…() lays them out.
-template <class T>
-using Sums = T[2][4];
-
-// line(l) of a panel is l * kLine on; `panel` is at a lane's four outputs.
-constexpr int kLine = kPanel / 4;
-__device__ __forceinline__ uint4 load_line(const uint4* panel, int64_t line, bool valid) {
-  return valid ? __ldg(panel + line * kLine) : make_uint4(0, 0, 0, 0);
-}
-
-// A format's load() gives a lane's words of a step, zeros beyond the last; multiply() adds their
-// products with what x(tile, word, pair) gives, two words from `word` of the step on.
-template <class Format>
-struct Words {
-  uint4 first, second;
-
-  __device__ __forceinline__ void load(const uint4* panel, int64_t step, int64_t depth, int t) {
-    const int64_t lines = (depth + Format::kWeights - 1) / Format::kWeights;
-    const int64_t line = step * kPairWords + 2 * t;
-    first = load_line(panel, line, line < lines);
-    second = load_line(panel, line + 1, line + 1 < lines);
-  }
-  template <int kTiles, class X>
-  __device__ __forceinline__ void multiply(int t, const X& x,
-                                           Sums<typename Format::Sum> (&sums)[kTiles]) const {
-    constexpr uint32_t kFlip = Format::kFlip;
-    const uint32_t a[2][4] = {
-        {first.x ^ kFlip, first.y ^ kFlip, second.x ^ kFlip, second.y ^ kFlip},
-        {first.z ^ kFlip, first.w ^ kFlip, second.z ^ kFlip, second.w ^ kFlip}};
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      uint32_t b[2];
-      x(tile, 2 * t, b);
-      Format::multiply(sums[tile][0], a[0], b);
-      Format::multiply(sums[tile][1], a[1], b);
-    }
-  }
-};
-
-struct BFloat16Panels {
-  using Sum = float;
-  using Words = cuda::Words<BFloat16Panels>;
-  static constexpr DType kFormat = DType::kPackedBFloat16;
-  // Words of a step of x, lines of one of a panel, weights in a word.
-  static constexpr int kStepWords = kPairWords, kStepLines = kPairWords, kWeights = 2;
-  static constexpr uint32_t kFlip = 0;
-
-  static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
-                                                  const uint32_t (&b)[2]) {
-    mma_bfloat16(d, a, b);
-  }
-  static __device__ __forceinline__ float value(float sum, const uint32_t*, int64_t, const float*) {
-    return sum;
-  }
-  static __device__ __forceinline__ float weight(const uint32_t* lane, int64_t, int64_t k) {
-    return __uint_as_float(lane[k / 2 * kPanel] >> (k % 2 * 16) << 16);
-  }
-};
-
-struct Int8Panels {
-  using Sum = int;
-  using Words = cuda::Words<Int8Panels>;
-  static constexpr DType kFormat = DType::kPackedInt8;
-  static constexpr int kStepWords = kPairWords, kStepLines = kPairWords, kWeights = 4;
-  static constexpr uint32_t kFlip = 0x80808080u;  // from q + 128 to q
-
-  static __device__ __forceinline__ void multiply(int (&d)[4], const uint32_t (&a)[4],
-                                                  const uint32_t (&b)[2]) {
-    mma_int8(d, a, b);
-  }
-  static __device__ __forceinline__ float scale(const uint32_t* lane, int64_t depth) {
-    return __uint_as_float(lane[(depth + 3) / 4 * kPanel]);
-  }
-  static __device__ __forceinline__ float value(int sum, const uint32_t* lane, int64_t depth,
-                                                const float* x_scale) {
-    return static_cast<float>(sum) * scale(lane, depth) * *x_scale;
-  }
-  static __device__ __forceinline__ float weight(const uint32_t* lane, int64_t depth, int64_t k) {
-    const uint32_t code = lane[k / 4 * kPanel] >> (k % 4 * 8) & 255u;
-    return (static_cast<float>(code) - 128.0f) * scale(lane, depth);
-  }
-};
-
-// A step is two groups. Integers are multiplied as 16 q: half a byte in the upper half of one.
-struct Int4Panels {
-  using Sum = float;
-  static constexpr DType kFormat = DType::kPackedInt4;
-  static constexpr int kStepWords = 2 * kPairWords, kWeights = 4;
-  static constexpr int kGroupLines = 4, kStepLines = 2 * kGroupLines + 1;
-  static constexpr int64_t kStepWeights = 2 * kInt4Group;
-
-  static __device__ __forceinline__ float scale(uint32_t both, int group) {
-    return __uint_as_float(group == 0 ? both << 16 : both & 0xffff0000u);
-  }
-
-  struct Words {
-    uint4 bytes[2], scales;
-
-    __device__ __forceinline__ void load(const uint4* panel, int64_t step, int64_t depth, int t) {
-      const bool valid = step * kStepWeights < depth;
-      const int64_t line = step * kStepLines;
-      bytes[0] = load_line(panel, line + t, valid);
-      bytes[1] = load_line(panel, line + kGroupLines + t, valid);
-      scales = load_line(panel, line + 2 * kGroupLines, valid);
-    }
-    template <int kTiles, class X>
-    __device__ __forceinline__ void multiply(int t, const X& x, Sums<float> (&sums)[kTiles]) const {
-#pragma unroll
-      for (int group = 0; group < 2; ++group) {
-        const auto low = [](uint32_t w) { return (w << 4 & 0xf0f0f0f0u) ^ 0x80808080u; };
-        const auto high = [](uint32_t w) { return (w & 0xf0f0f0f0u) ^ 0x80808080u; };
-        const uint4 w = bytes[group];
-        const uint32_t a[2][4] = {{low(w.x), low(w.y), high(w.x), high(w.y)},
-                                  {low(w.z), low(w.w), high(w.z), high(w.w)}};
-        const float scale_of[2][2] = {{scale(scales.x, group), scale(scales.y, group)},
-                                      {scale(scales.z, group), scale(scales.w, group)}};
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          uint32_t b[2];
-          x(tile, group * kPairWords + 2 * t, b);
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            int whole[4] = {};
-            mma_int8(whole, a[half], b);
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-              sums[tile][half][i] = fmaf(static_cast<float>(whole[i]) * 0.0625f,
-                                         scale_of[half][i / 2], sums[tile][half][i]);
-          }
-        }
-      }
-    }
-  };
-
-  static __device__ __forceinline__ float value(float sum, const uint32_t*, int64_t,
-                                                const float* x_scale) {
-    return sum * *x_scale;
-  }
-  static __device__ __forceinline__ float weight(const uint32_t* lane, int64_t, int64_t k) {
-    const uint32_t* const step = lane + k / kStepWeights * kStepLines * kPanel;
-    const int64_t i = k % kStepWeights;
-    const uint32_t code = step[i / 8 * kPanel] >> (i % 4 * 8 + i / 4 % 2 * 4) & 15u;
-    return (static_cast<float>(code) - 8.0f) *
-           scale(step[2 * kGroupLines * kPanel], static_cast<int>(i / kInt4Group));
-  }
-};
-
-template <class Visit>
-void with_format(DType format, Visit visit) {
-  if (format == DType::kPackedBFloat16) return visit(BFloat16Panels{});
-  if (format == DType::kPackedInt8) return visit(Int8Panels{});
-  visit(Int4Panels{});
-}
 
 // ---- The rounding of x
 
@@ -282,13 +126,20 @@ __device__ __forceinline__ void spread(const Sums<Sum>& sums, int lane, int firs
       to[2 * t + i % 2][first_output + 4 * g + 2 * half + i / 2] = sums[half][i];
 }
 
+// What is added to an element of C.
+template <class T>
+__device__ __forceinline__ Terms<1> terms_at(const PackedArgs& args, int64_t row, int64_t output) {
+  if (row >= args.rows || output >= args.outputs) return {};
+  return terms_of<T, 1>(args.to, row * args.outputs + output, output);
+}
 template <class Format, class T>
 __device__ __forceinline__ void finish_sum(const PackedArgs& args, const float* x_scales,
-                                           typename Format::Sum sum, int64_t row, int64_t output) {
+                                           const Terms<1>& terms, typename Format::Sum sum,
+                                           int64_t row, int64_t output) {
   if (row >= args.rows || output >= args.outputs) return;
   const uint32_t* const lane = panel_at(args, output / kPanel) + output % kPanel;
   float y[1] = {Format::value(sum, lane, args.depth, x_scales + row)};
-  finish<T>(args.to, row * args.outputs + output, output, y);
+  finish<T>(args.to, row * args.outputs + output, terms, y);
 }
 
 // The steps that a warp takes of a product of few rows.
@@ -302,26 +153,28 @@ __device__ __forceinline__ Share share_of(const PackedArgs& args) {
 
 // Weights do not depend on the kernel ahead: a warp's share of two panels comes while that runs.
 template <class Format>
-__device__ __forceinline__ void prefetch_share(const PackedArgs& args) {
-  constexpr int64_t kStepBytes = Format::kStepLines * kPanel * 4, kCacheLine = 128;
+__device__ __forceinline__ void prefetch_operands(const PackedArgs& args) {
+  if (threadIdx.x == 0) args.norm.prefetch_parameters(args.depth);
+  constexpr int64_t kStepBytes = Format::kStepLines * kPanel * 4;
   const Share share = share_of(args);
   const int64_t begin = share.begin * kStepBytes, most = args.panel_words * 4;
   const int64_t end = share.end * kStepBytes < most ? share.end * kStepBytes : most;
-  for (int which = 0; which < 2; ++which) {
-    const auto* const panel =
-        reinterpret_cast<const char*>(panel_at(args, int64_t{blockIdx.y} * 2 + which));
-    for (int64_t i = begin + threadIdx.x % kWarp * kCacheLine; i < end; i += kWarp * kCacheLine)
-      prefetch_line(panel + i);
-  }
+  const int64_t which = threadIdx.x % kWarp;
+  if (which >= kPairOutputs / kPanel || begin >= end) return;
+  const int64_t panel = int64_t{blockIdx.y} * (kPairOutputs / kPanel) + which;
+  prefetch(reinterpret_cast<const char*>(panel_at(args, panel)) + begin, end - begin);
 }
 
 // Few rows: a block takes two panels, each warp a share of K. X is the type of x that every block
-// rounds by itself, in its shared memory, which saves a kernel; or void where it is rounded.
+// rounds by itself, in its shared memory, which saves a kernel; or void where it is rounded. The
+// first words are under way meanwhile.
 template <class Format, class T, int kTiles, class X>
 __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) multiply_few(PackedArgs args) {
-  prefetch_share<Format>(args);
+  prefetch_operands<Format>(args);
   take_turn();
   using Sum = typename Format::Sum;
+  using Words = typename Format::Words;
+  constexpr int kBatch = kTiles == 1 ? Format::kBatch : kTiles == 2 ? 2 : 1;  // steps at a time
   static_assert(kShares == kWarps && kThreads == kTileRows * kPairOutputs);
   __shared__ Sum parts[kShares][kTileRows][kPairOutputs];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -329,43 +182,57 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) multiply_few(Pa
   const int g = lane / 4, t = lane % 4;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTiles * kTileRows;
   const uint4* const panel = lane_panel(args, blockIdx.y, g);
+  const auto [begin, end] = share_of(args);
+  Words words[kBatch];
+  const auto fetch = [&](int64_t step) {
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u)
+      if (step + u < end) words[u].load(panel, step + u, args.depth, t);
+  };
+  fetch(begin);
+  // Of C a thread finishes an element of each tile: what is added to it comes early, too.
+  const int64_t row = first_row + threadIdx.x / kPairOutputs;
+  const int64_t output = int64_t{blockIdx.y} * kPairOutputs + threadIdx.x % kPairOutputs;
+  Terms<1> terms[kTiles];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile)
+    terms[tile] = terms_at<T>(args, row + tile * kTileRows, output);
+
   constexpr bool kRounds = !std::is_void_v<X>;
   const uint32_t* x = args.x;
   const float* x_scales = args.x_scales;
   if constexpr (kRounds) {
-    auto* const words = dynamic_shared<uint32_t>();
-    auto* const scales = reinterpret_cast<float*>(words + args.rows * args.x_words);
-    for (int64_t row = 0; row < args.rows; ++row)
-      round_row<Format>(static_cast<const X*>(args.raw_x) + row * args.depth, args.depth,
-                        args.x_words, args.norm, words + row * args.x_words, scales + row);
+    auto* const rounded = dynamic_shared<uint32_t>();
+    auto* const scales = reinterpret_cast<float*>(rounded + args.rows * args.x_words);
+    for (int64_t i = 0; i < args.rows; ++i)
+      round_row<Format>(static_cast<const X*>(args.raw_x) + i * args.depth, args.depth,
+                        args.x_words, args.norm, rounded + i * args.x_words, scales + i);
     __syncthreads();
-    x = words;
+    x = rounded;
     x_scales = scales;
   }
   const uint32_t* rows[kTiles];
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
-    const int64_t row = first_row + tile * kTileRows + g;
-    rows[tile] = x + (row < args.rows ? row : args.rows - 1) * args.x_words;
+    const int64_t mine = first_row + tile * kTileRows + g;
+    rows[tile] = x + (mine < args.rows ? mine : args.rows - 1) * args.x_words;
   }
 
   Sums<Sum> sums[kTiles] = {};
-  const auto [begin, end] = share_of(args);
-  [[maybe_unused]] constexpr int kUnroll = kTiles == 1 ? 4 : kTiles == 2 ? 2 : 1;
-#pragma unroll kUnroll
-  for (int64_t step = begin; step < end; ++step) {
-    typename Format::Words words;
-    words.load(panel, step, args.depth, t);
-    words.multiply(
-        t,
-        [&](int tile, int word, uint32_t(&pair)[2]) {
-          const auto* const at =
-              reinterpret_cast<const uint2*>(rows[tile] + step * Format::kStepWords + word);
-          const uint2 both = kRounds ? *at : __ldg(at);
-          pair[0] = both.x;
-          pair[1] = both.y;
-        },
-        sums);
+  for (int64_t step = begin; step < end; step += kBatch) {
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u)
+      if (step + u < end)
+        words[u].multiply(
+            t,
+            [&](int tile, int word, uint32_t(&pair)[2]) {
+              const uint2 both = *reinterpret_cast<const uint2*>(
+                  rows[tile] + (step + u) * Format::kStepWords + word);
+              pair[0] = both.x;
+              pair[1] = both.y;
+            },
+            sums);
+    fetch(step + kBatch);
   }
 
 #pragma unroll
@@ -378,8 +245,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) multiply_few(Pa
     Sum total = parts[0][i][o];
 #pragma unroll
     for (int part = 1; part < kShares; ++part) total += parts[part][i][o];
-    finish_sum<Format, T>(args, x_scales, total, first_row + tile * kTileRows + i,
-                          static_cast<int64_t>(blockIdx.y) * kPairOutputs + o);
+    finish_sum<Format, T>(args, x_scales, terms[tile], total, row + tile * kTileRows, output);
   }
 }
 
@@ -473,10 +339,12 @@ __global__ void __launch_bounds__(kThreads) multiply_many(PackedArgs args) {
     __syncthreads();
     static_assert(kThreads == kManyOutputs);
 #pragma unroll 1
-    for (int i = 0; i < kTileRows; ++i)
-      finish_sum<Format, T>(args, args.x_scales, finished[i][thread],
-                            first_row + tile * kTileRows + i,
-                            static_cast<int64_t>(blockIdx.y) * kManyOutputs + thread);
+    for (int i = 0; i < kTileRows; ++i) {
+      const int64_t row = first_row + tile * kTileRows + i;
+      const int64_t output = static_cast<int64_t>(blockIdx.y) * kManyOutputs + thread;
+      finish_sum<Format, T>(args, args.x_scales, terms_at<T>(args, row, output),
+                            finished[i][thread], row, output);
+    }
   }
 }
 
