@@ -112,6 +112,7 @@ def test_fill_mask(capsys, models):
     assert f"{expected[1][2]['score']:.4f}  {expected[1][2]['token']}" in out
 
 
+@pytest.mark.cpu("bits that only it promises")
 def test_classify_and_embed(capsys, models, tmp_path):
     model = Transformer.from_pretrained(models / "classifier")
     file = tmp_path / "in.txt"
@@ -130,6 +131,7 @@ def test_classify_and_embed(capsys, models, tmp_path):
     assert np.array_equal(np.load(out), expected)
 
 
+@pytest.mark.cpu("bits that only it promises")
 def test_score(capsys, models, tmp_path):
     model = Transformer.from_pretrained(models / "decoder")
     out = printed(capsys, "score", models / "decoder", "--text", SENTENCES[0])

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = ["llmcore", *(m.name for m in pkgutil.walk_packages(llmcore.__path__, "llmcore."))]
 
 
+@pytest.mark.cpu("what they print")
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)

@@ -167,6 +167,7 @@ def test_translations_are_those_it_was_taught():
 # ---------------------------------------------------------------------------- who sees whom
 
 
+@pytest.mark.cpu("bits that only it promises")
 def test_prefix_of_nothing_is_causal_and_of_everything_bidirectional(rng):
     model = make()
     ids = rng.integers(0, 37, (2, 9))

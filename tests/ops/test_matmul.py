@@ -14,7 +14,7 @@ from reference import activation as activations
 from reference import dropout as dropouts
 from reference import matmul as reference
 from reference import norm as norms
-from tolerance import assert_matches
+from tolerance import assert_matches, round_bfloat16
 
 # M, N, K: one, odd, whole tiles, more than a block of K, few rows, few columns.
 SIZES = [
@@ -173,6 +173,21 @@ def test_rows_are_normalised_first(rng, m, k, rms):
         return activations.gelu(normed @ b.T + bias) + residual
 
     assert_matches(got, expected, a, b, weight, norm_bias, bias, residual)
+
+
+@pytest.mark.parametrize("m", [1, 3, 8])
+@pytest.mark.parametrize("k", [4, 12, 256, 772, 4100])
+def test_few_rows_of_bfloat16_weights(rng, m, k):
+    """As on a GPU they are kept; elsewhere there are none."""
+    a, b = operands(rng, m, 21, k, transpose_b=True)
+    weight = _core.as_tensor(b)
+    if weight.device == "cpu":
+        pytest.skip("its weights are packed")
+    weight = weight.to(dtype="bfloat16")
+    result = _core.as_tensor(np.full((m, 21), np.nan, np.float32))
+    _core.matmul(a=_core.as_tensor(a), b=weight, c=result, transpose_b=True)
+    exact = weight.to(dtype="float32").numpy()
+    assert_matches(result, lambda a, b: a @ b.T, round_bfloat16(a), exact)
 
 
 def test_a_gate_output_is_made_of_a_gate_input(rng):
