@@ -358,7 +358,9 @@ void Transformer::decode(const DecodeArgs& args) {
       fill_ids(where, {.from = flat(args.from), .chosen = args.chosen_ids, .ids = flat(args.ids)});
     const Tensor hidden = decoder_->infer(where, {.ids = flat(args.ids)}, sequences);
     if (args.rows.numel() == 0) return;
-    head_.logits(where, selected_rows(where, {.rows = args.rows}, hidden), args.logits);
+    const bool all = args.rows.numel() == hidden.rows();  // which are in order
+    head_.logits(where, all ? hidden : selected_rows(where, {.rows = args.rows}, hidden),
+                 args.logits);
     if (args.settings)
       sample_tokens(where, {.logits = args.logits,
                             .settings = args.settings,

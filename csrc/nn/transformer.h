@@ -25,7 +25,7 @@ struct DecodeArgs {
   Tensor past;                     // [B] int32
   const Cache* cache = nullptr;    // theirs, and where their keys and values go
   const Memory* memory = nullptr;  // of the encoder's output; with an encoder
-  Tensor rows;                     // [R] int32 flat positions in ids; or none
+  Tensor rows;                     // [R] int32 flat positions in ids, ascending; or none
   Tensor logits;                   // [R, V] after those tokens
   // On a GPU: a token chosen from each of them in the same pass, and ids that were chosen before;
   // or none. See ops/sampling.h.
