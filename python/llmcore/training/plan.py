@@ -29,9 +29,9 @@ from llmcore.training.train_config import TrainConfig
 ASSUMED_SHARE = 0.5
 
 _FLOAT = 4  # bytes of a float32
-# What CUDA keeps of a GPU's memory for a process and its code, an estimate; and cuBLASLt's
-# workspace with what both ends of the activations are rounded up by.
-_CONTEXT, _ROUNDING = 512 << 20, (32 + 2 * 64) << 20
+# What CUDA keeps of a GPU's memory for a process and its code, an estimate; cuBLASLt's workspace;
+# and what both ends of the activations are rounded up by, at most.
+_CONTEXT, _WORKSPACE, _ROUNDING = 512 << 20, 32 << 20, 2 * 64 << 20
 # Batches of twice as many tokens are planned as they are; beyond, every row takes the same.
 _MOST_TOKENS = 1 << 17
 
@@ -72,6 +72,11 @@ class Plan:
         """Everything together."""
         parts = (self.weight_bytes, self.optimizer_bytes, self.activation_bytes, self.device_bytes)
         return sum(parts)
+
+    @property
+    def own_bytes(self) -> int:
+        """What `used_bytes` sees of it: of a GPU, without CUDA's part but for the workspace."""
+        return self.memory_bytes - max(0, self.device_bytes - _WORKSPACE)
 
     @property
     def seconds(self) -> float | None:
@@ -159,7 +164,7 @@ def make_plan(
         weight_bytes=weights + tables,
         optimizer_bytes=3 * (weights - untouched),
         activation_bytes=_activation_bytes(core, model, train, 1 if on_cpu else train.accumulation),
-        device_bytes=0 if on_cpu else _CONTEXT + _ROUNDING,
+        device_bytes=0 if on_cpu else _CONTEXT + _WORKSPACE + _ROUNDING,
         checkpoint_bytes=3 * _FLOAT * parameters,
         tokens_per_step=micro_batch * train.accumulation,
         flops_per_step=model.flops_per_token(train.block_size) * micro_batch * train.accumulation,

@@ -539,9 +539,8 @@ class Trainer:
     def _tell_memory(self, planned: plan.Plan) -> None:
         """Say what was planned beside what was used, where the model can tell."""
         if hasattr(self.model, "trainable_parameters"):
-            ours = planned.memory_bytes - planned.device_bytes  # CUDA's part cannot be told apart
-            used = plan.used_bytes(self.model)
-            self._log.say(f"memory     {format_bytes(ours)} planned, {format_bytes(used)} used")
+            own, used = planned.own_bytes, plan.used_bytes(self.model)
+            self._log.say(f"memory     {format_bytes(own)} planned, {format_bytes(used)} used")
 
     def _result(self, reason: str, signal: int) -> FitResult:
         return FitResult(
