@@ -64,56 +64,49 @@ __device__ __forceinline__ void store_pack(BFloat16* p, const float (&x)[8]) {
                                             pack_bfloat16(x[4], x[5]), pack_bfloat16(x[6], x[7]));
 }
 
-// The same for the first `count` of one or several packs, from anywhere; the rest is zero.
-// `aligned`: packs() of the row holds.
+// The bytes of the first `count` elements of a pack, from anywhere; the rest is zero. `aligned`:
+// packs() of the row holds. They are not yet floats: who opens several only when all are asked for
+// has their loads under way together, whichever way each of them goes.
+template <class T>
+__device__ __forceinline__ uint4 load_bytes(const T* p, int64_t count, bool aligned) {
+  if (aligned && count >= kPack<T>) return *reinterpret_cast<const uint4*>(p);
+  uint32_t words[4] = {};
+#pragma unroll
+  for (int i = 0; i < kPack<T>; ++i) {
+    if (i >= count) continue;
+    const uint32_t bits = __float_as_uint(as_float(p[i]));
+    if constexpr (sizeof(T) == sizeof(float))
+      words[i] = bits;
+    else
+      words[i / 2] |= i % 2 == 0 ? bits >> 16 : bits;
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// The first `count` elements of one or several packs, likewise.
 template <class T, int kCount>
 __device__ __forceinline__ void load_up_to(const T* p, int64_t count, bool aligned,
                                            float (&x)[kCount]) {
   using Pack = float[kPack<T>];
   static_assert(kCount % kPack<T> == 0);
-  if (aligned && count >= kCount) {
 #pragma unroll
-    for (int i = 0; i < kCount; i += kPack<T>) load_pack(p + i, reinterpret_cast<Pack&>(x[i]));
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) x[i] = i < count ? as_float(p[i]) : 0.0f;
+  for (int i = 0; i < kCount; i += kPack<T>)
+    open_pack<T>(load_bytes(p + i, count - i, aligned), reinterpret_cast<Pack&>(x[i]));
 }
 template <class T, int kCount>
 __device__ __forceinline__ void store_up_to(T* p, const float (&x)[kCount], int64_t count,
                                             bool aligned) {
   using Pack = const float[kPack<T>];
   static_assert(kCount % kPack<T> == 0);
-  if (aligned && count >= kCount) {
 #pragma unroll
-    for (int i = 0; i < kCount; i += kPack<T>) store_pack(p + i, reinterpret_cast<Pack&>(x[i]));
-    return;
-  }
+  for (int part = 0; part < kCount; part += kPack<T>) {
+    if (aligned && count - part >= kPack<T>) {
+      store_pack(p + part, reinterpret_cast<Pack&>(x[part]));
+    } else {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i)
-    if (i < count) p[i] = from_float<T>(x[i]);
-}
-
-// Floats beside a pack of a type that may be narrower: 4 or 8 of them; `aligned`: packs<float>()
-// holds.
-template <int kCount>
-__device__ __forceinline__ void load_floats(const float* p, int64_t count, bool aligned,
-                                            float (&x)[kCount]) {
-#pragma unroll
-  for (int part = 0; part < kCount; part += 4) {
-    float four[4];
-    load_up_to(p + part, count - part, aligned, four);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x[part + i] = four[i];
-  }
-}
-template <int kCount>
-__device__ __forceinline__ void store_floats(float* p, const float (&x)[kCount], int64_t count,
-                                             bool aligned) {
-#pragma unroll
-  for (int part = 0; part < kCount; part += 4) {
-    const float four[4] = {x[part], x[part + 1], x[part + 2], x[part + 3]};
-    store_up_to(p + part, four, count - part, aligned);
+      for (int i = part; i < part + kPack<T>; ++i)
+        if (i < count) p[i] = from_float<T>(x[i]);
+    }
   }
 }
 
