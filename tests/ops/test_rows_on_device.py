@@ -78,6 +78,34 @@ def test_norm(rng, shape, rms, in_place, dtype):
     assert_same(dtype, compute)
 
 
+# More rows than blocks, of one pack a thread, of two, of four, and too wide for registers; not all
+# of them whole packs.
+MANY_ROWS = [(500, 2048), (430, 2050), (300, 4104), (270, 6147), (260, 7176), (261, 9000)]
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("shape", MANY_ROWS, ids=str)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_norm_backward_of_many_rows(rng, shape, accumulate, dtype):
+    rows, width = shape
+    x, dy, before = (normal(rng, rows, width) for _ in range(3))
+    mean, rstd = x.mean(axis=1), 1 / x.std(axis=1)
+    weight, bias = normal(rng, width), normal(rng, width)
+
+    def compute(place):
+        dx = place.activation(before)
+        sums = [place.parameter(each) for each in (weight, bias)]
+        _core.norm_backward(
+            rms=False, dy=place.activation(dy), x=place.activation(x),
+            weight=place.parameter(weight), mean=place.parameter(mean),
+            rstd=place.parameter(rstd), dx=dx, dweight=sums[0], dbias=sums[1],
+            accumulate=accumulate,
+        )  # fmt: skip
+        return [dx, *sums]
+
+    assert_same(dtype, compute)
+
+
 @pytest.mark.parametrize("width", [24, 100, 768, 1600])
 def test_a_row_does_not_depend_on_how_many_there_are(rng, width):
     place = Place("cuda", "bfloat16")
