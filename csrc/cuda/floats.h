@@ -51,39 +51,40 @@ __device__ __forceinline__ void open_pack(uint4 bytes, float (&x)[kPack<T>]) {
   }
 }
 
+template <class T>
+__device__ __forceinline__ uint4 close_pack(const float (&x)[kPack<T>]) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]),
+                      __float_as_uint(x[3]));
+  else
+    return make_uint4(pack_bfloat16(x[0], x[1]), pack_bfloat16(x[2], x[3]),
+                      pack_bfloat16(x[4], x[5]), pack_bfloat16(x[6], x[7]));
+}
+
 // kPack<T> elements from p on, 16-byte aligned.
 template <class T>
 __device__ __forceinline__ void load_pack(const T* p, float (&x)[kPack<T>]) {
   open_pack<T>(*reinterpret_cast<const uint4*>(p), x);
 }
-__device__ __forceinline__ void store_pack(float* p, const float (&x)[4]) {
-  *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);
-}
-__device__ __forceinline__ void store_pack(BFloat16* p, const float (&x)[8]) {
-  *reinterpret_cast<uint4*>(p) = make_uint4(pack_bfloat16(x[0], x[1]), pack_bfloat16(x[2], x[3]),
-                                            pack_bfloat16(x[4], x[5]), pack_bfloat16(x[6], x[7]));
-}
-
-// The bytes of the first `count` elements of a pack, from anywhere; the rest is zero. `aligned`:
-// packs() of the row holds. They are not yet floats: who opens several only when all are asked for
-// has their loads under way together, whichever way each of them goes.
 template <class T>
-__device__ __forceinline__ uint4 load_bytes(const T* p, int64_t count, bool aligned) {
-  if (aligned && count >= kPack<T>) return *reinterpret_cast<const uint4*>(p);
-  uint32_t words[4] = {};
-#pragma unroll
-  for (int i = 0; i < kPack<T>; ++i) {
-    if (i >= count) continue;
-    const uint32_t bits = __float_as_uint(as_float(p[i]));
-    if constexpr (sizeof(T) == sizeof(float))
-      words[i] = bits;
-    else
-      words[i / 2] |= i % 2 == 0 ? bits >> 16 : bits;
-  }
-  return make_uint4(words[0], words[1], words[2], words[3]);
+__device__ __forceinline__ void store_pack(T* p, const float (&x)[kPack<T>]) {
+  *reinterpret_cast<uint4*>(p) = close_pack<T>(x);
 }
 
-// The first `count` elements of one or several packs, likewise.
+// The bytes of a pack of the first `count` elements from anywhere on; the others are `otherwise`.
+// `aligned`: packs() of the row holds. They are not yet floats: who opens several only when all are
+// asked for has their loads under way together, whichever way each of them goes.
+template <class T>
+__device__ __forceinline__ uint4 load_bytes(const T* p, int64_t count, bool aligned,
+                                            float otherwise = 0.0f) {
+  if (aligned && count >= kPack<T>) return *reinterpret_cast<const uint4*>(p);
+  float x[kPack<T>];
+#pragma unroll
+  for (int i = 0; i < kPack<T>; ++i) x[i] = i < count ? as_float(p[i]) : otherwise;
+  return close_pack<T>(x);
+}
+
+// The first `count` elements of one or several packs, likewise; the others are zero.
 template <class T, int kCount>
 __device__ __forceinline__ void load_up_to(const T* p, int64_t count, bool aligned,
                                            float (&x)[kCount]) {
