@@ -144,6 +144,29 @@ def test_activations(rng, shape, name, in_place, dtype):
     assert_same(dtype, compute)
 
 
+# The widest rows are more than a block keeps of them in shared memory.
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("classes", [1, 33, 264, 4099, 50_000, 50_257])
+@pytest.mark.parametrize("options", ["plain", "smoothed", "weighted", "both"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_cross_entropy(rng, classes, options, in_place, dtype):
+    targets = np.array([0, classes - 1, -1, classes // 2, classes // 3], np.int32)
+    logits, scale = normal(rng, len(targets), classes, scale=3), normal(rng, len(targets))
+    weight = rng.random(classes).astype(np.float32) if options in ("weighted", "both") else None
+
+    def compute(place):
+        there = place.activation(logits)
+        losses, dlogits = place.parameter(scale), there if in_place else place.activation(logits)
+        _core.cross_entropy(
+            logits=there, targets=place.parameter(targets), losses=losses, dlogits=dlogits,
+            label_smoothing=0.1 if options in ("smoothed", "both") else 0.0,
+            class_weight=place.parameter(weight), row_scale=place.parameter(scale),
+        )  # fmt: skip
+        return [losses, dlogits]
+
+    assert_same(dtype, compute)
+
+
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 2, 3, 64), (2, 1, 4, 80), (1, 3, 2, 66)])
 @pytest.mark.parametrize("in_place", [False, True])
