@@ -57,7 +57,7 @@ struct Crossing {
 template <int kThreads>
 struct Shared {
   static constexpr int kBins = 2 * kThreads;
-  Sum weights[kBins];
+  WideSum weights[kBins];
   unsigned counts[kBins];
   Sum gathered[kMostBest];
   Sum sums[kWarp];
@@ -213,7 +213,7 @@ struct Candidates {
       const int shift = bits > kBits ? bits - kBits : 0;
       for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
         shared.counts[bin] = 0;
-        if (kWeighted) shared.weights[bin] = 0;
+        if (kWeighted) shared.weights[bin] = {};
       }
       __syncthreads();
       each(threadIdx.x, count, kThreads, [&](unsigned key, unsigned) {
@@ -229,8 +229,8 @@ struct Candidates {
       const Sum counted = block_scan(sums[0] + sums[1], shared.sums, total);
       Sum before = counted;
       if constexpr (kWeighted) {
-        sums[0] = shared.weights[bin];
-        sums[1] = shared.weights[bin + 1];
+        sums[0] = shared.weights[bin].value();
+        sums[1] = shared.weights[bin + 1].value();
         before = block_scan(sums[0] + sums[1], shared.sums, total);
       }
       if (first) missing = limit_of(total);
