@@ -24,9 +24,10 @@ void forward(bool rms, float eps, const PyTensor& x, const PyTensor* weight, con
 
 void backward(bool rms, const PyTensor& dy, const PyTensor& x, const PyTensor* weight,
               const PyTensor* mean, const PyTensor& rstd, const PyTensor& dx,
-              const PyTensor* dweight, const PyTensor* dbias) {
+              const PyTensor* dweight, const PyTensor* dbias, bool accumulate) {
   py::gil_scoped_release release;
   norm_backward(op_context(x.view), {.kind = kind_of(rms),
+                                     .accumulate = accumulate,
                                      .dy = dy.view,
                                      .x = x.view,
                                      .weight = view_of(weight),
@@ -46,7 +47,7 @@ void bind_norm(py::module_& module) {
   bind_operation(module, "norm_backward", &backward, py::kw_only(), py::arg("rms"), py::arg("dy"),
                  py::arg("x"), py::arg("weight") = py::none(), py::arg("mean") = py::none(),
                  py::arg("rstd"), py::arg("dx"), py::arg("dweight") = py::none(),
-                 py::arg("dbias") = py::none());
+                 py::arg("dbias") = py::none(), py::arg("accumulate") = false);
 }
 
 }  // namespace llmcore::bindings

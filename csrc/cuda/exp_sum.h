@@ -16,30 +16,36 @@ __device__ __forceinline__ float finite(float max) {
   return max == -INFINITY ? 0.0f : max;
 }
 
-// By a block of whole warps; `shared` [32]. All get the result. Every thread sums below the
-// maximum it has seen so far (Milakov and Gimelshein 2018).
-template <class T, bool kAligned>
-__device__ __forceinline__ ExpSum exp_sum(const T* row, int64_t width, float* shared) {
+// e^x, of numbers whose distance is exact or small: in half the instructions of expf().
+__device__ __forceinline__ float exp_below(float x, float max) {
+  constexpr float kLog2E = 1.44269504f;
+  return exp2f((x - max) * kLog2E);
+}
+
+// By a block of whole warps of the packs that load(step, whole) gives, -inf beyond the row's end;
+// `shared` [32]. All get the result. Every thread sums below the maximum it has seen so far
+// (Milakov and Gimelshein 2018).
+template <class T, class Load>
+__device__ __forceinline__ ExpSum exp_sum(int64_t width, float* shared, Load load) {
   float max = -INFINITY, sum = 0.0f;
-  const int64_t steps = row_steps<T>(width);
-#pragma unroll 2
-  for (int64_t step = 0; step < steps; ++step) {
+  each_step<T>(width, [&](int step, auto whole) {
     float x[kPack<T>];
-    load_step<T, kAligned>(row, width, step, -INFINITY, x);
+    open_pack<T>(load(step, whole), x);
     float larger = max;
 #pragma unroll
-    for (int i = 0; i < kPack<T>; ++i) larger = x[i] > larger ? x[i] : larger;
+    for (float each : x) larger = fmaxf(larger, each);
     if (larger > max) {
-      sum *= expf(max - larger);
+      sum *= exp_below(max, larger);
       max = larger;
     }
+    const float highest = finite(max);
     float terms = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kPack<T>; ++i) terms += expf(x[i] - finite(max));
+    for (float each : x) terms += exp_below(each, highest);
     sum += terms;
-  }
+  });
   const float highest = finite(block_max(max, shared));
-  return {highest, block_sum(sum * expf(max - highest), shared)};
+  return {highest, block_sum(sum * exp_below(max, highest), shared)};
 }
 
 }  // namespace llmcore::cuda

@@ -51,69 +51,63 @@ __device__ __forceinline__ void open_pack(uint4 bytes, float (&x)[kPack<T>]) {
   }
 }
 
+template <class T>
+__device__ __forceinline__ uint4 close_pack(const float (&x)[kPack<T>]) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]),
+                      __float_as_uint(x[3]));
+  else
+    return make_uint4(pack_bfloat16(x[0], x[1]), pack_bfloat16(x[2], x[3]),
+                      pack_bfloat16(x[4], x[5]), pack_bfloat16(x[6], x[7]));
+}
+
 // kPack<T> elements from p on, 16-byte aligned.
 template <class T>
 __device__ __forceinline__ void load_pack(const T* p, float (&x)[kPack<T>]) {
   open_pack<T>(*reinterpret_cast<const uint4*>(p), x);
 }
-__device__ __forceinline__ void store_pack(float* p, const float (&x)[4]) {
-  *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);
-}
-__device__ __forceinline__ void store_pack(BFloat16* p, const float (&x)[8]) {
-  *reinterpret_cast<uint4*>(p) = make_uint4(pack_bfloat16(x[0], x[1]), pack_bfloat16(x[2], x[3]),
-                                            pack_bfloat16(x[4], x[5]), pack_bfloat16(x[6], x[7]));
+template <class T>
+__device__ __forceinline__ void store_pack(T* p, const float (&x)[kPack<T>]) {
+  *reinterpret_cast<uint4*>(p) = close_pack<T>(x);
 }
 
-// The same for the first `count` of one or several packs, from anywhere; the rest is zero.
-// `aligned`: packs() of the row holds.
+// The bytes of a pack of the first `count` elements from anywhere on; the others are `otherwise`.
+// `aligned`: packs() of the row holds. They are not yet floats: who opens several only when all are
+// asked for has their loads under way together, whichever way each of them goes.
+template <class T>
+__device__ __forceinline__ uint4 load_bytes(const T* p, int64_t count, bool aligned,
+                                            float otherwise = 0.0f) {
+  if (aligned && count >= kPack<T>) return *reinterpret_cast<const uint4*>(p);
+  float x[kPack<T>];
+#pragma unroll
+  for (int i = 0; i < kPack<T>; ++i) x[i] = i < count ? as_float(p[i]) : otherwise;
+  return close_pack<T>(x);
+}
+
+// The first `count` elements of one or several packs, likewise; the others are zero.
 template <class T, int kCount>
 __device__ __forceinline__ void load_up_to(const T* p, int64_t count, bool aligned,
                                            float (&x)[kCount]) {
   using Pack = float[kPack<T>];
   static_assert(kCount % kPack<T> == 0);
-  if (aligned && count >= kCount) {
 #pragma unroll
-    for (int i = 0; i < kCount; i += kPack<T>) load_pack(p + i, reinterpret_cast<Pack&>(x[i]));
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) x[i] = i < count ? as_float(p[i]) : 0.0f;
+  for (int i = 0; i < kCount; i += kPack<T>)
+    open_pack<T>(load_bytes(p + i, count - i, aligned), reinterpret_cast<Pack&>(x[i]));
 }
 template <class T, int kCount>
 __device__ __forceinline__ void store_up_to(T* p, const float (&x)[kCount], int64_t count,
                                             bool aligned) {
   using Pack = const float[kPack<T>];
   static_assert(kCount % kPack<T> == 0);
-  if (aligned && count >= kCount) {
 #pragma unroll
-    for (int i = 0; i < kCount; i += kPack<T>) store_pack(p + i, reinterpret_cast<Pack&>(x[i]));
-    return;
-  }
+  for (int part = 0; part < kCount; part += kPack<T>) {
+    if (aligned && count - part >= kPack<T>) {
+      store_pack(p + part, reinterpret_cast<Pack&>(x[part]));
+    } else {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i)
-    if (i < count) p[i] = from_float<T>(x[i]);
-}
-
-// Floats beside a pack of a type that may be narrower: 4 or 8 of them; `aligned`: packs<float>()
-// holds.
-template <int kCount>
-__device__ __forceinline__ void load_floats(const float* p, int64_t count, bool aligned,
-                                            float (&x)[kCount]) {
-#pragma unroll
-  for (int part = 0; part < kCount; part += 4) {
-    float four[4];
-    load_up_to(p + part, count - part, aligned, four);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x[part + i] = four[i];
-  }
-}
-template <int kCount>
-__device__ __forceinline__ void store_floats(float* p, const float (&x)[kCount], int64_t count,
-                                             bool aligned) {
-#pragma unroll
-  for (int part = 0; part < kCount; part += 4) {
-    const float four[4] = {x[part], x[part + 1], x[part + 2], x[part + 3]};
-    store_up_to(p + part, four, count - part, aligned);
+      for (int i = part; i < part + kPack<T>; ++i)
+        if (i < count) p[i] = from_float<T>(x[i]);
+    }
   }
 }
 

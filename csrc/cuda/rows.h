@@ -37,49 +37,54 @@ template <class T>
 unsigned row_threads(int64_t width, int64_t most) {
   return static_cast<unsigned>(std::min(most, blocks_of(width, kPack<T> * kWarp) * kWarp));
 }
-template <class T>
-__device__ __forceinline__ int64_t row_steps(int64_t width) {
-  return blocks_of(width, int64_t{kPack<T>} * blockDim.x);
+
+// visit(step, whole): each step of a row, whole being std::true_type where none of the block's
+// elements lies beyond its end, as std::false_type the last one's may.
+template <class T, class Visit>
+__device__ __forceinline__ void each_step(int64_t width, Visit visit) {
+  const int of_block = kPack<T> * static_cast<int>(blockDim.x);
+  const int whole = static_cast<int>(width / of_block);
+#pragma unroll 4
+  for (int step = 0; step < whole; ++step) visit(step, std::true_type{});
+  if (int64_t{whole} * of_block < width) visit(whole, std::false_type{});
 }
 
 // The column of element i of this thread's pack at a step. Where rows are whole packs, maybe with
 // some columns more than `width`, they are neighbours; otherwise neighbouring threads have
 // neighbouring ones.
 template <class T, bool kAligned>
-__device__ __forceinline__ int64_t row_column(int64_t step, int i) {
-  const int64_t pack = step * blockDim.x;
+__device__ __forceinline__ int64_t row_column(int step, int i) {
+  const int64_t pack = int64_t{step} * blockDim.x;
   return kAligned ? (pack + threadIdx.x) * kPack<T> + i
                   : pack * kPack<T> + int64_t{blockDim.x} * i + threadIdx.x;
 }
-template <class T, bool kAligned>
-__device__ __forceinline__ void load_step(const T* row, int64_t width, int64_t step,
-                                          float otherwise, float (&x)[kPack<T>]) {
+template <class T, bool kAligned, bool kWhole>
+__device__ __forceinline__ uint4 load_step(const T* row, int64_t width, int step,
+                                           std::bool_constant<kWhole>, float otherwise) {
   if constexpr (kAligned) {
     const int64_t column = row_column<T, true>(step, 0);
-    if (column < width) load_pack(row + column, x);
-    if (column + kPack<T> <= width) return;
-#pragma unroll
-    for (int i = 0; i < kPack<T>; ++i)
-      if (column + i >= width) x[i] = otherwise;
+    return load_bytes(row + column, kWhole ? kPack<T> : width - column, true, otherwise);
   } else {
+    float x[kPack<T>];
 #pragma unroll
     for (int i = 0; i < kPack<T>; ++i) {
       const int64_t column = row_column<T, false>(step, i);
-      x[i] = column < width ? as_float(row[column]) : otherwise;
+      x[i] = kWhole || column < width ? as_float(row[column]) : otherwise;
     }
+    return close_pack<T>(x);
   }
 }
-template <class T, bool kAligned>
-__device__ __forceinline__ void store_step(T* row, int64_t width, int64_t step,
-                                           const float (&x)[kPack<T>]) {
+template <class T, bool kAligned, bool kWhole>
+__device__ __forceinline__ void store_step(T* row, int64_t width, int step,
+                                           std::bool_constant<kWhole>, const float (&x)[kPack<T>]) {
   if constexpr (kAligned) {
     const int64_t column = row_column<T, true>(step, 0);
-    if (column < width) store_pack(row + column, x);
+    if (kWhole || column < width) store_pack(row + column, x);
   } else {
 #pragma unroll
     for (int i = 0; i < kPack<T>; ++i) {
       const int64_t column = row_column<T, false>(step, i);
-      if (column < width) row[column] = from_float<T>(x[i]);
+      if (kWhole || column < width) row[column] = from_float<T>(x[i]);
     }
   }
 }

@@ -156,20 +156,19 @@ __global__ void __launch_bounds__(kSoftmaxThreads) softmax_kernel(SoftmaxArgs ar
   const int64_t width = args.x.cols(), begin = blockIdx.x * width;
   const float* x = args.x.f32() + begin;
   float* y = args.y.f32() + begin;
-  const ExpSum total = exp_sum<float, kAligned>(x, width, shared);
+  const ExpSum total = exp_sum<float>(width, shared, [&](int step, auto whole) {
+    return load_step<float, kAligned>(x, width, step, whole, -INFINITY);
+  });
   const float divisor = total.sum == 0.0f ? 1.0f : total.sum;  // no finite element: zeros
   const float log_sum = logf(divisor);
-  const int64_t steps = row_steps<float>(width);
-  for (int64_t step = 0; step < steps; ++step) {
+  each_step<float>(width, [&](int step, auto whole) {
     float v[kPack<float>];
-    load_step<float, kAligned>(x, width, step, 0.0f, v);
+    open_pack<float>(load_step<float, kAligned>(x, width, step, whole, 0.0f), v);
 #pragma unroll
-    for (int k = 0; k < kPack<float>; ++k) {
-      const float below = v[k] - total.max;
-      v[k] = args.log ? below - log_sum : expf(below) / divisor;
-    }
-    store_step<float, kAligned>(y, width, step, v);
-  }
+    for (float& each : v)
+      each = args.log ? each - total.max - log_sum : exp_below(each, total.max) / divisor;
+    store_step<float, kAligned>(y, width, step, whole, v);
+  });
 }
 
 void softmax(const Context& context, const SoftmaxArgs& args) {
@@ -189,23 +188,25 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
   __shared__ float shared[kWarp];
   const int64_t width = args.y.cols(), begin = blockIdx.x * width;
   const float *dy = args.dy.f32() + begin, *y = args.y.f32() + begin;
-  const int64_t steps = row_steps<float>(width);
   float d[kPack<float>], out[kPack<float>], sum = 0.0f;
-  for (int64_t step = 0; step < steps; ++step) {
-    load_step<float, kAligned>(dy, width, step, 0.0f, d);
-    if (!args.log) load_step<float, kAligned>(y, width, step, 0.0f, out);
+  const auto load = [&](const float* row, int step, auto whole, float(&pack)[kPack<float>]) {
+    open_pack<float>(load_step<float, kAligned>(row, width, step, whole, 0.0f), pack);
+  };
+  each_step<float>(width, [&](int step, auto whole) {
+    load(dy, step, whole, d);
+    if (!args.log) load(y, step, whole, out);
 #pragma unroll
     for (int k = 0; k < kPack<float>; ++k) sum += args.log ? d[k] : d[k] * out[k];
-  }
+  });
   sum = block_sum(sum, shared);
-  for (int64_t step = 0; step < steps; ++step) {
-    load_step<float, kAligned>(dy, width, step, 0.0f, d);
-    load_step<float, kAligned>(y, width, step, 0.0f, out);
+  each_step<float>(width, [&](int step, auto whole) {
+    load(dy, step, whole, d);
+    load(y, step, whole, out);
 #pragma unroll
     for (int k = 0; k < kPack<float>; ++k)
       d[k] = args.log ? d[k] - expf(out[k]) * sum : out[k] * (d[k] - sum);
-    store_step<float, kAligned>(args.dx.f32() + begin, width, step, d);
-  }
+    store_step<float, kAligned>(args.dx.f32() + begin, width, step, whole, d);
+  });
 }
 
 void softmax_backward(const Context& context, const SoftmaxBackwardArgs& args) {

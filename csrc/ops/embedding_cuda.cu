@@ -180,27 +180,30 @@ __global__ void sum_chunks_kernel(Sums sums, const T* dout, Dropout dropout, boo
   bool began_before = sums.same_row(begin - 1, begin);
   float sum[kPack<T>] = {};
   for (int64_t k = begin; k < end; k += kAhead) {
-    float x[kAhead][kPack<T>];
+    Key keys[kAhead];
+    uint4 bytes[kAhead];
 #pragma unroll
-    for (int a = 0; a < kAhead; ++a)
-      if (k + a < end) {
-        const int64_t n = static_cast<uint32_t>(sums.keys[k + a]);
-        load_up_to(dout + n * width + c, width - c, aligned, x[a]);
-      }
+    for (int a = 0; a < kAhead; ++a) keys[a] = sums.keys[k + a < end ? k + a : begin];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int64_t n = static_cast<uint32_t>(keys[a]);
+      bytes[a] = load_bytes(dout + n * width + c, width - c, aligned);
+    }
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
       const int64_t at = k + a;
       if (at >= end) break;
-      const Key key = sums.keys[at];
-      apply(dropout, static_cast<uint32_t>(key) * width + c, x[a]);
+      float x[kPack<T>];
+      open_pack<T>(bytes[a], x);
+      apply(dropout, static_cast<uint32_t>(keys[a]) * width + c, x);
 #pragma unroll
-      for (int i = 0; i < kPack<T>; ++i) sum[i] += x[a][i] * sums.gradient.scale;
+      for (int i = 0; i < kPack<T>; ++i) sum[i] += x[i] * sums.gradient.scale;
       const bool goes_on = sums.same_row(at, at + 1);
       if (goes_on && at + 1 < end) continue;
       if (began_before || goes_on)
         store_up_to(sums.part(chunk, began_before ? 0 : 1) + c, sum, width - c, aligned);
       else
-        add_to_row(sums, key, c, aligned, sum);
+        add_to_row(sums, keys[a], c, aligned, sum);
       began_before = false;
 #pragma unroll
       for (int i = 0; i < kPack<T>; ++i) sum[i] = 0.0f;

@@ -8,13 +8,14 @@
 
 namespace llmcore {
 namespace {
-// A GPU needs thousands of rows under way, and its blocks together have sums of a few MiB.
-constexpr int64_t kMaxPartials = 64, kMaxSumsOnGpu = int64_t{1} << 20;
+// On a GPU as many as run at a time where registers are full of sums, and at least one for each of
+// its processors: blocks that come later find it empty.
+constexpr int64_t kMaxPartials = 64, kMinPartialsOnGpu = 128, kSumsOnGpu = int64_t{3} << 18;
 }  // namespace
 
 int64_t norm_partials(const Context& context, int64_t rows, int64_t width) {
   const bool cpu = context.device.type == DeviceType::kCpu;
-  return std::min(rows, cpu ? kMaxPartials : std::max(kMaxPartials, kMaxSumsOnGpu / width));
+  return std::min(rows, cpu ? kMaxPartials : std::max(kMinPartialsOnGpu, kSumsOnGpu / width));
 }
 
 void norm_forward(const Context& context, const NormForwardArgs& args) {

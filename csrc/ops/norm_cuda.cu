@@ -11,20 +11,20 @@
 namespace llmcore::cuda {
 namespace {
 
-// The pack at `column` of one row of each of kRows matrices [N, C]. Threads 0 to blockDim.x - 1
-// have a row to themselves, kPacks packs each, or with none, as many as it takes, read again at
-// each visit.
-template <class T, int kPacks, int kRows>
+// The pack at `column` of one row of each of kRows matrices [N, C], zero of a matrix that is not
+// there. Threads 0 to blockDim.x - 1 have a row to themselves, kPacks packs each, or with none, as
+// many as it takes, read again at each visit. With kAligned all packs are whole.
+template <class T, bool kAligned, int kPacks, int kRows>
 struct Rows {
   using Pack = float[kRows][kPack<T>];
 
-  __device__ __forceinline__ Rows(const T* const (&rows)[kRows], int64_t width, bool aligned)
-      : width_(width), aligned_(aligned) {
+  __device__ __forceinline__ explicit Rows(int64_t width) : width_(width) {}
+
+  __device__ __forceinline__ void read(const T* const (&rows)[kRows]) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) rows_[r] = rows[r];
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p)
-      if (column(p) < width) load(column(p), packs_[p]);
+    for (int p = 0; p < kPacks; ++p) load(p, bytes_[p]);
   }
 
   // visit(p, column, count, pack): its number, where it begins, and the elements from there on.
@@ -33,12 +33,12 @@ struct Rows {
     if constexpr (kPacks > 0) {
 #pragma unroll
       for (int p = 0; p < kPacks; ++p)
-        if (column(p) < width_) visit(p, column(p), width_ - column(p), packs_[p]);
+        if (column(p) < width_) open(p, bytes_[p], visit);
     } else {
       for (int p = 0; column(p) < width_; ++p) {
-        Pack pack;
-        load(column(p), pack);
-        visit(p, column(p), width_ - column(p), pack);
+        uint4 bytes[kRows];
+        load(p, bytes);
+        open(p, bytes, visit);
       }
     }
   }
@@ -46,18 +46,30 @@ struct Rows {
   static __device__ __forceinline__ int64_t column(int p) {
     return (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * kPack<T>;
   }
+  static __device__ __forceinline__ int64_t left(int64_t column, int64_t width) {
+    return kAligned ? kPack<T> : width - column;
+  }
 
  private:
-  __device__ __forceinline__ void load(int64_t column, Pack& pack) const {
+  __device__ __forceinline__ void load(int p, uint4 (&bytes)[kRows]) const {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r)
-      load_up_to(rows_[r] + column, width_ - column, aligned_, pack[r]);
+    for (int r = 0; r < kRows; ++r) {
+      bytes[r] = make_uint4(0, 0, 0, 0);
+      if (column(p) < width_ && rows_[r] != nullptr)
+        bytes[r] = load_bytes(rows_[r] + column(p), left(column(p), width_), kAligned);
+    }
+  }
+  template <class Visit>
+  __device__ __forceinline__ void open(int p, const uint4 (&bytes)[kRows], Visit visit) const {
+    Pack pack;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) open_pack<T>(bytes[r], pack[r]);
+    visit(p, column(p), left(column(p), width_), pack);
   }
 
   const T* rows_[kRows];
   int64_t width_;
-  bool aligned_;
-  Pack packs_[kPacks > 0 ? kPacks : 1];
+  uint4 bytes_[kPacks > 0 ? kPacks : 1][kRows];
 };
 
 // The sums over the threads that have a row: a warp, or a block of several with `shared`. Warps are
@@ -98,16 +110,12 @@ unsigned threads_of_row(int64_t packs_of_row, int packs, int most) {
   return static_cast<unsigned>(blocks_of(packs_of_row, packs * kWarp) * kWarp);
 }
 
-struct Aligned {
-  bool rows, parameters;
-};
-
 // Of weight or bias: `fallback` where there is none.
 template <int kCount>
 __device__ __forceinline__ void load_parameters(const Tensor& parameters, float fallback,
                                                 int64_t column, int64_t left, bool aligned,
                                                 float (&x)[kCount]) {
-  if (parameters) return load_floats(parameters.f32() + column, left, aligned, x);
+  if (parameters) return load_up_to(parameters.f32() + column, left, aligned, x);
 #pragma unroll
   for (float& each : x) each = fallback;
 }
@@ -117,14 +125,15 @@ constexpr int kForwardThreads = 256, kBackwardThreads = 512;  // at most
 // ---------------------------------------------------------------------------------------- forward
 
 // threadIdx.y is a row of the block's.
-template <class T, int kPacks>
+template <class T, bool kAligned, int kPacks>
 __global__ void __launch_bounds__(kForwardThreads)
-    forward_kernel(NormForwardArgs args, int64_t rows, int64_t width, Aligned aligned) {
+    forward_kernel(NormForwardArgs args, int64_t rows, int64_t width) {
   take_turn();
   __shared__ float shared[1][kForwardThreads / kWarp][kWarp];
   const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (n >= rows) return;
-  Rows<T, kPacks, 1> row({args.x.as<T>() + n * width}, width, aligned.rows);
+  Rows<T, kAligned, kPacks, 1> row(width);
+  row.read({args.x.as<T>() + n * width});
   const float count = static_cast<float>(width);
   float mean = 0.0f;
   if (args.kind == NormKind::kLayer) {
@@ -152,12 +161,12 @@ __global__ void __launch_bounds__(kForwardThreads)
   const float rstd = 1.0f / sqrtf(squares[0] / count + args.eps);
   row.each([&](int, int64_t column, int64_t left, auto& pack) {
     float weight[kPack<T>], bias[kPack<T>];
-    load_parameters(args.weight, 1.0f, column, left, aligned.parameters, weight);
-    load_parameters(args.bias, 0.0f, column, left, aligned.parameters, bias);
+    load_parameters(args.weight, 1.0f, column, left, kAligned, weight);
+    load_parameters(args.bias, 0.0f, column, left, kAligned, bias);
     float y[kPack<T>];
 #pragma unroll
     for (int i = 0; i < kPack<T>; ++i) y[i] = fmaf((pack[0][i] - mean) * rstd, weight[i], bias[i]);
-    store_up_to(args.y.as<T>() + n * width + column, y, left, aligned.rows);
+    store_up_to(args.y.as<T>() + n * width + column, y, left, kAligned);
   });
   if (threadIdx.x != 0) return;
   if (args.mean) args.mean.f32()[n] = mean;
@@ -172,41 +181,45 @@ void forward(const Context& context, const NormForwardArgs& args) {
     using T = decltype(type);
     constexpr int kMost = 8, kRowsOfWarps = 4, kManyRows = 1024;
     const int64_t rows = args.x.rows(), width = args.x.cols(), all = blocks_of(width, kPack<T>);
-    const Aligned aligned = {
-        .rows = packs<T>(args.x.data, width) && packs<T>(args.y.data, width),
-        .parameters = packs<float>(args.weight.data, width) && packs<float>(args.bias.data, width)};
+    const bool aligned = packs<T>(args.x.data, width) && packs<T>(args.y.data, width) &&
+                         packs<T>(args.weight.data, width) && packs<T>(args.bias.data, width);
     const bool one_warp = all <= kMost * kWarp && rows >= kManyRows;
     const int64_t wanted = blocks_of(all, one_warp ? kWarp : kForwardThreads);
     with_packs<1, 2, 4, kMost>(wanted, [&](auto count) {
-      const unsigned across = threads_of_row(all, count.value, kForwardThreads);
+      const unsigned across = threads_of_row(all, count(), kForwardThreads);
       const unsigned down = across == kWarp ? kRowsOfWarps : 1;
-      launch(context, forward_kernel<T, count.value>,
-             dim3(static_cast<unsigned>(blocks_of(rows, down))), dim3(across, down), 0, args, rows,
-             width, aligned);
+      with_bool(aligned, [&](auto a) {
+        launch(context, forward_kernel<T, a(), count()>,
+               dim3(static_cast<unsigned>(blocks_of(rows, down))), dim3(across, down), 0, args,
+               rows, width);
+      });
     });
   });
 }
 
 // --------------------------------------------------------------------------------------- backward
 
-// As norm_cpu.cpp has it. A block takes its share of the rows one after another and keeps their
-// sums for dweight and dbias in registers, or where rows are too wide for them, in `partial`.
-template <class T, int kPacks>
+// As norm_cpu.cpp has it. A block takes its share of the rows one after another, the next one being
+// on its way while one is summed if registers hold both, and keeps their sums for dweight and dbias
+// in registers, or where rows are too wide for them, in `partial`.
+template <class T, bool kAligned, int kPacks>
 __global__ void __launch_bounds__(kBackwardThreads)
-    backward_kernel(NormBackwardArgs args, int64_t rows, int64_t width, Aligned aligned) {
+    backward_kernel(NormBackwardArgs args, int64_t rows, int64_t width) {
   take_turn();
   constexpr int kHeld = kPacks > 0 ? kPacks : 1, kCount = kPack<T>;
+  constexpr bool kAhead = kPacks <= 2;
+  using Row = Rows<T, kAligned, kPacks, 3>;
   __shared__ float shared[2][kBackwardThreads / kWarp][kWarp];
   float weight[kHeld][kCount], dweight[kHeld][kCount] = {}, dbias[kHeld][kCount] = {};
   float* const partial = args.partial.f32() + static_cast<int64_t>(blockIdx.x) * 2 * width;
   const auto load_weight = [&](int64_t column, float(&w)[kCount]) {
-    load_parameters(args.weight, 1.0f, column, width - column, aligned.parameters, w);
+    load_parameters(args.weight, 1.0f, column, Row::left(column, width), kAligned, w);
   };
   const auto store_sums = [&](int64_t column, const float(&dw)[kCount], const float(&db)[kCount]) {
-    if (args.dweight) store_floats(partial + column, dw, width - column, aligned.parameters);
-    if (args.dbias) store_floats(partial + width + column, db, width - column, aligned.parameters);
+    const int64_t left = Row::left(column, width);
+    if (args.dweight) store_up_to(partial + column, dw, left, kAligned);
+    if (args.dbias) store_up_to(partial + width + column, db, left, kAligned);
   };
-  using Row = Rows<T, kPacks, 2>;
 #pragma unroll
   for (int p = 0; p < kPacks; ++p)
     if (Row::column(p) < width) load_weight(Row::column(p), weight[p]);
@@ -215,9 +228,21 @@ __global__ void __launch_bounds__(kBackwardThreads)
   const float count = static_cast<float>(width);
   const int64_t begin = blockIdx.x * rows / gridDim.x,
                 end = (blockIdx.x + int64_t{1}) * rows / gridDim.x;
+  T* const dx = args.dx.as<T>();
+  Row row(width), next(width);
+  float next_mean = 0.0f, next_rstd;
+  const auto read_next = [&](int64_t n) {
+    next.read({args.x.as<T>() + n * width, args.dy.as<T>() + n * width,
+               args.accumulate ? dx + n * width : nullptr});
+    if (layer) next_mean = args.mean.f32()[n];
+    next_rstd = args.rstd.f32()[n];
+  };
+  if (kAhead) read_next(begin);
   for (int64_t n = begin; n < end; ++n) {
-    Row row({args.x.as<T>() + n * width, args.dy.as<T>() + n * width}, width, aligned.rows);
-    const float mean = layer ? args.mean.f32()[n] : 0.0f, rstd = args.rstd.f32()[n];
+    if (!kAhead) read_next(n);
+    row = next;
+    const float mean = next_mean, rstd = next_rstd;
+    if (kAhead && n + 1 < end) read_next(n + 1);
     float sums[2] = {};  // of g and of g xhat
     row.each([&](int p, int64_t column, int64_t, auto& pack) {
       auto& w = weight[kPacks > 0 ? p : 0];
@@ -236,21 +261,17 @@ __global__ void __launch_bounds__(kBackwardThreads)
       auto &w = weight[held], &dw = dweight[held], &db = dbias[held];
       if constexpr (kPacks == 0) {
         load_weight(column, w);
-        load_floats(partial + column, n > begin && args.dweight ? left : 0, aligned.parameters, dw);
-        load_floats(partial + width + column, n > begin && args.dbias ? left : 0,
-                    aligned.parameters, db);
+        load_up_to(partial + column, n > begin && args.dweight ? left : 0, kAligned, dw);
+        load_up_to(partial + width + column, n > begin && args.dbias ? left : 0, kAligned, db);
       }
-      float dx[kCount] = {};
-      T* const to = args.dx.as<T>() + n * width + column;
-      if (args.accumulate) load_up_to(to, left, aligned.rows, dx);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         const float xhat = (pack[0][i] - mean) * rstd, dy = pack[1][i];
         dw[i] += dy * xhat;
         db[i] += dy;
-        dx[i] += (dy * w[i] - mean_g - xhat * mean_gx) * rstd;
+        pack[2][i] += (dy * w[i] - mean_g - xhat * mean_gx) * rstd;
       }
-      store_up_to(to, dx, left, aligned.rows);
+      store_up_to(dx + n * width + column, pack[2], left, kAligned);
       if constexpr (kPacks == 0) store_sums(column, dw, db);
     });
   }
@@ -292,14 +313,14 @@ void backward(const Context& context, const NormBackwardArgs& args) {
     using T = decltype(type);
     constexpr int kMost = 16 / kPack<T>;
     const int64_t all = blocks_of(width, kPack<T>);
-    const Aligned aligned = {.rows = packs<T>(args.x.data, width) &&
-                                     packs<T>(args.dy.data, width) && packs<T>(args.dx.data, width),
-                             .parameters = packs<float>(args.weight.data, width) &&
-                                           packs<float>(args.partial.data, width)};
+    const bool aligned = packs<T>(args.x.data, width) && packs<T>(args.dy.data, width) &&
+                         packs<T>(args.dx.data, width) && packs<T>(args.weight.data, width) &&
+                         packs<T>(args.partial.data, width);
     with_packs<1, 2, kMost>(blocks_of(all, kBackwardThreads), [&](auto count) {
-      launch(context, backward_kernel<T, count.value>, dim3(static_cast<unsigned>(partials)),
-             dim3(threads_of_row(all, count.value, kBackwardThreads)), 0, args, rows, width,
-             aligned);
+      with_bool(aligned, [&](auto a) {
+        launch(context, backward_kernel<T, a(), count()>, dim3(static_cast<unsigned>(partials)),
+               dim3(threads_of_row(all, count(), kBackwardThreads)), 0, args, rows, width);
+      });
     });
   });
   if (!args.dweight && !args.dbias) return;

@@ -29,8 +29,8 @@ __device__ __forceinline__ void rotate_pairs(const T* x, T* y, const float* cos,
   float values[2][kCount], c[kCount], s[kCount];
   load_up_to(x + first, first_left, aligned.pairs, values[0]);
   load_up_to(x + second, second_left, aligned.pairs, values[1]);
-  load_floats(cos + pair, left, aligned.tables, c);
-  load_floats(sin + pair, left, aligned.tables, s);
+  load_up_to(cos + pair, left, aligned.tables, c);
+  load_up_to(sin + pair, left, aligned.tables, s);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     float& a = kInterleaved ? values[2 * i / kCount][2 * i % kCount] : values[0][i];

@@ -1,5 +1,5 @@
-// Choosing tokens in CUDA: a block a row, which reads its logits from memory once, and again from
-// the caches as often as the settings need.
+// Choosing tokens in CUDA: a block a row, which reads its logits from the caches as often as the
+// settings need; the first time, from memory, several blocks share a long one.
 //
 //   greedy                                   1 pass
 //   all tokens, or min-p                     2
@@ -57,7 +57,7 @@ struct Crossing {
 template <int kThreads>
 struct Shared {
   static constexpr int kBins = 2 * kThreads;
-  Sum weights[kBins];
+  WideSum weights[kBins];
   unsigned counts[kBins];
   Sum gathered[kMostBest];
   Sum sums[kWarp];
@@ -80,25 +80,43 @@ struct Summary {
   }
 };
 
+// The same of a part of a row, on its way there.
+struct Part {
+  Sum best;    // the largest and ~id
+  double sum;  // of e^(z - largest)
+  float lowest;
+  bool damaged;
+
+  __device__ float largest() const { return value_of(high_of(best)); }
+  __device__ Summary summary() const {
+    return {largest(), lowest, log(sum), ~low_of(best), damaged};
+  }
+};
+
+__device__ __forceinline__ Sum larger(Sum a, Sum b) {
+  return a > b ? a : b;
+}
+
+// By a block, of the logits from `begin` to `end`.
 template <int kThreads>
-__device__ Summary summarize(const float* logits, int classes, Shared<kThreads>& shared) {
+__device__ Part part_of_row(const float* logits, int begin, int end, Shared<kThreads>& shared) {
   float largest = -INFINITY, lowest = INFINITY;
   double sum = 0.0;
   unsigned id = 0;
   int damaged = 0;
-  for (int begin = threadIdx.x; begin < classes; begin += kAtOnce * kThreads) {
+  for (int first = begin + threadIdx.x; first < end; first += kAtOnce * kThreads) {
     float z[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int at = begin + i * kThreads;
-      z[i] = at < classes ? logits[at] : -INFINITY;
+      const int at = first + i * kThreads;
+      z[i] = at < end ? logits[at] : -INFINITY;
     }
     const float before = largest;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int at = begin + i * kThreads;
+      const int at = first + i * kThreads;
       damaged |= !(z[i] <= FLT_MAX);
-      if (at < classes && z[i] < lowest) lowest = z[i];
+      if (at < end && z[i] < lowest) lowest = z[i];
       if (z[i] > largest) {
         largest = z[i];
         id = at;
@@ -109,15 +127,39 @@ __device__ Summary summarize(const float* logits, int classes, Shared<kThreads>&
     for (float& x : z) x = expf(x - finite(largest));
     sum += (z[0] + z[1]) + (z[2] + z[3]);
   }
-  const auto larger = [](Sum a, Sum b) { return a > b ? a : b; };
-  const Sum best = block_reduce(pair(key_of(largest), ~id), shared.sums, Sum{0}, larger);
-  const float highest = value_of(high_of(best));
-  sum = block_sum(sum * expf(largest - finite(highest)), shared.doubles);
-  return {.largest = highest,
-          .lowest = -block_max(-lowest, shared.floats),
-          .log_sum = log(sum),
-          .id = ~low_of(best),
-          .damaged = __syncthreads_or(damaged) != 0};
+  Part part;
+  part.best = block_reduce(pair(key_of(largest), ~id), shared.sums, Sum{0}, larger);
+  part.sum = block_sum(sum * expf(largest - finite(part.largest())), shared.doubles);
+  part.lowest = -block_max(-lowest, shared.floats);
+  part.damaged = __syncthreads_or(damaged) != 0;
+  return part;
+}
+
+// Parts of the rows that a kernel takes at a time, and how many blocks of each row have come to
+// their end; zeros between kernels, of which the queue has one at a time. One block would take
+// several times as long to read a large vocabulary.
+constexpr int kMostRows = 32, kParts = kWarp;
+__device__ Part parts[kMostRows][kParts];
+__device__ unsigned ended[kMostRows];
+
+// By each block of a row: whether it is the last one, for which `part` becomes that of the row.
+__device__ bool join_parts(int row, int place, Part& part) {
+  __shared__ bool last;
+  if (threadIdx.x == 0) {
+    parts[row][place] = part;
+    __threadfence();
+    last = take_number(&ended[row]) == kParts - 1;
+    if (last) ended[row] = 0;
+  }
+  __syncthreads();
+  if (!last) return false;
+  __threadfence();
+  const Part mine = parts[row][threadIdx.x % kWarp];
+  part.best = warp_reduce(mine.best, larger);
+  part.sum = warp_sum(mine.sum * expf(mine.largest() - finite(part.largest())));
+  part.lowest = -warp_max(-mine.lowest);
+  part.damaged = __any_sync(~0u, mine.damaged) != 0;
+  return true;
 }
 
 // In ascending order.
@@ -213,7 +255,7 @@ struct Candidates {
       const int shift = bits > kBits ? bits - kBits : 0;
       for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
         shared.counts[bin] = 0;
-        if (kWeighted) shared.weights[bin] = 0;
+        if (kWeighted) shared.weights[bin] = {};
       }
       __syncthreads();
       each(threadIdx.x, count, kThreads, [&](unsigned key, unsigned) {
@@ -229,8 +271,8 @@ struct Candidates {
       const Sum counted = block_scan(sums[0] + sums[1], shared.sums, total);
       Sum before = counted;
       if constexpr (kWeighted) {
-        sums[0] = shared.weights[bin];
-        sums[1] = shared.weights[bin + 1];
+        sums[0] = shared.weights[bin].value();
+        sums[1] = shared.weights[bin + 1].value();
         before = block_scan(sums[0] + sums[1], shared.sums, total);
       }
       if (first) missing = limit_of(total);
@@ -327,14 +369,22 @@ struct Candidates {
   }
 };
 
+// Rows of settings from `first` on. With kMany threads a row has kParts blocks.
 template <int kThreads>
-__global__ void __launch_bounds__(kThreads, 1) sample_tokens_kernel(SampleTokensArgs args) {
+__global__ void __launch_bounds__(kThreads, 1)
+    sample_tokens_kernel(SampleTokensArgs args, int64_t first) {
   take_turn();
+  constexpr int kBlocks = kThreads == kMany ? kParts : 1;
   __shared__ Shared<kThreads> shared;
-  const SampleSettings settings = args.settings.as<SampleSettings>()[blockIdx.x];
+  const int n = static_cast<int>(blockIdx.x) / kBlocks;
+  const int place = static_cast<int>(blockIdx.x) % kBlocks;
+  const SampleSettings settings = args.settings.as<SampleSettings>()[first + n];
   const int classes = static_cast<int>(args.logits.cols());
   const float* logits = args.logits.f32() + int64_t{settings.row} * classes;
-  const Summary row = summarize(logits, classes, shared);
+  const int share = (classes + kBlocks - 1) / kBlocks;
+  Part part = part_of_row(logits, place * share, min((place + 1) * share, classes), shared);
+  if (kBlocks > 1 && !join_parts(n, place, part)) return;
+  const Summary row = part.summary();
   const float largest = row.largest / settings.temperature;
 
   ChoiceFailure failure = ChoiceFailure::kNone;
@@ -381,7 +431,7 @@ __global__ void __launch_bounds__(kThreads, 1) best_tokens_kernel(BestTokensArgs
   const int count = static_cast<int>(args.choices.dim(1));
   const float* logits = args.logits.f32() + int64_t{blockIdx.x} * classes;
   Choice* choices = args.choices.as<Choice>() + int64_t{blockIdx.x} * count;
-  const Summary row = summarize(logits, classes, shared);
+  const Summary row = part_of_row(logits, 0, classes, shared).summary();
   if (row.damaged || count == 1) {
     for (int i = threadIdx.x; i < count; i += kThreads)
       choices[i] = {.id = static_cast<int32_t>(row.id),
@@ -419,8 +469,12 @@ void best_tokens(const Context& context, const BestTokensArgs& args) {
 
 void sample_tokens(const Context& context, const SampleTokensArgs& args) {
   const bool few = args.logits.cols() <= kSmall;
-  launch(context, few ? sample_tokens_kernel<kFew> : sample_tokens_kernel<kMany>,
-         dim3(static_cast<unsigned>(args.settings.rows())), dim3(few ? kFew : kMany), 0, args);
+  const int64_t rows = args.settings.rows();
+  for (int64_t first = 0; first < rows; first += kMostRows) {
+    const int64_t blocks = std::min<int64_t>(rows - first, kMostRows) * (few ? 1 : kParts);
+    launch(context, few ? sample_tokens_kernel<kFew> : sample_tokens_kernel<kMany>,
+           dim3(static_cast<unsigned>(blocks)), dim3(few ? kFew : kMany), 0, args, first);
+  }
 }
 
 void fill_ids(const Context& context, const FillIdsArgs& args) {

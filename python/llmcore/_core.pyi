@@ -470,6 +470,10 @@ class PackedWeight:
         activation: str = "none",
         residual: Tensor | None = None,
         accumulate: bool = False,
+        norm_weight: Tensor | None = None,
+        norm_bias: Tensor | None = None,
+        norm_eps: typing.SupportsFloat | typing.SupportsIndex = 9.999999747378752e-06,
+        rms: bool = False,
     ) -> None: ...
     def rows(self, ids: Tensor) -> Tensor: ...
     def set_stored(
@@ -711,6 +715,10 @@ def matmul(
     dropout_stream: typing.SupportsInt | typing.SupportsIndex = 0,
     residual: Tensor | None = None,
     bfloat16: bool = False,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: typing.SupportsFloat | typing.SupportsIndex = 9.999999747378752e-06,
+    rms: bool = False,
 ) -> None: ...
 def measure_peak(
     seconds: typing.SupportsFloat | typing.SupportsIndex, dtype: str = "float32"
@@ -728,6 +736,7 @@ def norm_backward(
     dx: Tensor,
     dweight: Tensor | None = None,
     dbias: Tensor | None = None,
+    accumulate: bool = False,
 ) -> None: ...
 def norm_forward(
     *,

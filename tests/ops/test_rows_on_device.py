@@ -78,6 +78,34 @@ def test_norm(rng, shape, rms, in_place, dtype):
     assert_same(dtype, compute)
 
 
+# More rows than blocks, of one pack a thread, of two, of four, and too wide for registers; not all
+# of them whole packs.
+MANY_ROWS = [(500, 2048), (430, 2050), (300, 4104), (270, 6147), (260, 7176), (261, 9000)]
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("shape", MANY_ROWS, ids=str)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_norm_backward_of_many_rows(rng, shape, accumulate, dtype):
+    rows, width = shape
+    x, dy, before = (normal(rng, rows, width) for _ in range(3))
+    mean, rstd = x.mean(axis=1), 1 / x.std(axis=1)
+    weight, bias = normal(rng, width), normal(rng, width)
+
+    def compute(place):
+        dx = place.activation(before)
+        sums = [place.parameter(each) for each in (weight, bias)]
+        _core.norm_backward(
+            rms=False, dy=place.activation(dy), x=place.activation(x),
+            weight=place.parameter(weight), mean=place.parameter(mean),
+            rstd=place.parameter(rstd), dx=dx, dweight=sums[0], dbias=sums[1],
+            accumulate=accumulate,
+        )  # fmt: skip
+        return [dx, *sums]
+
+    assert_same(dtype, compute)
+
+
 @pytest.mark.parametrize("width", [24, 100, 768, 1600])
 def test_a_row_does_not_depend_on_how_many_there_are(rng, width):
     place = Place("cuda", "bfloat16")
@@ -112,6 +140,29 @@ def test_activations(rng, shape, name, in_place, dtype):
         _core.gated_forward(activation=name, gate=gate, up=up, y=gated)
         _core.gated_backward(activation=name, dy=small, gate=gate, up=up, dgate=dgate, dup=dup)
         return [y, dx, gated, dgate, dup]
+
+    assert_same(dtype, compute)
+
+
+# The widest rows are more than a block keeps of them in shared memory.
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("classes", [1, 33, 264, 4099, 50_000, 50_257])
+@pytest.mark.parametrize("options", ["plain", "smoothed", "weighted", "both"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_cross_entropy(rng, classes, options, in_place, dtype):
+    targets = np.array([0, classes - 1, -1, classes // 2, classes // 3], np.int32)
+    logits, scale = normal(rng, len(targets), classes, scale=3), normal(rng, len(targets))
+    weight = rng.random(classes).astype(np.float32) if options in ("weighted", "both") else None
+
+    def compute(place):
+        there = place.activation(logits)
+        losses, dlogits = place.parameter(scale), there if in_place else place.activation(logits)
+        _core.cross_entropy(
+            logits=there, targets=place.parameter(targets), losses=losses, dlogits=dlogits,
+            label_smoothing=0.1 if options in ("smoothed", "both") else 0.0,
+            class_weight=place.parameter(weight), row_scale=place.parameter(scale),
+        )  # fmt: skip
+        return [losses, dlogits]
 
     assert_same(dtype, compute)
 

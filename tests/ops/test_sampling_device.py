@@ -199,6 +199,17 @@ def test_a_row_does_not_know_its_batch(rng):
         assert [each[row] for each in together] == [each[0] for each in alone]
 
 
+@needs_cuda
+def test_more_rows_than_a_kernel_takes(rng):
+    logits = rng.standard_normal((3, 2100))
+    logits[1, 2099] = logits[2, 70] = 5
+    rows = np.arange(40) % 3
+    ids, log_probability, failures = sample(logits, [0.5] * 40, rows=rows, top_p=0.0)
+    assert np.array_equal(ids, logits.argmax(1)[rows])
+    assert log_probability == pytest.approx(log_softmax(logits).max(1)[rows], abs=1e-5)
+    assert not failures.any()
+
+
 # ---------------------------------------------------------------------------- generation
 
 
