@@ -404,17 +404,21 @@ void check_shared_memory() {
   expect("planted: dynamic shared memory that nobody wrote", std::isnan(y.read()[7]));
   expect("planted: shared memory that nobody wrote",
          std::isnan(y.read()[39]) || emulation::kAddressSanitizer);  // which leaves it as it is
+  constexpr size_t kFixed = 128;  // use_shared's own
   const auto run = [&](auto kernel, size_t bytes) {
     return start(nullptr, 1, 32, bytes, kernel, y.data, true);
   };
   expect("planted: too much shared memory",
-         run(use_shared<0>, 48 << 10) == cudaSuccess &&
-             run(use_shared<0>, (48 << 10) + 1) == cudaErrorInvalidValue);
-  cudaFuncSetAttribute(use_shared<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 << 10);
-  expect("much shared memory", run(use_shared<1>, 100 << 10) == cudaSuccess);
-  expect("more than a block can have",
-         cudaFuncSetAttribute(use_shared<1>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              164 << 10) == cudaErrorInvalidValue);
+         run(use_shared<0>, (48 << 10) - kFixed) == cudaSuccess &&
+             run(use_shared<0>, (48 << 10) - kFixed + 1) == cudaErrorInvalidValue);
+  const auto ask = [](size_t bytes) {
+    return cudaFuncSetAttribute(use_shared<1>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(bytes));
+  };
+  constexpr size_t kMost = (163 << 10) - kFixed;
+  expect("much shared memory",
+         ask(kMost) == cudaSuccess && run(use_shared<1>, kMost) == cudaSuccess);
+  expect("more than a block can have", ask(kMost + 1) == cudaErrorInvalidValue);
   expect("too many threads",
          start(nullptr, 1, 1025, 0, use_shared<0>, y.data, false) == cudaErrorInvalidConfiguration);
   cudaGetLastError();

@@ -13,7 +13,13 @@ namespace {
 constexpr size_t kShared = 48 << 10, kSharedOptin = 163 << 10, kSharedTotal = 164 << 10;
 
 thread_local cudaError_t last_error = cudaSuccess;
-std::map<const void*, size_t> shared_limits;
+// Of dynamic shared memory: what a kernel asked for, or what its own variables leave of the least.
+size_t& shared_limit(const void* kernel) {
+  static std::map<const void*, size_t> limits;
+  const auto [found, fresh] = limits.try_emplace(kernel);
+  if (fresh) found->second = kShared - static_shared(kernel);
+  return found->second;
+}
 
 bool good_sizes(dim3 grid, dim3 block) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || block.x == 0 || block.y == 0 || block.z == 0)
@@ -32,8 +38,7 @@ cudaError_t remember(cudaError_t error) {
 cudaError_t launch(cudaStream_t stream, Launch launch) {
   const Lock held = lock();
   if (!good_sizes(launch.grid, launch.block)) return remember(cudaErrorInvalidConfiguration);
-  const auto limit = shared_limits.find(launch.kernel);
-  if (launch.shared_bytes > (limit == shared_limits.end() ? kShared : limit->second))
+  if (launch.shared_bytes > 0 && launch.shared_bytes > shared_limit(launch.kernel))
     return remember(cudaErrorInvalidValue);
   return remember(enqueue(stream, [launch = std::move(launch)] {
     if (!loses_device()) run(launch);
@@ -43,9 +48,9 @@ cudaError_t launch(cudaStream_t stream, Launch launch) {
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const Lock held = lock();
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || static_cast<size_t>(value) > kSharedOptin)
+  if (value < 0 || static_cast<size_t>(value) + static_shared(kernel) > kSharedOptin)
     return remember(cudaErrorInvalidValue);
-  shared_limits[kernel] = std::max(static_cast<size_t>(value), kShared);
+  shared_limit(kernel) = static_cast<size_t>(value);
   return cudaSuccess;
 }
 

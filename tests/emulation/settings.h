@@ -1,6 +1,7 @@
 // What was asked of the emulation, and how it tells of faults.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 namespace emulation {
@@ -18,5 +19,8 @@ bool is_lost();
 
 // The name of a kernel as its source has it; `type` where the module was stripped of it.
 std::string kernel_name(const void* kernel, const std::string& type);
+
+// Bytes of the `__shared__` variables in a kernel's own body; 0 where the module was stripped.
+size_t static_shared(const void* kernel);
 
 }  // namespace emulation
