@@ -141,7 +141,7 @@ void wait_for(Queue* later, Queue* earlier) {
       recorded == cudaSuccess ? cudaStreamWaitEvent(later->stream, event, 0) : recorded;
   cudaEventDestroy(event);  // once it is no longer needed
   check(waited, "the order of two queues");
-  later->joined = later->recording;
+  if (later->overlaps) cuda::joined_queue = later;
 }
 
 }  // namespace
@@ -293,7 +293,6 @@ void Graph::capture(Queue* queue, const std::function<void(Queue*)>& work) {
   use(queue->device);
   const std::lock_guard<std::recursive_mutex> turn(device_turns());
   Queue recorder = *queue;
-  recorder.recording = true;
   make_streams(recorder);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;

@@ -44,8 +44,8 @@ void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, di
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &overlap;
-  config.numAttrs = context.queue->overlaps && !context.queue->joined ? 1 : 0;
-  if (context.queue->recording) context.queue->joined = false;
+  config.numAttrs = context.queue->overlaps && joined_queue != context.queue ? 1 : 0;
+  if (joined_queue == context.queue) joined_queue = nullptr;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), "launching a kernel");
 }
 

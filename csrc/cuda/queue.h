@@ -27,10 +27,13 @@ struct Queue {
   std::shared_ptr<cuda::Products> products;  // made at the first product
   void* workspace = nullptr;                 // of its products; null: the one that `products` keep
   cudaStream_t side = nullptr;               // for what is done beside it: gpu::Side
-  bool recording = false, joined = false;    // as a graph; next is a kernel that waits for others
 };
 
 namespace cuda {
+
+// What this thread has last told to wait for another queue, and asked for no kernel since: that one
+// must not start early, as it would wait for the kernel ahead of it in the same queue alone.
+inline thread_local const Queue* joined_queue = nullptr;
 
 inline cudaStream_t stream_of(const Context& context) {
   return context.queue->stream;

@@ -225,13 +225,14 @@ __global__ void follow(float* y, bool forgets) {
 }
 
 // A kernel that may start before the one ahead has ended.
-void start_early(float* y, bool forgets) {
+void start_early(float* y, bool forgets, cudaStream_t stream = nullptr) {
   cudaLaunchAttribute early = {};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = 1;
   config.blockDim = 8;
+  config.stream = stream;
   config.attrs = &early;
   config.numAttrs = 1;
   cudaLaunchKernelEx(&config, follow, y, forgets);
@@ -404,7 +405,7 @@ void check_shared_memory() {
   expect("planted: dynamic shared memory that nobody wrote", std::isnan(y.read()[7]));
   expect("planted: shared memory that nobody wrote",
          std::isnan(y.read()[39]) || emulation::kAddressSanitizer);  // which leaves it as it is
-  constexpr size_t kFixed = 128;  // use_shared's own
+  constexpr size_t kFixed = 128;                                     // use_shared's own
   const auto run = [&](auto kernel, size_t bytes) {
     return start(nullptr, 1, 32, bytes, kernel, y.data, true);
   };
@@ -480,6 +481,18 @@ void check_planted() {
                [&] { start(nullptr, 1, 32, 0, misname, y.data); });
   expect_fault("a thread that starts early and does not wait",
                "without waiting for the kernel ahead", [&] { start_early(y.data, true); });
+  const auto start_early_behind = [&](bool event_alone) {
+    const Streams streams;
+    cudaEventRecord(streams.event, streams.a);
+    cudaStreamWaitEvent(streams.b, streams.event);
+    cudaEventRecord(streams.end, streams.b);
+    if (!event_alone) start(streams.b, 1, 8, 0, add, y.data, y.data, 1.0f, 8);
+    start_early(y.data, false, streams.b);
+  };
+  expect_fault("an early start behind another stream's event",
+               "may start before what its stream is to wait for",
+               [&] { start_early_behind(true); });
+  start_early_behind(false);
   start_early(y.data, false);
   expect("a kernel that starts early", cudaDeviceSynchronize() == cudaSuccess);
   expect("planted: the host reads the device's memory",

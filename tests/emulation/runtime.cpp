@@ -40,6 +40,9 @@ cudaError_t launch(cudaStream_t stream, Launch launch) {
   if (!good_sizes(launch.grid, launch.block)) return remember(cudaErrorInvalidConfiguration);
   if (launch.shared_bytes > 0 && launch.shared_bytes > shared_limit(launch.kernel))
     return remember(cudaErrorInvalidValue);
+  if (launch.starts_early && queue_of(stream)->joined == std::this_thread::get_id())
+    fail(kernel_name(launch.kernel, launch.signature) +
+         " may start before what its stream is to wait for");
   return remember(enqueue(stream, [launch = std::move(launch)] {
     if (!loses_device()) run(launch);
   }));
