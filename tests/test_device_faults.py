@@ -163,6 +163,16 @@ def test_a_lost_device_is_told_by_every_call_and_by_no_destructor(monkeypatch, k
         assert "an illegal memory access was encountered; this process can use the GPU no" in line
 
 
+@emulated
+def test_kernels_of_an_older_architecture_do_not_overlap(monkeypatch):
+    """Compiled anew for this one, they still have no instruction to wait by."""
+    code = """
+        step = TrainStep(Transformer(config, device="cuda"), lr=1e-2)
+        print([step(batch(2, 8)).loss > 0 for _ in range(3)])
+    """
+    assert run(code, monkeypatch, LLMCORE_EMULATED_PTX=80) == ["[True, True, True]"]
+
+
 @needs_cuda
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_process_is_refused(monkeypatch):

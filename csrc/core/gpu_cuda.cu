@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "core/gpu.h"
+#include "cuda/ptx.h"
 #include "cuda/queue.h"
 
 namespace llmcore {
@@ -124,6 +125,22 @@ std::recursive_mutex& device_turns() {
 cudaError_t wait_for_all() {
   const std::lock_guard<std::recursive_mutex> turn(device_turns());
   return cudaDeviceSynchronize();
+}
+
+__global__ void wait_early() {
+  cuda::wait_for_kernel_ahead();
+}
+
+// Kernels wait for the one ahead as they were compiled to, whatever the device could do: it may
+// have compiled code of an older architecture.
+bool overlaps_on(int index) {
+  constexpr int kHopper = 9;
+  int capability = 0;
+  check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index),
+        "cudaDeviceGetAttribute");
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, wait_early), "cudaFuncGetAttributes");
+  return capability >= kHopper && attributes.ptxVersion >= 10 * kHopper;
 }
 
 void make_streams(Queue& queue) {
@@ -253,11 +270,7 @@ Queue* queue_of(int index) {
   auto queue = std::make_unique<Queue>();
   queue->device = index;
   make_streams(*queue);
-  constexpr int kHopper = 9;
-  int capability = 0;
-  check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index),
-        "cudaDeviceGetAttribute");
-  queue->overlaps = capability >= kHopper;
+  queue->overlaps = overlaps_on(index);
   queues.push_back(queue.get());
   return queue.release();
 }

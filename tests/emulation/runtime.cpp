@@ -57,6 +57,16 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
   return cudaSuccess;
 }
 
+cudaError_t get_attributes(cudaFuncAttributes* attributes, const void* kernel) {
+  const Lock held = lock();
+  *attributes = {.sharedSizeBytes = static_shared(kernel),
+                 .maxDynamicSharedSizeBytes = static_cast<int>(shared_limit(kernel)),
+                 .maxThreadsPerBlock = 1024,
+                 .ptxVersion = ptx_version(),
+                 .binaryVersion = 90};
+  return cudaSuccess;
+}
+
 }  // namespace emulation
 
 using namespace emulation;

@@ -16,12 +16,14 @@ struct Settings {
   std::mt19937_64 random;
   bool eager = false, apart = true, thrown = false, lost = false;
   long failure = 0;  // of which kernel; none
+  int ptx = 90;
 
   Settings() {
     if (const char* order = std::getenv("LLMCORE_EMULATED_ORDER")) set_order(order);
     eager = flag("LLMCORE_EMULATED_EAGER", eager);
     apart = flag("LLMCORE_EMULATED_APART", apart);
     if (const char* number = std::getenv("LLMCORE_EMULATED_FAILURE")) failure = std::stol(number);
+    if (const char* number = std::getenv("LLMCORE_EMULATED_PTX")) ptx = std::stoi(number);
   }
 
   static bool flag(const char* name, bool otherwise) {
@@ -79,6 +81,10 @@ bool loses_device() {
 
 bool is_lost() {
   return settings().lost;
+}
+
+int ptx_version() {
+  return settings().ptx;
 }
 
 void throw_faults(bool thrown) {

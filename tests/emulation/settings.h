@@ -14,6 +14,10 @@ bool is_apart();  // the host from the device's memory
 bool loses_device();
 bool is_lost();
 
+// The architecture that kernels were compiled for, 90 unless LLMCORE_EMULATED_PTX is another: code
+// of an older one does not wait for the kernel ahead.
+int ptx_version();
+
 // Prints the fault and ends the program, or throws it.
 [[noreturn]] void fail(const std::string& what);
 
