@@ -250,6 +250,18 @@ bool dependency_holds(bool waits) {
   return z.read() == Floats(100, 3.0f);
 }
 
+// Memory that is not pinned is copied, and changed before or after somebody has waited.
+bool copy_holds(bool waits) {
+  const Streams streams;
+  const Array<float> x(8);
+  Floats from(8, 1.0f);
+  cudaMemcpyAsync(x.data, from.data(), 32, cudaMemcpyHostToDevice, streams.a);
+  if (waits) cudaStreamSynchronize(streams.a);
+  from.assign(8, 2.0f);
+  cudaStreamSynchronize(streams.a);
+  return x.read() == Floats(8, 1.0f);
+}
+
 // The default stream waits for a stream, and the stream for it, unless the stream is not blocking.
 bool default_stream_waits(unsigned flags) {
   const Array<float> x(Floats(8, 1.0f));
@@ -466,6 +478,7 @@ void check_planted() {
     expect_somewhere("a guard off by one", [] { return !sums_are_right<kShortGuard>(); });
   expect_somewhere("no wait for a copy", [] { return !copies<2>(false, true); });
   expect_somewhere("a wait for too few copies", [] { return !copies<1>(true, true); });
+  expect_somewhere("memory changed while it is copied", [] { return !copy_holds(false); });
   expect_somewhere("no dependency", [] { return !dependency_holds(false); });
   expect_somewhere("no synchronization",
                    [] { return !default_stream_waits(cudaStreamNonBlocking); });
@@ -511,6 +524,7 @@ void check_all() {
   expect("asynchronous copies", copies<0>(true, true) && copies<1>(false, true));
   expect("copies of nothing", copies<0>(true, false));
   expect("streams that wait", dependency_holds(true));
+  expect("copies of what is not pinned", copy_holds(true));
   expect("the default stream waits", default_stream_waits(cudaStreamDefault));
   check_streams();
   check_graphs();
