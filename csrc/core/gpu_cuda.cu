@@ -29,6 +29,11 @@ bool is_final(cudaError_t status) {
 
 }  // namespace
 
+std::recursive_mutex& device_turns() {
+  static auto& mutex = *new std::recursive_mutex;  // memory is released while the process ends, too
+  return mutex;
+}
+
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   const std::string reason = str(what, " failed: ", cudaGetErrorString(status));
@@ -46,7 +51,7 @@ void check(cudaError_t status, const char* what) {
 namespace gpu {
 namespace {
 
-using cuda::check;
+using cuda::check, cuda::DeviceTurn;
 
 constexpr int64_t kPieceBytes = int64_t{64} << 20;
 
@@ -117,13 +122,8 @@ CUdeviceptr address_of(char* base, int64_t offset) {
   return static_cast<CUdeviceptr>(reinterpret_cast<uintptr_t>(base + offset));
 }
 
-// Who waits for a whole device breaks off what any thread captures: they take turns.
-std::recursive_mutex& device_turns() {
-  static auto& mutex = *new std::recursive_mutex;  // memory is released while the process ends, too
-  return mutex;
-}
 cudaError_t wait_for_all() {
-  const std::lock_guard<std::recursive_mutex> turn(device_turns());
+  const DeviceTurn turn(cuda::device_turns());
   return cudaDeviceSynchronize();
 }
 
@@ -304,7 +304,7 @@ void Graph::clear() {
 void Graph::capture(Queue* queue, const std::function<void(Queue*)>& work) {
   clear();
   use(queue->device);
-  const std::lock_guard<std::recursive_mutex> turn(device_turns());
+  const DeviceTurn turn(cuda::device_turns());
   Queue recorder = *queue;
   make_streams(recorder);
   cudaGraph_t graph = nullptr;

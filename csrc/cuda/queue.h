@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 
 #include "core/context.h"
 #include "core/error.h"
@@ -12,6 +13,12 @@
 namespace llmcore::cuda {
 
 struct Products;  // cuda/products.h
+
+// Who waits for a whole device, as memory does when it is allocated, breaks off what any thread
+// captures: they take turns. Who holds a mutex that work may take while it is captured takes its
+// turn before that.
+std::recursive_mutex& device_turns();
+using DeviceTurn = std::unique_lock<std::recursive_mutex>;
 
 // Throws OutOfMemory or DeviceError, saying what failed, unless `status` is success.
 void check(cudaError_t status, const char* what);
