@@ -189,3 +189,29 @@ def test_a_forked_process_is_refused(monkeypatch):
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), x.numpy().sum())
     """
     assert run(code, monkeypatch) == ["7 3.0"]
+
+
+@needs_cuda
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_lets_go_of_what_its_parent_has(monkeypatch):
+    """As garbage collection may at any time: no call of CUDA, which might never return."""
+    code = """
+        import gc, os
+        model = Transformer(config, device="cuda")
+        step = TrainStep(model, lr=1e-2)
+        reports = [step(batch(2, 8)) for _ in range(3)]
+        model.generate([[1, 2, 3]], GenerationConfig(max_new_tokens=9))
+        child = os.fork()
+        if child == 0:
+            try:
+                step(batch(2, 8))
+            except DeviceError as error:
+                assert "forked" in str(error), error
+            else:
+                os._exit(8)
+            del model, step, reports
+            gc.collect()
+            os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), reports[-1].loss > 0)
+    """
+    assert run(code, monkeypatch) == ["7 True"]

@@ -11,7 +11,7 @@
 #include <mutex>
 
 #include "core/gpu.h"
-#include "cuda/ptx.h"
+#include "cuda/launch.h"
 #include "cuda/queue.h"
 
 namespace llmcore {
@@ -101,13 +101,16 @@ void check(CUresult status, const char* what) {
   CHECK(status == CUDA_SUCCESS, DeviceError, what, " failed with error ", static_cast<int>(status));
 }
 
-// CUDA does not survive a fork: its calls in the child fail, or never return.
+// CUDA does not survive a fork: its calls in the child fail, or never return. What is released
+// there was the parent's.
 std::atomic<bool> forked{false};
 
+constexpr char kForked[] =
+    "this process was forked from one that had used the GPU, which CUDA does not allow; start it "
+    "with multiprocessing.get_context('spawn'), or use the GPU in the child alone";
+
 void use(int index) {
-  CHECK(!forked, DeviceError,
-        "this process was forked from one that had used the GPU, which CUDA does not allow; start "
-        "it with multiprocessing.get_context('spawn'), or use the GPU in the child alone");
+  CHECK(!forked, DeviceError, kForked);
   check(cudaSetDevice(index), "cudaSetDevice");
 }
 
@@ -127,8 +130,8 @@ cudaError_t wait_for_all() {
   return cudaDeviceSynchronize();
 }
 
-__global__ void wait_early() {
-  cuda::wait_for_kernel_ahead();
+__global__ void empty_kernel() {
+  cuda::take_turn();
 }
 
 // Kernels wait for the one ahead as they were compiled to, whatever the device could do: it may
@@ -139,7 +142,7 @@ bool overlaps_on(int index) {
   check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index),
         "cudaDeviceGetAttribute");
   cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, wait_early), "cudaFuncGetAttributes");
+  check(cudaFuncGetAttributes(&attributes, empty_kernel), "cudaFuncGetAttributes");
   return capability >= kHopper && attributes.ptxVersion >= 10 * kHopper;
 }
 
@@ -173,6 +176,7 @@ void* allocate(int index, int64_t bytes) {
 }
 
 void release(int index, void* data) {
+  if (forked) return;
   cudaSetDevice(index);
   cudaFree(data);
 }
@@ -185,12 +189,14 @@ int64_t free_memory(int index) {
 }
 
 void* allocate_pinned(int64_t bytes) {
+  CHECK(!forked, DeviceError, kForked);
   void* data = nullptr;
   check(cudaMallocHost(&data, static_cast<size_t>(bytes)), "cudaMallocHost");
   return data;
 }
 
 void release_pinned(void* data) {
+  if (forked) return;
   cudaFreeHost(data);
 }
 
@@ -205,6 +211,7 @@ Range::Range(int index) : index_(index), piece_bytes_(kPieceBytes) {
 }
 
 Range::~Range() {
+  if (forked) return;
   cudaSetDevice(index_);
   wait_for_all();
   unmap(low_, false);
@@ -260,6 +267,7 @@ void Range::trim() {
 
 // Queues live as long as the process: when it ends the driver may be gone before they could be.
 Queue* queue_of(int index) {
+  CHECK(!forked, DeviceError, kForked);
   static std::mutex mutex;
   static std::vector<Queue*> queues;
   const std::lock_guard<std::mutex> guard(mutex);
@@ -296,7 +304,8 @@ Graph::~Graph() {
 }
 
 void Graph::clear() {
-  if (executable_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_));
+  if (executable_ != nullptr && !forked)
+    cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_));
   executable_ = nullptr;
 }
 
@@ -364,7 +373,7 @@ void Side::join() {
 }
 
 Event::~Event() {
-  if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+  if (event_ != nullptr && !forked) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
 }
 
 void Event::record(Queue* queue) {
@@ -378,12 +387,13 @@ void Event::record(Queue* queue) {
 }
 
 void Event::wait() {
+  CHECK(!forked, DeviceError, kForked);
   if (event_ != nullptr)
     check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "the work of the GPU");
 }
 
 void Event::settle() noexcept {
-  if (event_ != nullptr) cudaEventSynchronize(static_cast<cudaEvent_t>(event_));
+  if (event_ != nullptr && !forked) cudaEventSynchronize(static_cast<cudaEvent_t>(event_));
 }
 
 }  // namespace gpu

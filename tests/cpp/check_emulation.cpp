@@ -52,6 +52,19 @@ void expect_fault(const std::string& name, const std::string& words,
   emulation::set_eager(false);
 }
 
+// Whether a process that runs this ends with a failure.
+bool dies(const std::function<void()>& run) {
+  const pid_t child = fork();
+  if (child == 0) {
+    if (std::freopen("/dev/null", "w", stderr) == nullptr) _exit(0);
+    run();
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status != 0;
+}
+
 // ----------------------------------------------------------------------------------- reductions
 
 enum Mistake { kNone, kNoBarrier, kShortShuffle, kLateRow, kShortGuard };
@@ -457,19 +470,10 @@ __global__ void misname(float* y) {
   y[threadIdx.x] = __shfl_xor_sync(0xffffu, y[threadIdx.x], 1);
 }
 
-bool dies(const std::function<void()>& run) {
-  const pid_t child = fork();
-  if (child == 0) {
-    if (std::freopen("/dev/null", "w", stderr) == nullptr) _exit(0);
-    run();
-    _exit(0);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return status != 0;
-}
-
 void check_planted() {
+  expect("planted: a call in a forked process", dies([] { cudaFree(nullptr); }));
+  emulation::survive_forks();
+  expect("a forked process that survives", !dies([] { cudaFree(nullptr); }));
   expect_somewhere("a missing barrier", [] { return !sums_are_right<kNoBarrier>(); });
   expect_somewhere("a shuffle too few", [] { return !sums_are_right<kShortShuffle>(); });
   if (emulation::kAddressSanitizer)

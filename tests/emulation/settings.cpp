@@ -1,6 +1,8 @@
 // Orders, eagerness and faults, and the environment variables that set them.
 #include "settings.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -14,7 +16,8 @@ namespace {
 struct Settings {
   enum Order { kForward, kBackward, kRandom } order = kForward;
   std::mt19937_64 random;
-  bool eager = false, apart = true, thrown = false, lost = false;
+  bool eager = false, apart = true, thrown = false, lost = false, forked = false;
+  bool survives_forks = false;
   long failure = 0;  // of which kernel; none
   int ptx = 90;
 
@@ -51,7 +54,10 @@ struct Settings {
 };
 
 Settings& settings() {
-  static Settings& settings = *new Settings;
+  static Settings& settings = *[] {
+    pthread_atfork(nullptr, nullptr, [] { emulation::settings().forked = true; });
+    return new Settings;
+  }();
   return settings;
 }
 
@@ -81,6 +87,14 @@ bool loses_device() {
 
 bool is_lost() {
   return settings().lost;
+}
+
+void survive_forks() {
+  settings().survives_forks = true;
+}
+
+bool is_forked() {
+  return settings().forked && !settings().survives_forks;
 }
 
 int ptx_version() {

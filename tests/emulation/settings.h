@@ -18,6 +18,9 @@ bool is_lost();
 // of an older one does not wait for the kernel ahead.
 int ptx_version();
 
+// Whether this process was forked from one that used the device, and should not go on.
+bool is_forked();
+
 // Prints the fault and ends the program, or throws it.
 [[noreturn]] void fail(const std::string& what);
 

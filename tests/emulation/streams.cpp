@@ -113,6 +113,7 @@ cudaError_t wait_captured(Queue& queue, const CUevent_st& event) {
 }  // namespace
 
 Lock lock() {
+  if (is_forked()) fail("this process was forked from one that uses the GPU");
   return Lock(state().mutex);
 }
 
