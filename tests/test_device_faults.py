@@ -164,6 +164,20 @@ def test_a_lost_device_is_told_by_every_call_and_by_no_destructor(monkeypatch, k
 
 
 @emulated
+def test_a_gpu_with_too_little_shared_memory_is_refused(monkeypatch):
+    code = """
+        print(llmcore.cuda_available())
+        try:
+            Transformer(config, device="cuda")
+        except DeviceError as error:
+            print(error)
+    """
+    available, reason = run(code, monkeypatch, LLMCORE_EMULATED_SHARED=99)
+    assert available == "False"
+    assert "has 99 KiB of shared memory for a block, 160 KiB are needed; hide it by" in reason
+
+
+@emulated
 def test_kernels_of_an_older_architecture_do_not_overlap(monkeypatch):
     """Compiled anew for this one, they still have no instruction to wait by."""
     code = """

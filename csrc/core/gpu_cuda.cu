@@ -27,6 +27,10 @@ bool is_final(cudaError_t status) {
   return std::find(std::begin(kFinal), std::end(kFinal), status) != std::end(kFinal);
 }
 
+__global__ void empty_kernel() {
+  take_turn();
+}
+
 }  // namespace
 
 std::recursive_mutex& device_turns() {
@@ -130,10 +134,6 @@ cudaError_t wait_for_all() {
   return cudaDeviceSynchronize();
 }
 
-__global__ void empty_kernel() {
-  cuda::take_turn();
-}
-
 // Kernels wait for the one ahead as they were compiled to, whatever the device could do: it may
 // have compiled code of an older architecture.
 bool overlaps_on(int index) {
@@ -142,7 +142,7 @@ bool overlaps_on(int index) {
   check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index),
         "cudaDeviceGetAttribute");
   cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, empty_kernel), "cudaFuncGetAttributes");
+  check(cudaFuncGetAttributes(&attributes, cuda::empty_kernel), "cudaFuncGetAttributes");
   return capability >= kHopper && attributes.ptxVersion >= 10 * kHopper;
 }
 

@@ -10,7 +10,7 @@
 namespace emulation {
 namespace {
 
-constexpr size_t kShared = 48 << 10, kSharedOptin = 163 << 10, kSharedTotal = 164 << 10;
+constexpr size_t kShared = 48 << 10, kSharedTotal = 164 << 10;
 
 thread_local cudaError_t last_error = cudaSuccess;
 // Of dynamic shared memory: what a kernel asked for, or what its own variables leave of the least.
@@ -51,7 +51,7 @@ cudaError_t launch(cudaStream_t stream, Launch launch) {
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const Lock held = lock();
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || static_cast<size_t>(value) + static_shared(kernel) > kSharedOptin)
+  if (value < 0 || static_cast<size_t>(value) + static_shared(kernel) > shared_memory())
     return remember(cudaErrorInvalidValue);
   shared_limit(kernel) = static_cast<size_t>(value);
   return cudaSuccess;
@@ -174,7 +174,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
                  .maxThreadsPerMultiProcessor = 2048,
                  .sharedMemPerMultiprocessor = kSharedTotal,
                  .regsPerMultiprocessor = 65536,
-                 .sharedMemPerBlockOptin = kSharedOptin,
+                 .sharedMemPerBlockOptin = shared_memory(),
                  .maxBlocksPerMultiProcessor = 32,
                  .reservedSharedMemPerBlock = 1024};
   return cudaSuccess;

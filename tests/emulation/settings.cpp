@@ -20,6 +20,7 @@ struct Settings {
   bool survives_forks = false;
   long failure = 0;  // of which kernel; none
   int ptx = 90;
+  size_t shared = 163;  // KiB
 
   Settings() {
     if (const char* order = std::getenv("LLMCORE_EMULATED_ORDER")) set_order(order);
@@ -27,6 +28,7 @@ struct Settings {
     apart = flag("LLMCORE_EMULATED_APART", apart);
     if (const char* number = std::getenv("LLMCORE_EMULATED_FAILURE")) failure = std::stol(number);
     if (const char* number = std::getenv("LLMCORE_EMULATED_PTX")) ptx = std::stoi(number);
+    if (const char* number = std::getenv("LLMCORE_EMULATED_SHARED")) shared = std::stoul(number);
   }
 
   static bool flag(const char* name, bool otherwise) {
@@ -95,6 +97,10 @@ void survive_forks() {
 
 bool is_forked() {
   return settings().forked && !settings().survives_forks;
+}
+
+size_t shared_memory() {
+  return settings().shared << 10;
 }
 
 int ptx_version() {

@@ -18,6 +18,9 @@ bool is_lost();
 // of an older one does not wait for the kernel ahead.
 int ptx_version();
 
+// Of a block that asks for it: 163 KiB, or LLMCORE_EMULATED_SHARED.
+size_t shared_memory();
+
 // Whether this process was forked from one that used the device, and should not go on.
 bool is_forked();
 
