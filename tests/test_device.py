@@ -332,6 +332,14 @@ def test_texts(name, settings, rng):
         assert [one.ids for one in got.alternatives] == [one.ids for one in want.alternatives]
 
 
+def test_shared_memory_for_wide_heads(rng):
+    """A block's own variables count with what it is started with: 48 KiB are had unasked."""
+    here, there = pair("llama", num_heads=4, num_kv_heads=1, head_dim=176)
+    config = GenerationConfig(max_new_tokens=3, stop_ids=())
+    prompts = ragged(rng, 5)
+    assert there.generate(prompts, config)[0].ids == here.generate(prompts, config)[0].ids
+
+
 def test_a_cache_made_where_another_was_is_read_as_what_it_is(rng):
     here, there = pair("llama")
     prompts = ragged(rng, 5, 1, 9)

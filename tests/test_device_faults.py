@@ -163,6 +163,30 @@ def test_a_lost_device_is_told_by_every_call_and_by_no_destructor(monkeypatch, k
         assert "an illegal memory access was encountered; this process can use the GPU no" in line
 
 
+@emulated
+def test_a_gpu_with_too_little_shared_memory_is_refused(monkeypatch):
+    code = """
+        print(llmcore.cuda_available())
+        try:
+            Transformer(config, device="cuda")
+        except DeviceError as error:
+            print(error)
+    """
+    available, reason = run(code, monkeypatch, LLMCORE_EMULATED_SHARED=99)
+    assert available == "False"
+    assert "has 99 KiB of shared memory for a block, 160 KiB are needed; hide it by" in reason
+
+
+@emulated
+def test_kernels_of_an_older_architecture_do_not_overlap(monkeypatch):
+    """Compiled anew for this one, they still have no instruction to wait by."""
+    code = """
+        step = TrainStep(Transformer(config, device="cuda"), lr=1e-2)
+        print([step(batch(2, 8)).loss > 0 for _ in range(3)])
+    """
+    assert run(code, monkeypatch, LLMCORE_EMULATED_PTX=80) == ["[True, True, True]"]
+
+
 @needs_cuda
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_process_is_refused(monkeypatch):
@@ -179,3 +203,29 @@ def test_a_forked_process_is_refused(monkeypatch):
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), x.numpy().sum())
     """
     assert run(code, monkeypatch) == ["7 3.0"]
+
+
+@needs_cuda
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_lets_go_of_what_its_parent_has(monkeypatch):
+    """As garbage collection may at any time: no call of CUDA, which might never return."""
+    code = """
+        import gc, os
+        model = Transformer(config, device="cuda")
+        step = TrainStep(model, lr=1e-2)
+        reports = [step(batch(2, 8)) for _ in range(3)]
+        model.generate([[1, 2, 3]], GenerationConfig(max_new_tokens=9))
+        child = os.fork()
+        if child == 0:
+            try:
+                step(batch(2, 8))
+            except DeviceError as error:
+                assert "forked" in str(error), error
+            else:
+                os._exit(8)
+            del model, step, reports
+            gc.collect()
+            os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), reports[-1].loss > 0)
+    """
+    assert run(code, monkeypatch) == ["7 True"]

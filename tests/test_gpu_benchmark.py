@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -58,6 +59,25 @@ def test_without_a_gpu_every_part_says_why(tmp_path: Path) -> None:
     assert list(parts) == ["copy", "product bfloat16", "product float32"]
     for part in parts.values():
         assert reason in part["error"].splitlines()[-1]
+
+
+def test_what_a_sanitizer_found_is_kept_when_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    sanitizer = importlib.import_module("gpu_items.sanitizer")
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time\nprint('ok one', flush=True)\nprint('failed two: why', flush=True)\n"
+        "print('========= ERROR SUMMARY: 3 errors', flush=True)\ntime.sleep(100)\n"
+    )
+    monkeypatch.setattr(sanitizer, "_SCRIPT", slow)
+    told: list[dict] = []
+    report = sanitizer._run([], 7, told.append)
+    assert [len(so_far["ran"]) + len(so_far["failed"]) for so_far in told] == [1, 2]
+    assert report["status"] == -9
+    assert (report["ran"], report["failed"]) == (["one"], ["two: why"])
+    assert report["errors"] == 3
 
 
 @pytest.mark.parametrize("item", ["crash", "hang", "fail"])

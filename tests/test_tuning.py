@@ -46,7 +46,7 @@ TUNE = """
 def run(monkeypatch, directory, code):
     monkeypatch.setenv("LLMCORE_CACHE_DIR", str(directory))
     script = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=300)
     assert done.stderr == ""
     return done.stdout.strip().split("\t")
 
@@ -81,6 +81,35 @@ def test_what_was_timed_is_chosen_from_then_on(monkeypatch, tmp_path):
         assert run(monkeypatch, directory, MULTIPLY) == [product, "0"], damaged
     run(monkeypatch, directory, MULTIPLY + TUNE)  # writes it anew
     assert len(file.read_text().splitlines()) == 3
+
+
+@needs_cuda
+def test_one_thread_tunes_while_another_captures(monkeypatch, tmp_path):
+    code = """
+        import threading, numpy as np, llmcore
+        from llmcore import Batch, ModelConfig, TrainStep, Transformer, _core
+        from llmcore.training.tune import tuning
+        sizes = dict(vocab_size=61, bos_id=None, eos_id=None, hidden_size=32, num_heads=2)
+        config = ModelConfig.preset("gpt2", **sizes, num_decoder_layers=2)
+
+        def train():
+            step = TrainStep(Transformer(config, device="cuda"), lr=1e-2)
+            for rows in range(1, 9):
+                ids = np.ones((rows, 8), np.int32)
+                for _ in range(2):
+                    step(Batch(dec_ids=ids, targets=ids.reshape(-1))).loss
+
+        with tuning() as tuned:
+            thread = threading.Thread(target=train)
+            thread.start()
+            size = 8
+            while thread.is_alive():
+                a, c = _core.zeros([24, size], device="cuda"), _core.zeros([24, 24], device="cuda")
+                _core.matmul(a=a, b=a, c=c, transpose_b=True)
+                size += 8
+        print(tuned.timed > 20)
+    """
+    assert run(monkeypatch, tmp_path, code) == ["True"]
 
 
 @needs_cuda

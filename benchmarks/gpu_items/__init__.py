@@ -27,6 +27,8 @@ ITEMS = {
     "products": 6,
 }
 SIZES = ("full", "tiny")
+#: Of contestants: where they make their weights, the GPU waits for the CPU.
+THREADS = os.cpu_count() or 1
 
 Result = dict[str, Any]
 Tell = Callable[[Result], None]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 
 import llmcore
-from gpu_items import Part, Result, Setting, Tell, torch_on_gpu
+from gpu_items import THREADS, Part, Result, Setting, Tell, torch_on_gpu
 from gpu_items.clock import bandwidth, percent
 from llmcore.bench.turns import Contestant, Outcome, take_turns
 from llmcore.bench.workloads import Generation
@@ -54,7 +54,7 @@ def _decode(setting: Setting, work: Generation, peers: bool, tell: Tell) -> Resu
     measures = {m.name: m for m in work.measures() if m.name.startswith(("decode", "prefill"))}
     outcomes = take_turns(
         contestants, list(measures), rounds=1 if setting.tiny else 3, seconds=0.0, timeout=110,
-        threads=4,
+        threads=THREADS,
     )  # fmt: skip
     memory = bandwidth(setting.folder)
     engines = {outcome.name: _rates(outcome, work, memory) for outcome in outcomes}

@@ -1,11 +1,13 @@
 """Runs everything a GPU runs once, at the smallest sizes: what `sanitizer` looks over.
 
-It says "ok NAME" or "failed NAME: why" of each, and goes on as long as it can.
+It says "ok NAME" or "failed NAME: why" of each, and goes on as long as it can, or for as many
+seconds as its argument says.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -103,10 +105,14 @@ def _generate(name: str, weights: str, more: dict[str, Any]) -> None:
     _model(name, weights).generate([[5, 6, 7], [8, 9, 10, 11, 12]], settings)
 
 
-def main() -> None:
-    """Run them all; the exit status is 1 where some failed."""
+def main(seconds: float = float("inf")) -> None:
+    """Run them until time is over, some of each kind first; the exit status tells of failures."""
+    end, stride = time.monotonic() + seconds, 8
+    found = list(families())
     failed = 0
-    for name, run in families():
+    for name, run in [one for first in range(stride) for one in found[first::stride]]:
+        if time.monotonic() > end:
+            break
         print(f"begin {name}", flush=True)
         try:
             run()
@@ -120,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(float, sys.argv[1:]))

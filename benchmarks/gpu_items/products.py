@@ -30,7 +30,7 @@ MODELS = {
     "1558M": (1600, 16384),
 }
 _HEAD_ROWS = 8192  # the head takes a batch in chunks
-_VOCAB = 50257
+_VOCAB = 50304  # rows of logits are padded to it
 
 Calls = tuple[Call, Callable[[Any], Call]]
 

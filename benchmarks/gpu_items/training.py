@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import llmcore
-from gpu_items import Part, Result, Setting, Tell, torch_on_gpu
+from gpu_items import THREADS, Part, Result, Setting, Tell, torch_on_gpu
 from gpu_items.clock import percent, sold_with
 from llmcore.bench.turns import Contestant, Outcome, take_turns
 from llmcore.bench.workloads import Training, find_config
@@ -100,7 +100,9 @@ def _beside(setting: Setting, work: Work, tell: Tell) -> Result:
 
 def _compete(setting: Setting, contestants: Sequence[Contestant]) -> list[Outcome]:
     rounds = 2 if setting.tiny else 5
-    return take_turns(contestants, ["step"], rounds=rounds, seconds=0.0, timeout=140, threads=4)
+    return take_turns(
+        contestants, ["step"], rounds=rounds, seconds=0.0, timeout=140, threads=THREADS
+    )
 
 
 def _fitting_together(setting: Setting, work: Work) -> list[int]:

@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "core/gpu.h"
+#include "cuda/launch.h"
 #include "cuda/queue.h"
 
 namespace llmcore {
@@ -26,7 +27,16 @@ bool is_final(cudaError_t status) {
   return std::find(std::begin(kFinal), std::end(kFinal), status) != std::end(kFinal);
 }
 
+__global__ void empty_kernel() {
+  take_turn();
+}
+
 }  // namespace
+
+std::recursive_mutex& device_turns() {
+  static auto& mutex = *new std::recursive_mutex;  // memory is released while the process ends, too
+  return mutex;
+}
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
@@ -45,7 +55,7 @@ void check(cudaError_t status, const char* what) {
 namespace gpu {
 namespace {
 
-using cuda::check;
+using cuda::check, cuda::DeviceTurn;
 
 constexpr int64_t kPieceBytes = int64_t{64} << 20;
 
@@ -95,13 +105,16 @@ void check(CUresult status, const char* what) {
   CHECK(status == CUDA_SUCCESS, DeviceError, what, " failed with error ", static_cast<int>(status));
 }
 
-// CUDA does not survive a fork: its calls in the child fail, or never return.
+// CUDA does not survive a fork: its calls in the child fail, or never return. What is released
+// there was the parent's.
 std::atomic<bool> forked{false};
 
+constexpr char kForked[] =
+    "this process was forked from one that had used the GPU, which CUDA does not allow; start it "
+    "with multiprocessing.get_context('spawn'), or use the GPU in the child alone";
+
 void use(int index) {
-  CHECK(!forked, DeviceError,
-        "this process was forked from one that had used the GPU, which CUDA does not allow; start "
-        "it with multiprocessing.get_context('spawn'), or use the GPU in the child alone");
+  CHECK(!forked, DeviceError, kForked);
   check(cudaSetDevice(index), "cudaSetDevice");
 }
 
@@ -116,14 +129,21 @@ CUdeviceptr address_of(char* base, int64_t offset) {
   return static_cast<CUdeviceptr>(reinterpret_cast<uintptr_t>(base + offset));
 }
 
-// Who waits for a whole device breaks off what any thread captures: they take turns.
-std::recursive_mutex& device_turns() {
-  static auto& mutex = *new std::recursive_mutex;  // memory is released while the process ends, too
-  return mutex;
-}
 cudaError_t wait_for_all() {
-  const std::lock_guard<std::recursive_mutex> turn(device_turns());
+  const DeviceTurn turn(cuda::device_turns());
   return cudaDeviceSynchronize();
+}
+
+// Kernels wait for the one ahead as they were compiled to, whatever the device could do: it may
+// have compiled code of an older architecture.
+bool overlaps_on(int index) {
+  constexpr int kHopper = 9;
+  int capability = 0;
+  check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index),
+        "cudaDeviceGetAttribute");
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, cuda::empty_kernel), "cudaFuncGetAttributes");
+  return capability >= kHopper && attributes.ptxVersion >= 10 * kHopper;
 }
 
 void make_streams(Queue& queue) {
@@ -141,7 +161,7 @@ void wait_for(Queue* later, Queue* earlier) {
       recorded == cudaSuccess ? cudaStreamWaitEvent(later->stream, event, 0) : recorded;
   cudaEventDestroy(event);  // once it is no longer needed
   check(waited, "the order of two queues");
-  later->joined = later->recording;
+  if (later->overlaps) cuda::joined_queue = later;
 }
 
 }  // namespace
@@ -156,6 +176,7 @@ void* allocate(int index, int64_t bytes) {
 }
 
 void release(int index, void* data) {
+  if (forked) return;
   cudaSetDevice(index);
   cudaFree(data);
 }
@@ -168,12 +189,14 @@ int64_t free_memory(int index) {
 }
 
 void* allocate_pinned(int64_t bytes) {
+  CHECK(!forked, DeviceError, kForked);
   void* data = nullptr;
   check(cudaMallocHost(&data, static_cast<size_t>(bytes)), "cudaMallocHost");
   return data;
 }
 
 void release_pinned(void* data) {
+  if (forked) return;
   cudaFreeHost(data);
 }
 
@@ -188,6 +211,7 @@ Range::Range(int index) : index_(index), piece_bytes_(kPieceBytes) {
 }
 
 Range::~Range() {
+  if (forked) return;
   cudaSetDevice(index_);
   wait_for_all();
   unmap(low_, false);
@@ -243,6 +267,7 @@ void Range::trim() {
 
 // Queues live as long as the process: when it ends the driver may be gone before they could be.
 Queue* queue_of(int index) {
+  CHECK(!forked, DeviceError, kForked);
   static std::mutex mutex;
   static std::vector<Queue*> queues;
   const std::lock_guard<std::mutex> guard(mutex);
@@ -253,11 +278,7 @@ Queue* queue_of(int index) {
   auto queue = std::make_unique<Queue>();
   queue->device = index;
   make_streams(*queue);
-  constexpr int kHopper = 9;
-  int capability = 0;
-  check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index),
-        "cudaDeviceGetAttribute");
-  queue->overlaps = capability >= kHopper;
+  queue->overlaps = overlaps_on(index);
   queues.push_back(queue.get());
   return queue.release();
 }
@@ -283,7 +304,8 @@ Graph::~Graph() {
 }
 
 void Graph::clear() {
-  if (executable_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_));
+  if (executable_ != nullptr && !forked)
+    cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_));
   executable_ = nullptr;
 }
 
@@ -291,9 +313,8 @@ void Graph::clear() {
 void Graph::capture(Queue* queue, const std::function<void(Queue*)>& work) {
   clear();
   use(queue->device);
-  const std::lock_guard<std::recursive_mutex> turn(device_turns());
+  const DeviceTurn turn(cuda::device_turns());
   Queue recorder = *queue;
-  recorder.recording = true;
   make_streams(recorder);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
@@ -352,7 +373,7 @@ void Side::join() {
 }
 
 Event::~Event() {
-  if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+  if (event_ != nullptr && !forked) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
 }
 
 void Event::record(Queue* queue) {
@@ -366,12 +387,13 @@ void Event::record(Queue* queue) {
 }
 
 void Event::wait() {
+  CHECK(!forked, DeviceError, kForked);
   if (event_ != nullptr)
     check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "the work of the GPU");
 }
 
 void Event::settle() noexcept {
-  if (event_ != nullptr) cudaEventSynchronize(static_cast<cudaEvent_t>(event_));
+  if (event_ != nullptr && !forked) cudaEventSynchronize(static_cast<cudaEvent_t>(event_));
 }
 
 }  // namespace gpu

@@ -69,8 +69,13 @@ void remember(Products& products, const std::string& gpu) {
 
 Products& products_of(const Context& context) {
   static std::mutex mutex;
-  const std::lock_guard<std::mutex> guard(mutex);
   Queue& queue = *context.queue;
+  {
+    const std::lock_guard<std::mutex> guard(mutex);
+    if (queue.products) return *queue.products;
+  }
+  const DeviceTurn turn(device_turns());
+  const std::lock_guard<std::mutex> guard(mutex);
   if (queue.products) return *queue.products;
   auto products = std::make_shared<Products>();
   check(cudaSetDevice(queue.device), "cudaSetDevice");
@@ -125,8 +130,10 @@ cublasLtMatrixLayout_t layout_of(DType dtype, int64_t rows, int64_t cols, int64_
   return layout;
 }
 
-// Asks what the library would do, best first.
-void find_best_few(const Products& products, Plan& plan, int64_t alignment) {
+// Asks what the library would do, best first. Of addresses it must see the alignment alone.
+void find_best_few(const Products& products, Plan& plan, const ProductKind& kind) {
+  auto* const somewhere = reinterpret_cast<void*>((uintptr_t{1} << 30) + kind.alignment);
+  set_pointers(plan, kind, {.bias = somewhere, .aux = somewhere});
   cublasLtMatmulPreference_t preference = nullptr;
   check(cublas().MatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
@@ -140,13 +147,19 @@ void find_best_few(const Products& products, Plan& plan, int64_t alignment) {
   for (const auto side :
        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-    set(side, static_cast<uint32_t>(alignment));
+    set(side, static_cast<uint32_t>(kind.alignment));
   const cublasStatus_t status =
       cublas().MatmulAlgoGetHeuristic(products.handle, plan.description, plan.b, plan.a, plan.c,
                                       plan.c, preference, kBestFew, plan.best, &plan.count);
   check(cublas().MatmulPreferenceDestroy(preference), "cublasLtMatmulPreferenceDestroy");
-  if (status != CUBLAS_STATUS_NOT_SUPPORTED) check(status, "cublasLtMatmulAlgoGetHeuristic");
-  while (plan.count > 0 && plan.best[plan.count - 1].state != CUBLAS_STATUS_SUCCESS) --plan.count;
+  const bool refused = kind.epilogue != CUBLASLT_EPILOGUE_DEFAULT &&
+                       status == CUBLAS_STATUS_INVALID_VALUE;  // what it may say of an epilogue
+  if (status != CUBLAS_STATUS_NOT_SUPPORTED && !refused)
+    check(status, "cublasLtMatmulAlgoGetHeuristic");
+  const auto end = std::remove_if(plan.best, plan.best + plan.count, [](const auto& found) {
+    return found.state != CUBLAS_STATUS_SUCCESS;
+  });
+  plan.count = static_cast<int>(end - plan.best);
 }
 
 // C^T = op(B)^T op(A)^T, column-major: the library's first operand is our second.
@@ -241,8 +254,9 @@ int fastest(const Context& context, const Products& products, const Plan& plan,
   return best;
 }
 
-// Settles a plan, unless it is to be timed and cannot be now.
-void choose(const Context& context, Products& products, Plan& plan, const ProductKind& kind) {
+// Settles a plan, unless it is to be timed and may not be now.
+void choose(const Context& context, Products& products, Plan& plan, const ProductKind& kind,
+            bool may_time) {
   const std::string product = name_of(kind);
   const auto remembered = products.remembered.find(product);
   if (remembered != products.remembered.end() && remembered->second < plan.count) {
@@ -250,7 +264,7 @@ void choose(const Context& context, Products& products, Plan& plan, const Produc
     plan.settled = true;
     return;
   }
-  if (!tuning || products.file.empty() || plan.count == 0) return;
+  if (!may_time || products.file.empty() || plan.count == 0) return;
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream_of(context), &capture), "cudaStreamIsCapturing");
   if (capture != cudaStreamCaptureStatusNone) return;
@@ -266,11 +280,13 @@ void choose(const Context& context, Products& products, Plan& plan, const Produc
   write_choices(products.file, products.subject, products.remembered);
 }
 
+// Where it may not be timed now, one that is to be timed is not settled.
 const Plan& plan_of(const Context& context, Products& products, const ProductKind& kind,
-                    const ProductData& data) {
+                    bool may_time) {
   const auto found = products.plans.find(kind);
   if (found != products.plans.end()) {
-    if (tuning && !found->second.settled) choose(context, products, found->second, kind);
+    if (may_time && !found->second.settled)
+      choose(context, products, found->second, kind, may_time);
     return found->second;
   }
   Plan plan;
@@ -283,7 +299,6 @@ const Plan& plan_of(const Context& context, Products& products, const ProductKin
   set(plan.description, CUBLASLT_MATMUL_DESC_TRANSB, operation(kind.transpose_a));
   set(plan.description, CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<uint32_t>(kind.epilogue));
   if (kind.epilogue & kUsesAux) set(plan.description, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, kind.n);
-  set_pointers(plan, kind, data);
   const auto layout = [&](DType dtype, int64_t rows, int64_t cols, bool transposed, int64_t stride,
                           bool one) {
     if (transposed) std::swap(rows, cols);
@@ -292,8 +307,8 @@ const Plan& plan_of(const Context& context, Products& products, const ProductKin
   plan.a = layout(kind.operands, kind.m, kind.k, kind.transpose_a, kind.a_stride, kind.one_a);
   plan.b = layout(kind.operands, kind.k, kind.n, kind.transpose_b, 0, kind.one_b);
   plan.c = layout(kind.result, kind.m, kind.n, false, kind.c_stride, false);
-  find_best_few(products, plan, kind.alignment);
-  choose(context, products, plan, kind);
+  find_best_few(products, plan, kind);
+  choose(context, products, plan, kind, may_time);
   return products.plans.emplace(kind, std::move(plan)).first->second;
 }
 
@@ -301,11 +316,13 @@ const Plan& plan_of(const Context& context, Products& products, const ProductKin
 
 bool multiply(const Context& context, const ProductKind& kind, const ProductData& data) {
   Products& products = products_of(context);
+  DeviceTurn turn(device_turns(), std::defer_lock);
+  if (tuning) turn.lock();
   const std::lock_guard<std::mutex> guard(products.mutex);
   check(cudaSetDevice(context.queue->device), "cudaSetDevice");
   ProductKind aligned = kind;
   aligned.alignment = alignment_of(data);
-  const Plan& plan = plan_of(context, products, aligned, data);
+  const Plan& plan = plan_of(context, products, aligned, turn.owns_lock());
   if (plan.count == 0) return false;
   set_pointers(plan, kind, data);
   run(context, products, plan, kind, data, plan.chosen);

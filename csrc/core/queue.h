@@ -20,8 +20,8 @@ inline void wait(Queue* queue) {
   if (queue != nullptr) gpu::wait(queue);
 }
 
-// Between any two places that the queue's device reaches. The CPU's memory may be changed or read
-// when the call has returned, as long as `from` or `to` is not pinned.
+// Between any two places that the queue's device reaches. Of a GPU's queue, the CPU's memory must
+// stay and must be neither changed nor read until somebody has waited.
 inline void copy_bytes(Queue* queue, void* to, const void* from, int64_t bytes) {
   if (queue == nullptr)
     std::memmove(to, from, static_cast<size_t>(bytes));

@@ -29,9 +29,8 @@ __device__ __forceinline__ void take_turn() {
 template <class... Parameters, class... Args>
 void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             size_t shared, Args&&... args) {
-  constexpr size_t kWithoutAsking = 48 << 10;
   check(cudaSetDevice(context.queue->device), "cudaSetDevice");
-  if (shared > kWithoutAsking)
+  if (shared > 0)  // 48 KiB are had unasked, less what the kernel's own variables take
     check(
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
@@ -45,8 +44,8 @@ void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, di
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &overlap;
-  config.numAttrs = context.queue->overlaps && !context.queue->joined ? 1 : 0;
-  if (context.queue->recording) context.queue->joined = false;
+  config.numAttrs = context.queue->overlaps && joined_queue != context.queue ? 1 : 0;
+  if (joined_queue == context.queue) joined_queue = nullptr;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), "launching a kernel");
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 
 #include "core/context.h"
 #include "core/error.h"
@@ -12,6 +13,12 @@
 namespace llmcore::cuda {
 
 struct Products;  // cuda/products.h
+
+// Who waits for a whole device, as memory does when it is allocated, breaks off what any thread
+// captures: they take turns. Who holds a mutex that work may take while it is captured takes its
+// turn before that.
+std::recursive_mutex& device_turns();
+using DeviceTurn = std::unique_lock<std::recursive_mutex>;
 
 // Throws OutOfMemory or DeviceError, saying what failed, unless `status` is success.
 void check(cudaError_t status, const char* what);
@@ -27,10 +34,13 @@ struct Queue {
   std::shared_ptr<cuda::Products> products;  // made at the first product
   void* workspace = nullptr;                 // of its products; null: the one that `products` keep
   cudaStream_t side = nullptr;               // for what is done beside it: gpu::Side
-  bool recording = false, joined = false;    // as a graph; next is a kernel that waits for others
 };
 
 namespace cuda {
+
+// What this thread has last told to wait for another queue, and asked for no kernel since: that one
+// must not start early, as it would wait for the kernel ahead of it in the same queue alone.
+inline thread_local const Queue* joined_queue = nullptr;
 
 inline cudaStream_t stream_of(const Context& context) {
   return context.queue->stream;

@@ -219,6 +219,7 @@ void TrainStep::find_parts() {
   wait(queue);  // for who reads the old ones
   parts_ = Buffer(bytes, Backing::kMemory, model_.device());
   copy_bytes(queue, parts_.data(), parts.data(), bytes);
+  wait(queue);
   part_count_ = static_cast<int64_t>(parts.size());
   parts_version_ = model_.params().version();
 }

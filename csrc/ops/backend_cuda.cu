@@ -27,6 +27,7 @@ extern const SamplingKernels sampling_kernels;
 namespace {
 
 constexpr int kLeastDriver = 13000, kLeastCapability = 80;
+constexpr int kLeastShared = 160 << 10;  // a block: some kernels take as much
 
 // What is loaded from files is loaded by the CPU, and its ceilings are its own.
 const Kernels& table() {
@@ -59,7 +60,7 @@ CudaInfo find_info() {
   if (info.driver_version >= kLeastDriver && cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
   for (int index = 0; index < count; ++index) {
     cudaDeviceProp properties{};
-    if (cudaGetDeviceProperties(&properties, index) != cudaSuccess) continue;
+    if (cudaGetDeviceProperties(&properties, index) != cudaSuccess) break;  // they are numbered
     info.devices.push_back({.name = properties.name,
                             .memory_bytes = static_cast<int64_t>(properties.totalGlobalMem),
                             .capability = {properties.major, properties.minor},
@@ -82,11 +83,19 @@ std::string find_reason() {
   if (info.devices.empty())
     return "no NVIDIA GPU can be used; see whether CUDA_VISIBLE_DEVICES hides it, or use "
            "device='cpu'";
-  for (const CudaDevice& device : info.devices)
+  constexpr char kAdvice[] = " needed; hide it by CUDA_VISIBLE_DEVICES, or use device='cpu'";
+  for (size_t index = 0; index < info.devices.size(); ++index) {
+    const CudaDevice& device = info.devices[index];
     if (device.capability[0] * 10 + device.capability[1] < kLeastCapability)
       return str(device.name, " has compute capability ", device.capability[0], ".",
-                 device.capability[1],
-                 ", 8.0 is needed; hide it by CUDA_VISIBLE_DEVICES, or use device='cpu'");
+                 device.capability[1], ", 8.0 is", kAdvice);
+    int shared = 0;
+    if (cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                               static_cast<int>(index)) != cudaSuccess ||
+        shared < kLeastShared)
+      return str(device.name, " has ", shared >> 10, " KiB of shared memory for a block, ",
+                 kLeastShared >> 10, " KiB are", kAdvice);
+  }
   return info.library_reason;
 }
 

@@ -52,6 +52,19 @@ void expect_fault(const std::string& name, const std::string& words,
   emulation::set_eager(false);
 }
 
+// Whether a process that runs this ends with a failure.
+bool dies(const std::function<void()>& run) {
+  const pid_t child = fork();
+  if (child == 0) {
+    if (std::freopen("/dev/null", "w", stderr) == nullptr) _exit(0);
+    run();
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status != 0;
+}
+
 // ----------------------------------------------------------------------------------- reductions
 
 enum Mistake { kNone, kNoBarrier, kShortShuffle, kLateRow, kShortGuard };
@@ -225,13 +238,14 @@ __global__ void follow(float* y, bool forgets) {
 }
 
 // A kernel that may start before the one ahead has ended.
-void start_early(float* y, bool forgets) {
+void start_early(float* y, bool forgets, cudaStream_t stream = nullptr) {
   cudaLaunchAttribute early = {};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = 1;
   config.blockDim = 8;
+  config.stream = stream;
   config.attrs = &early;
   config.numAttrs = 1;
   cudaLaunchKernelEx(&config, follow, y, forgets);
@@ -247,6 +261,18 @@ bool dependency_holds(bool waits) {
   start(streams.b, 1, 128, 0, add, z.data, y.data, 1.0f, 100);
   cudaStreamSynchronize(streams.b);
   return z.read() == Floats(100, 3.0f);
+}
+
+// Memory that is not pinned is copied, and changed before or after somebody has waited.
+bool copy_holds(bool waits) {
+  const Streams streams;
+  const Array<float> x(8);
+  Floats from(8, 1.0f);
+  cudaMemcpyAsync(x.data, from.data(), 32, cudaMemcpyHostToDevice, streams.a);
+  if (waits) cudaStreamSynchronize(streams.a);
+  from.assign(8, 2.0f);
+  cudaStreamSynchronize(streams.a);
+  return x.read() == Floats(8, 1.0f);
 }
 
 // The default stream waits for a stream, and the stream for it, unless the stream is not blocking.
@@ -404,17 +430,21 @@ void check_shared_memory() {
   expect("planted: dynamic shared memory that nobody wrote", std::isnan(y.read()[7]));
   expect("planted: shared memory that nobody wrote",
          std::isnan(y.read()[39]) || emulation::kAddressSanitizer);  // which leaves it as it is
+  constexpr size_t kFixed = 128;                                     // use_shared's own
   const auto run = [&](auto kernel, size_t bytes) {
     return start(nullptr, 1, 32, bytes, kernel, y.data, true);
   };
   expect("planted: too much shared memory",
-         run(use_shared<0>, 48 << 10) == cudaSuccess &&
-             run(use_shared<0>, (48 << 10) + 1) == cudaErrorInvalidValue);
-  cudaFuncSetAttribute(use_shared<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 << 10);
-  expect("much shared memory", run(use_shared<1>, 100 << 10) == cudaSuccess);
-  expect("more than a block can have",
-         cudaFuncSetAttribute(use_shared<1>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              164 << 10) == cudaErrorInvalidValue);
+         run(use_shared<0>, (48 << 10) - kFixed) == cudaSuccess &&
+             run(use_shared<0>, (48 << 10) - kFixed + 1) == cudaErrorInvalidValue);
+  const auto ask = [](size_t bytes) {
+    return cudaFuncSetAttribute(use_shared<1>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(bytes));
+  };
+  constexpr size_t kMost = (163 << 10) - kFixed;
+  expect("much shared memory",
+         ask(kMost) == cudaSuccess && run(use_shared<1>, kMost) == cudaSuccess);
+  expect("more than a block can have", ask(kMost + 1) == cudaErrorInvalidValue);
   expect("too many threads",
          start(nullptr, 1, 1025, 0, use_shared<0>, y.data, false) == cudaErrorInvalidConfiguration);
   cudaGetLastError();
@@ -440,19 +470,10 @@ __global__ void misname(float* y) {
   y[threadIdx.x] = __shfl_xor_sync(0xffffu, y[threadIdx.x], 1);
 }
 
-bool dies(const std::function<void()>& run) {
-  const pid_t child = fork();
-  if (child == 0) {
-    if (std::freopen("/dev/null", "w", stderr) == nullptr) _exit(0);
-    run();
-    _exit(0);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return status != 0;
-}
-
 void check_planted() {
+  expect("planted: a call in a forked process", dies([] { cudaFree(nullptr); }));
+  emulation::survive_forks();
+  expect("a forked process that survives", !dies([] { cudaFree(nullptr); }));
   expect_somewhere("a missing barrier", [] { return !sums_are_right<kNoBarrier>(); });
   expect_somewhere("a shuffle too few", [] { return !sums_are_right<kShortShuffle>(); });
   if (emulation::kAddressSanitizer)
@@ -461,6 +482,7 @@ void check_planted() {
     expect_somewhere("a guard off by one", [] { return !sums_are_right<kShortGuard>(); });
   expect_somewhere("no wait for a copy", [] { return !copies<2>(false, true); });
   expect_somewhere("a wait for too few copies", [] { return !copies<1>(true, true); });
+  expect_somewhere("memory changed while it is copied", [] { return !copy_holds(false); });
   expect_somewhere("no dependency", [] { return !dependency_holds(false); });
   expect_somewhere("no synchronization",
                    [] { return !default_stream_waits(cudaStreamNonBlocking); });
@@ -476,6 +498,18 @@ void check_planted() {
                [&] { start(nullptr, 1, 32, 0, misname, y.data); });
   expect_fault("a thread that starts early and does not wait",
                "without waiting for the kernel ahead", [&] { start_early(y.data, true); });
+  const auto start_early_behind = [&](bool event_alone) {
+    const Streams streams;
+    cudaEventRecord(streams.event, streams.a);
+    cudaStreamWaitEvent(streams.b, streams.event);
+    cudaEventRecord(streams.end, streams.b);
+    if (!event_alone) start(streams.b, 1, 8, 0, add, y.data, y.data, 1.0f, 8);
+    start_early(y.data, false, streams.b);
+  };
+  expect_fault("an early start behind another stream's event",
+               "may start before what its stream is to wait for",
+               [&] { start_early_behind(true); });
+  start_early_behind(false);
   start_early(y.data, false);
   expect("a kernel that starts early", cudaDeviceSynchronize() == cudaSuccess);
   expect("planted: the host reads the device's memory",
@@ -494,6 +528,7 @@ void check_all() {
   expect("asynchronous copies", copies<0>(true, true) && copies<1>(false, true));
   expect("copies of nothing", copies<0>(true, false));
   expect("streams that wait", dependency_holds(true));
+  expect("copies of what is not pinned", copy_holds(true));
   expect("the default stream waits", default_stream_waits(cudaStreamDefault));
   check_streams();
   check_graphs();

@@ -313,7 +313,7 @@ void wait_for_copies(int groups_left) {
 }
 
 void wait_for_kernel_ahead() {
-  current->waited = true;
+  current->waited = ptx_version() >= 90;
 }
 
 }  // namespace emulation

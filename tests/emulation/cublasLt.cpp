@@ -21,9 +21,9 @@ namespace {
 
 using Desc = cublasLtMatmulDescOpaque_t;
 
-// The i-th algorithm wants so much more memory than the one before.
+// The i-th algorithm wants so much more memory than the one before; one turns out not to fit.
 constexpr uint64_t kWorkspaceStep = 1 << 20;
-constexpr int kAlgorithms = 4;
+constexpr int kAlgorithms = 5, kUnfit = 1;
 
 template <class T>
 cublasStatus_t set(T& field, const void* value, size_t bytes) {
@@ -57,17 +57,21 @@ bool integers_fit(const Desc& desc, const Layout& a, const Layout& b, const Layo
          b.order == CUBLASLT_ORDER_COL && d.order == CUBLASLT_ORDER_COL;
 }
 
-bool epilogue_fits(const Desc& desc, const Layout& d) {
+cublasStatus_t check_epilogue(const Desc& desc, const Layout& d) {
   constexpr uint32_t kKnown[] = {
       CUBLASLT_EPILOGUE_DEFAULT,     CUBLASLT_EPILOGUE_RELU,   CUBLASLT_EPILOGUE_BIAS,
       CUBLASLT_EPILOGUE_RELU_BIAS,   CUBLASLT_EPILOGUE_GELU,   CUBLASLT_EPILOGUE_GELU_AUX,
       CUBLASLT_EPILOGUE_GELU_BIAS,   CUBLASLT_EPILOGUE_DGELU,  CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
       CUBLASLT_EPILOGUE_DGELU_BGRAD, CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB};
-  if (std::ranges::find(kKnown, desc.epilogue) == std::end(kKnown)) return false;
-  if (desc.bias_type != -1 && desc.bias_type != d.type) return false;
-  if (!(desc.epilogue & kAux)) return true;
-  return (desc.aux_type == -1 || desc.aux_type == d.type) && desc.aux_ld % 8 == 0 &&
-         desc.aux_ld >= static_cast<int64_t>(d.rows) && d.order == CUBLASLT_ORDER_COL;
+  if (std::ranges::find(kKnown, desc.epilogue) == std::end(kKnown) ||
+      (desc.bias_type != -1 && desc.bias_type != d.type))
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (!(desc.epilogue & kAux)) return CUBLAS_STATUS_SUCCESS;
+  if (desc.aux_ld % 8 != 0 || desc.aux_ld < static_cast<int64_t>(d.rows))
+    return CUBLAS_STATUS_INVALID_VALUE;
+  return (desc.aux_type == -1 || desc.aux_type == d.type) && d.order == CUBLASLT_ORDER_COL
+             ? CUBLAS_STATUS_SUCCESS
+             : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
 cublasStatus_t check(const Desc& desc, const Layout& a, const Layout& b, const Layout& c,
@@ -80,8 +84,8 @@ cublasStatus_t check(const Desc& desc, const Layout& a, const Layout& b, const L
     if (!good(*layout) || layout->batch_count != d.batch_count) return CUBLAS_STATUS_INVALID_VALUE;
   if (k != b_k || d.rows != m || d.cols != n || c.rows != m || c.cols != n)
     return CUBLAS_STATUS_INVALID_VALUE;
-  if (!types_go_together(desc, a, b, c, d) || !epilogue_fits(desc, d))
-    return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (!types_go_together(desc, a, b, c, d)) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (const cublasStatus_t status = check_epilogue(desc, d)) return status;
   if (desc.compute == CUBLAS_COMPUTE_32I && !integers_fit(desc, a, b, d))
     return CUBLAS_STATUS_NOT_SUPPORTED;
   return CUBLAS_STATUS_SUCCESS;
@@ -291,11 +295,13 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
   for (int i = 0; i < std::min(requested, kAlgorithms); ++i) {
     const uint64_t workspace = i * kWorkspaceStep;
     if (workspace > preference->workspace_bytes) break;
-    results[(*returned)++] = {.algo = algorithm(i, kind(*desc, *a, *b, *d)),
-                              .workspaceSize = workspace,
-                              .state = CUBLAS_STATUS_SUCCESS,
-                              .wavesCount = 1.0f,
-                              .reserved = {}};
+    auto& result = results[(*returned)++];
+    result = {};
+    result.state = i == kUnfit ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
+    if (i == kUnfit) continue;
+    result.algo = algorithm(i, kind(*desc, *a, *b, *d));
+    result.workspaceSize = workspace;
+    result.wavesCount = 1.0f;
   }
   return CUBLAS_STATUS_SUCCESS;
 }

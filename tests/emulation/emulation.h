@@ -31,6 +31,9 @@ void set_order(const std::string& order);
 // Work runs when it is queued, instead of when something waits for it.
 void set_eager(bool eager);
 
+// In a forked process every call is a fault, as CUDA's may never return there; from now on none is.
+void survive_forks();
+
 // What a kernel must not do, and no GPU would tell: a barrier that some threads never reach.
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;

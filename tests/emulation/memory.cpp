@@ -4,9 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <memory>
 #include <string>
-#include <vector>
 
 #include "device_memory.h"
 #include "streams.h"
@@ -73,8 +71,8 @@ struct Rows {
   }
 };
 
-// Copies between pinned memory and the device take place in their turn. What comes from other
-// memory is read at once, and what goes there has arrived when the call returns.
+// Copies take place in their turn. Of memory that is not pinned CUDA promises no more, though it
+// often has read or written it when the call returns.
 cudaError_t copy(Rows rows, cudaMemcpyKind kind, cudaStream_t stream, bool blocking) {
   if (rows.width == 0 || rows.height == 0) return cudaSuccess;
   if (rows.width > rows.to_pitch || rows.width > rows.from_pitch) return cudaErrorInvalidValue;
@@ -86,18 +84,8 @@ cudaError_t copy(Rows rows, cudaMemcpyKind kind, cudaStream_t stream, bool block
   const auto actual = static_cast<cudaMemcpyKind>(2 * from_device + to_device);
   if (!good || (kind != cudaMemcpyDefault && kind != actual)) return cudaErrorInvalidValue;
   const auto queue = queue_of(stream);
-  if (queue->capture == nullptr && from == cudaMemoryTypeUnregistered) {
-    auto bytes = std::make_shared<std::vector<char>>(rows.width * rows.height);
-    Rows{bytes->data(), rows.width, rows.from, rows.from_pitch, rows.width, rows.height}.copy();
-    rows.from = bytes->data();
-    rows.from_pitch = rows.width;
-    if (const auto error = enqueue(stream, [rows, bytes] { rows.copy(); })) return error;
-  } else if (const auto error = enqueue(stream, [rows] { rows.copy(); })) {
-    return error;
-  }
-  const bool waits =
-      (blocking && actual != cudaMemcpyDeviceToDevice) || to == cudaMemoryTypeUnregistered;
-  if (waits && queue->capture == nullptr) drain(*queue, queue->queued);
+  if (const auto error = enqueue(stream, [rows] { rows.copy(); })) return error;
+  if (blocking && actual != cudaMemcpyDeviceToDevice) drain(*queue, queue->queued);
   return outcome();
 }
 

@@ -10,10 +10,16 @@
 namespace emulation {
 namespace {
 
-constexpr size_t kShared = 48 << 10, kSharedOptin = 163 << 10, kSharedTotal = 164 << 10;
+constexpr size_t kShared = 48 << 10, kSharedTotal = 164 << 10;
 
 thread_local cudaError_t last_error = cudaSuccess;
-std::map<const void*, size_t> shared_limits;
+// Of dynamic shared memory: what a kernel asked for, or what its own variables leave of the least.
+size_t& shared_limit(const void* kernel) {
+  static std::map<const void*, size_t> limits;
+  const auto [found, fresh] = limits.try_emplace(kernel);
+  if (fresh) found->second = kShared - static_shared(kernel);
+  return found->second;
+}
 
 bool good_sizes(dim3 grid, dim3 block) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || block.x == 0 || block.y == 0 || block.z == 0)
@@ -32,9 +38,11 @@ cudaError_t remember(cudaError_t error) {
 cudaError_t launch(cudaStream_t stream, Launch launch) {
   const Lock held = lock();
   if (!good_sizes(launch.grid, launch.block)) return remember(cudaErrorInvalidConfiguration);
-  const auto limit = shared_limits.find(launch.kernel);
-  if (launch.shared_bytes > (limit == shared_limits.end() ? kShared : limit->second))
+  if (launch.shared_bytes > 0 && launch.shared_bytes > shared_limit(launch.kernel))
     return remember(cudaErrorInvalidValue);
+  if (launch.starts_early && queue_of(stream)->joined == std::this_thread::get_id())
+    fail(kernel_name(launch.kernel, launch.signature) +
+         " may start before what its stream is to wait for");
   return remember(enqueue(stream, [launch = std::move(launch)] {
     if (!loses_device()) run(launch);
   }));
@@ -43,9 +51,19 @@ cudaError_t launch(cudaStream_t stream, Launch launch) {
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const Lock held = lock();
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || static_cast<size_t>(value) > kSharedOptin)
+  if (value < 0 || static_cast<size_t>(value) + static_shared(kernel) > shared_memory())
     return remember(cudaErrorInvalidValue);
-  shared_limits[kernel] = std::max(static_cast<size_t>(value), kShared);
+  shared_limit(kernel) = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
+cudaError_t get_attributes(cudaFuncAttributes* attributes, const void* kernel) {
+  const Lock held = lock();
+  *attributes = {.sharedSizeBytes = static_shared(kernel),
+                 .maxDynamicSharedSizeBytes = static_cast<int>(shared_limit(kernel)),
+                 .maxThreadsPerBlock = 1024,
+                 .ptxVersion = ptx_version(),
+                 .binaryVersion = 90};
   return cudaSuccess;
 }
 
@@ -156,7 +174,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
                  .maxThreadsPerMultiProcessor = 2048,
                  .sharedMemPerMultiprocessor = kSharedTotal,
                  .regsPerMultiprocessor = 65536,
-                 .sharedMemPerBlockOptin = kSharedOptin,
+                 .sharedMemPerBlockOptin = shared_memory(),
                  .maxBlocksPerMultiProcessor = 32,
                  .reservedSharedMemPerBlock = 1024};
   return cudaSuccess;

@@ -1,6 +1,8 @@
 // Orders, eagerness and faults, and the environment variables that set them.
 #include "settings.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -14,14 +16,19 @@ namespace {
 struct Settings {
   enum Order { kForward, kBackward, kRandom } order = kForward;
   std::mt19937_64 random;
-  bool eager = false, apart = true, thrown = false, lost = false;
+  bool eager = false, apart = true, thrown = false, lost = false, forked = false;
+  bool survives_forks = false;
   long failure = 0;  // of which kernel; none
+  int ptx = 90;
+  size_t shared = 163;  // KiB
 
   Settings() {
     if (const char* order = std::getenv("LLMCORE_EMULATED_ORDER")) set_order(order);
     eager = flag("LLMCORE_EMULATED_EAGER", eager);
     apart = flag("LLMCORE_EMULATED_APART", apart);
     if (const char* number = std::getenv("LLMCORE_EMULATED_FAILURE")) failure = std::stol(number);
+    if (const char* number = std::getenv("LLMCORE_EMULATED_PTX")) ptx = std::stoi(number);
+    if (const char* number = std::getenv("LLMCORE_EMULATED_SHARED")) shared = std::stoul(number);
   }
 
   static bool flag(const char* name, bool otherwise) {
@@ -49,7 +56,10 @@ struct Settings {
 };
 
 Settings& settings() {
-  static Settings& settings = *new Settings;
+  static Settings& settings = *[] {
+    pthread_atfork(nullptr, nullptr, [] { emulation::settings().forked = true; });
+    return new Settings;
+  }();
   return settings;
 }
 
@@ -79,6 +89,22 @@ bool loses_device() {
 
 bool is_lost() {
   return settings().lost;
+}
+
+void survive_forks() {
+  settings().survives_forks = true;
+}
+
+bool is_forked() {
+  return settings().forked && !settings().survives_forks;
+}
+
+size_t shared_memory() {
+  return settings().shared << 10;
+}
+
+int ptx_version() {
+  return settings().ptx;
 }
 
 void throw_faults(bool thrown) {

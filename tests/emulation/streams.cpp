@@ -113,6 +113,7 @@ cudaError_t wait_captured(Queue& queue, const CUevent_st& event) {
 }  // namespace
 
 Lock lock() {
+  if (is_forked()) fail("this process was forked from one that uses the GPU");
   return Lock(state().mutex);
 }
 
@@ -127,6 +128,7 @@ cudaError_t outcome() {
 cudaError_t enqueue(cudaStream_t stream, Work work) {
   if (is_lost()) return cudaErrorIllegalAddress;
   Queue& queue = *queue_of(stream);
+  queue.joined = {};
   if (queue.capture != nullptr) {
     if (!queue.capture->valid) return cudaErrorStreamCaptureInvalidated;
     Nodes& nodes = queue.capture->nodes;
@@ -237,6 +239,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   const Lock held = lock();
   if (event == nullptr) return remember(cudaErrorInvalidResourceHandle);
   const auto queue = queue_of(stream);
+  queue->joined = std::this_thread::get_id();
   if (event->capture != nullptr) return remember(wait_captured(*queue, *event));
   if (queue->capture != nullptr && event->queue != nullptr) {
     queue->capture->valid = false;
@@ -281,7 +284,9 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     return cudaSuccess;
   }
   event->milliseconds = std::make_shared<double>(0.0);
+  const std::thread::id joined = queue->joined;
   const auto error = enqueue(stream, [at = event->milliseconds] { *at = now(); });
+  queue->joined = joined;
   event->queue = queue;
   event->position = queue->queued;
   return remember(error);

@@ -48,7 +48,8 @@ struct Queue {
   uint64_t queued = 0, done = 0;
   bool blocking = true;  // waits for the default stream, which waits for it
   std::shared_ptr<Capture> capture;
-  std::vector<int> last;  // the nodes on which what is captured next depends
+  std::vector<int> last;   // the nodes on which what is captured next depends
+  std::thread::id joined;  // who has let it wait for an event, with no work behind that yet
 };
 
 // nullptr is the default stream.
