@@ -296,6 +296,20 @@ def test_frozen_parameters_and_weight_decay(rng):
         assert np.array_equal(ours != 0, theirs != 0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_masks_of_attention_are_those_of_the_step(dtype, rng):
+    # Weights that stay, large enough that losses tell masks apart; the first steps are asked for
+    # kernel by kernel, later ones as a graph.
+    still = {"residual_dropout": 0.0, "embedding_dropout": 0.0, "init_std": 0.2}
+    models = pair("gpt2", attention_dropout=0.5, **still)
+    steps = [TrainStep(model, lr=0.0, dropout_seed=5, dtype=dtype) for model in models]
+    batch = batch_for(models[0].config, rng)
+    results = [[step(batch) for _ in range(5)] for step in steps]
+    for what in ("loss", "grad_norm"):
+        want, got = (np.array([getattr(one, what) for one in series]) for series in results)
+        close(got - got.mean(), want - want.mean(), 1e-3 if dtype == "float32" else 0.1)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "lora"])
 @pytest.mark.parametrize("steps", [1, 3])  # asked for kernel by kernel; as a graph
 def test_a_step_multiplies_with_the_weights_as_they_are(name, steps, rng):

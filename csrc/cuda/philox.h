@@ -7,6 +7,11 @@
 
 namespace llmcore::cuda {
 
+// The stream of its random words: on a GPU the step is added to it.
+__device__ __forceinline__ uint64_t stream_of(const Dropout& dropout) {
+  return dropout.stream + (dropout.added == nullptr ? 0 : *dropout.added);
+}
+
 // What dropout multiplies elements element, element + 1, ... by: 0, or 1 / (1 - p) for those it
 // keeps. A kernel multiplies only where dropout.p > 0; forward and backward use the same factors.
 // One block of random words makes the factors of four elements: aligned fours, and aligned pairs,
@@ -16,7 +21,7 @@ __device__ __forceinline__ void dropout_factors(const Dropout& dropout, uint64_t
                                                 float (&factor)[kCount]) {
   constexpr int kBlocks = (kCount + 3) / 4;
   const int shift = static_cast<int>(element % 4);
-  const uint64_t stream = dropout.stream + (dropout.added == nullptr ? 0 : *dropout.added);
+  const uint64_t stream = stream_of(dropout);
   uint32_t words[4 * kBlocks + 4] = {};
 #pragma unroll
   for (int block = 0; block <= kBlocks; ++block)

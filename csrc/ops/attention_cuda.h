@@ -320,6 +320,7 @@ __device__ __forceinline__ void leave_softmax(const AttentionForwardArgs& args, 
 template <class T>
 __device__ __forceinline__ void join_row(const AttentionForwardArgs& args, const Split& split,
                                          int64_t b, int64_t h, int64_t i) {
+  constexpr int kAhead = 8;  // tiles whose sums are read together: reads past the cache wait long
   const KeyRange seen = visible_keys(args, b, i);
   const int64_t begin = seen.begin / kTile, end = (seen.end + kTile - 1) / kTile;
   const int64_t row = (b * args.heads + h) * args.queries + i, stride = args.value_dim + 2;
@@ -327,10 +328,21 @@ __device__ __forceinline__ void join_row(const AttentionForwardArgs& args, const
   for (int64_t c = threadIdx.x; c < args.value_dim; c += blockDim.x) {
     Softmax softmax;
     float total = 0.0f;
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const float* part = from + tile * stride;
-      const Softmax::Factors factors = softmax.add(__ldcg(part), __ldcg(part + 1));
-      total = fmaf(total, factors.kept, __ldcg(part + 2 + c) * factors.added);
+    for (int64_t first = begin; first < end; first += kAhead) {
+      float highest[kAhead], sum[kAhead], value[kAhead];
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n) {
+        const float* part = from + min(first + n, end - 1) * stride;
+        highest[n] = __ldcg(part);
+        sum[n] = __ldcg(part + 1);
+        value[n] = __ldcg(part + 2 + c);
+      }
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n) {
+        if (first + n >= end) break;
+        const Softmax::Factors factors = softmax.add(highest[n], sum[n]);
+        total = fmaf(total, factors.kept, value[n] * factors.added);
+      }
     }
     args.out.template at<T>(b, i, h)[c] = from_float<T>(total * softmax.share());
     if (c == 0) leave_softmax(args, row, softmax);

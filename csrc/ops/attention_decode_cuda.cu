@@ -13,7 +13,12 @@ namespace llmcore::cuda {
 namespace {
 
 constexpr int kThreads = kTile, kWarps = kThreads / kWarp;
-constexpr int kStep = 16;  // numbers of a key that are read before they are multiplied
+constexpr int kAcross = 8;  // threads that copy one value, and values that a thread copies
+static_assert(kAcross * kAcross == kThreads);
+// Numbers of a key that are read before they are multiplied: as many as registers hold.
+constexpr int step_of(int rows) {
+  return rows <= 2 ? 64 : 16;
+}
 
 // How many blocks of each kv head's rows have come to their end; zeros between kernels, of which
 // the queue has one at a time.
@@ -29,8 +34,10 @@ bool joins(const AttentionForwardArgs& args, const Split& split) {
          (rows == 1 || rows * split.tiles <= kMostTiles);
 }
 
-LLMCORE_INLINE int64_t query_stride(int64_t width) {
-  return (width + kStep - 1) / kStep * kStep;
+template <int kRows>
+LLMCORE_INLINE int query_stride(int64_t width) {
+  constexpr int kStep = step_of(kRows);
+  return (static_cast<int>(width) + kStep - 1) / kStep * kStep;
 }
 
 // Number `column` of a token's words.
@@ -42,14 +49,14 @@ __device__ __forceinline__ float column_of(const float* words, int column) {
 
 // The products of one key with all rows. `k` is its first word; others are kTile apart.
 template <DType kType, int kRows>
-__device__ __forceinline__ void multiply_key(const float* k, int64_t words, const float* q,
-                                             int64_t q_stride, float (&score)[kRows]) {
+__device__ __forceinline__ void multiply_key(const float* k, int words, const float* q,
+                                             int q_stride, float (&score)[kRows]) {
   constexpr int kNumbers = kType == DType::kFloat32 ? 1 : kType == DType::kBFloat16 ? 2 : 4;
-  constexpr int kWords = kStep / kNumbers;
-  for (int64_t w = 0; w < words; w += kWords, q += kStep) {
+  constexpr int kStep = step_of(kRows), kWords = kStep / kNumbers;
+  for (; words > 0; words -= kWords, k += kWords * kTile, q += kStep) {
     float word[kWords];
 #pragma unroll
-    for (int u = 0; u < kWords; ++u) word[u] = w + u < words ? k[(w + u) * kTile] : 0.0f;
+    for (int u = 0; u < kWords; ++u) word[u] = u < words ? k[u * kTile] : 0.0f;
 #pragma unroll
     for (int d = 0; d < kStep; d += 4)
 #pragma unroll
@@ -86,22 +93,24 @@ __global__ __launch_bounds__(kThreads, 1) void decode_tiles(const AttentionForwa
   const int64_t begin = max(turn * split.a_block, first_tile);
   const int64_t end = min((turn + 1) * split.a_block, last_tile + 1);
   const KvTiles &k = args.cache.k, &v = args.cache.v;
-  const int64_t q_stride = query_stride(args.head_dim), words = v.words();
+  const int q_stride = query_stride<kRows>(args.head_dim), words = static_cast<int>(v.words());
   float* values = dynamic_shared<float>();  // [kTile, words]
   float* q = values + kTile * words;        // [kRows, q_stride]
   float* weights = q + kRows * q_stride;    // [kRows, kTile]
   __shared__ const float* value_rows[kTile];
   __shared__ float most[kWarps][kRows];
 
-  for (int64_t e = thread; e < kRows * q_stride; e += kThreads) {
-    const int64_t r = e / q_stride, d = e % q_stride;
-    float x = 0.0f;
-    if (r < rows && d < args.head_dim) {
+  for (int d = thread; d < q_stride; d += kThreads) {
+    float x[kRows] = {};
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= rows || d >= args.head_dim) continue;
       const int64_t i = group.query(r), h = group.head(r);
-      x = args.dtype == DType::kBFloat16 ? as_float(args.q.at<BFloat16>(group.b, i, h)[d])
-                                         : args.q.at<float>(group.b, i, h)[d];
+      x[r] = args.dtype == DType::kBFloat16 ? as_float(args.q.at<BFloat16>(group.b, i, h)[d])
+                                            : args.q.at<float>(group.b, i, h)[d];
     }
-    q[e] = rounded(x * args.scale, round);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) q[r * q_stride + d] = rounded(x[r] * args.scale, round);
   }
   const int64_t length = keys_of(args, group.b);
   if (args.append) {  // a warp the keys, the other the values, of tokens that stand in these tiles
@@ -124,19 +133,22 @@ __global__ __launch_bounds__(kThreads, 1) void decode_tiles(const AttentionForwa
     const int64_t row = key < length ? args.cache.row(group.b, key) : 0;
     value_rows[thread] = key < length ? v.tile(row, group.kv_head, key) + thread * words : nullptr;
     __syncthreads();
-    const int fours = static_cast<int>(words / 4);
-    for (int e = thread; e < kTile * fours; e += kThreads) {
-      const float* from = value_rows[e / fours];
-      cp_async16(values + 4 * e, from == nullptr ? v.data : from + e % fours * 4, from != nullptr);
-    }
+    const float* from[kAcross];
+#pragma unroll
+    for (int n = 0; n < kAcross; ++n) from[n] = value_rows[thread / kAcross + n * kAcross];
+    for (int w = thread % kAcross * 4; w < words; w += kAcross * 4)
+#pragma unroll
+      for (int n = 0; n < kAcross; ++n)
+        cp_async16(values + (thread / kAcross + n * kAcross) * words + w,
+                   from[n] == nullptr ? v.data : from[n] + w, from[n] != nullptr);
     cp_async_commit();
 
     float score[kRows] = {}, highest[kRows];
     if (key < length) {
-      const float* from = k.tile(row, group.kv_head, key) + thread;
-      multiply_key<kType>(from, k.words(), q, q_stride, score);
+      const float* mine = k.tile(row, group.kv_head, key) + thread;
+      multiply_key<kType>(mine, static_cast<int>(k.words()), q, q_stride, score);
       if (kType == DType::kInt8)
-        for (int r = 0; r < kRows; ++r) score[r] *= from[kTile * k.words()];
+        for (int r = 0; r < kRows; ++r) score[r] *= mine[kTile * k.words()];
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -226,7 +238,7 @@ void run(const Context& context, const AttentionForwardArgs& args, const Split& 
   const auto start = [&](auto count) {
     constexpr int kRows = count();
     const int64_t floats =
-        kTile * args.cache.v.words() + kRows * (query_stride(args.head_dim) + kTile);
+        kTile * args.cache.v.words() + kRows * (query_stride<kRows>(args.head_dim) + kTile);
     launch(context, decode_tiles<kType, kRows>,
            dim3(static_cast<unsigned>(args.batch * args.kv_heads),
                 static_cast<unsigned>(blocks_of(split.tiles, split.a_block))),

@@ -148,6 +148,7 @@ __device__ __forceinline__ void leave_sums(const float (&sums)[kWidth / 8][4], R
 template <int kCount, bool kPairs, class Element>
 __device__ __forceinline__ uint32_t kept_bits(const Dropout& dropout, Element element) {
   const uint32_t threshold = dropout_threshold(dropout.p);
+  const uint64_t stream = stream_of(dropout);
   uint32_t bits = 0;
   const auto word = [](const Philox4& words, uint32_t i) {
     return i < 2 ? (i == 0 ? words.lane[0] : words.lane[1])
@@ -156,10 +157,10 @@ __device__ __forceinline__ uint32_t kept_bits(const Dropout& dropout, Element el
 #pragma unroll 1
   for (int i = 0; i < kCount; ++i) {
     const uint64_t at = static_cast<uint64_t>(element(i));
-    Philox4 words = philox(dropout.seed, dropout.stream, at / 4);
+    Philox4 words = philox(dropout.seed, stream, at / 4);
     bits |= (word(words, at % 4) >= threshold ? 1u : 0u) << (kPairs ? 2 * i : i);
     if (!kPairs) continue;
-    if (at % 4 == 3) words = philox(dropout.seed, dropout.stream, at / 4 + 1);
+    if (at % 4 == 3) words = philox(dropout.seed, stream, at / 4 + 1);
     bits |= (word(words, (at + 1) % 4) >= threshold ? 2u : 0u) << (2 * i);
   }
   return bits;
