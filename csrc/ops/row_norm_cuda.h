@@ -55,8 +55,8 @@ class NormOfRow {
   template <int kCount>
   __device__ __forceinline__ Parameters<kCount> parameters(int k, int width) const {
     Parameters<kCount> all = {};
-    load_floats(weight_ + k, width - k, aligned_, all.weight);
-    if (bias_ != nullptr) load_floats(bias_ + k, width - k, aligned_, all.bias);
+    load_up_to(weight_ + k, width - k, aligned_, all.weight);
+    if (bias_ != nullptr) load_up_to(bias_ + k, width - k, aligned_, all.bias);
     return all;
   }
   template <int kCount>
