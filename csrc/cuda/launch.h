@@ -1,6 +1,8 @@
 // How kernels are started: sizes of grids, and a call that runs under the emulation too.
 #pragma once
 
+#include <map>
+#include <mutex>
 #include <type_traits>
 #include <utility>
 
@@ -25,16 +27,27 @@ __device__ __forceinline__ void take_turn() {
   let_next_kernel_start();
 }
 
+// A kernel may have so much dynamic shared memory from now on: what is never said again for less,
+// as another thread may be about to start it with more. 48 KiB are had unasked, less what the
+// kernel's own variables take.
+inline void allow_shared(int device, const void* kernel, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, size_t> allowed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed[{device, kernel}];
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "cudaFuncSetAttribute");
+  most = bytes;
+}
+
 // Starts `kernel` with `shared` bytes of dynamic shared memory; see dynamic_shared().
 template <class... Parameters, class... Args>
 void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             size_t shared, Args&&... args) {
   check(cudaSetDevice(context.queue->device), "cudaSetDevice");
-  if (shared > 0)  // 48 KiB are had unasked, less what the kernel's own variables take
-    check(
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-        "cudaFuncSetAttribute");
+  allow_shared(context.queue->device, reinterpret_cast<const void*>(kernel), shared);
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
