@@ -33,15 +33,13 @@ __device__ __forceinline__ RowFacts row_facts(const AttentionBackwardArgs& args,
 template <bool kExtras, class Bias>
 __device__ __forceinline__ float take_weight(const AttentionBackwardArgs& args,
                                              const KvGroup& group, int64_t row,
-                                             const RowFacts& facts, int key, bool hidden,
-                                             float unit, float factor, float& weight, float dweight,
+                                             const RowFacts& facts, int key, float unit,
+                                             float factor, float& weight, float dweight,
                                              Bias bias) {
   float x = weight, slope = 1.0f;
   if (kExtras)
     x = finish_score(args, group, row, {facts.begin, facts.end}, key, x * args.scale, slope);
-  else if (hidden)
-    x = -INFINITY;
-  const float p = exp2f(fmaf(x, unit, -facts.highest) - facts.log_sum);
+  const float p = fast_exp2(fmaf(x, unit, -facts.highest) - facts.log_sum);
   weight = p * factor;
   const float dscore = p * (dweight * factor - facts.delta);
   bias(key, dscore);
@@ -49,6 +47,7 @@ __device__ __forceinline__ float take_weight(const AttentionBackwardArgs& args,
 }
 
 constexpr int kMmaKeys = 16 * kMmaWarps;
+static_assert(kMmaKeys == kTile);
 
 // Rows that meet the keys of a block together: what registers have room for.
 template <int kWidth>
@@ -70,12 +69,9 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
   const int64_t rows = args.queries * group.group;
   const float unit = kExtras ? kLog2E : args.scale * kLog2E;
 
-  const auto key_row = [&](const HeadView& view) {
-    return [&](int j) { return view.at<BFloat16>(group.b, first + j, group.kv_head); };
-  };
-  const int64_t count = keys_of(args, group.b) - first;
-  copy_rows_async<kWidth>(key_row(args.k), kMmaKeys, count, args.head_dim, k);
-  copy_rows_async<kWidth>(key_row(args.v), kMmaKeys, count, args.value_dim, v);
+  const int64_t length = keys_of(args, group.b);
+  copy_keys_async<kWidth>(args.k, group, first, length, args.head_dim, k);
+  copy_keys_async<kWidth>(args.v, group, first, length, args.value_dim, v);
 
   KeyRange seen{0, 0};
   // The next rows, from `row` on, that see any of the keys.
@@ -87,15 +83,10 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
     return row;
   };
   const auto copy_rows = [&](int64_t row, int stage) {
-    const auto query_row = [&](const HeadView& view) {
-      return [&group, &view, row](int r) {
-        return view.at<BFloat16>(group.b, group.query(row + r), group.head(row + r));
-      };
-    };
-    copy_rows_async<kWidth>(query_row(args.q), kRows, rows - row, args.head_dim,
-                            q + stage * kRows * kStride);
-    copy_rows_async<kWidth>(query_row(args.dout), kRows, rows - row, args.value_dim,
-                            dout + stage * kRows * kStride);
+    copy_queries_async<kWidth, kRows>(args.q, group, row, rows, args.head_dim,
+                                      q + stage * kRows * kStride);
+    copy_queries_async<kWidth, kRows>(args.dout, group, row, rows, args.value_dim,
+                                      dout + stage * kRows * kStride);
     cp_async_commit();
     if (static_cast<int>(threadIdx.x) < kRows)
       facts[stage * kRows + threadIdx.x] = row_facts(args, group, row + threadIdx.x);
@@ -128,6 +119,16 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
       kept = kept_bits<4 * kCount, false>(args.dropout, [&](int e) {
         return of[e / 4 * 8 + 2 * lane.t + e % 2].index * args.keys + my_key + e / 2 % 2 * 8;
       });
+    if (!kExtras && !whole) {
+#pragma unroll
+      for (int n = 0; n < kCount; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const RowFacts& mine = of[8 * n + 2 * lane.t + i % 2];
+          const int key = my_key + 8 * (i / 2);
+          if (key < mine.begin || key >= mine.end) weight[n][i] = -INFINITY;
+        }
+    }
 #pragma unroll
     for (int n = 0; n < kCount; ++n)
 #pragma unroll
@@ -138,8 +139,7 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
         for (int i = j; i < 4; i += 2) {
           const int key = my_key + 8 * (i / 2);
           const float factor = drops ? kept_factor(args.dropout, kept, 4 * n + i) : 1.0f;
-          const bool hidden = !whole && (key < mine.begin || key >= mine.end);
-          dscore[n][i] = take_weight<kExtras>(args, group, row + r, mine, key, hidden, unit, factor,
+          dscore[n][i] = take_weight<kExtras>(args, group, row + r, mine, key, unit, factor,
                                               weight[n][i], dscore[n][i], [](int, float) {});
         }
       }
@@ -161,8 +161,8 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
 
 // Grid: kv heads from `first_group` on, blocks of rows. `scores` as in attention_backward_cuda.cu.
 template <int kWidth, bool kExtras>
-__global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBackwardArgs args,
-                                                              int64_t first_group, float* scores) {
+__global__ __launch_bounds__(kMmaThreads, kWidth <= 64 && !kExtras ? 3 : 1) void queries_mma(
+    const AttentionBackwardArgs args, int64_t first_group, float* scores) {
   take_turn();
   constexpr int kRows = 16 * kMmaWarps, kStride = kMmaStride<kWidth>;
   constexpr int kTileSize = kTile * kStride, kCount = kTile / 8;
@@ -181,25 +181,13 @@ __global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBac
   const int end = static_cast<int>(seen.end);
   const int64_t length = keys_of(args, group.b);
 
-  const auto query_row = [&](const HeadView& view) {
-    return [&](int r) {
-      return view.at<BFloat16>(group.b, group.query(first_row + r), group.head(first_row + r));
-    };
-  };
   const auto copy_tile = [&](int first, int stage) {
-    const auto key_row = [&](const HeadView& view) {
-      return [&group, &view, first](int j) {
-        return view.at<BFloat16>(group.b, first + j, group.kv_head);
-      };
-    };
-    copy_rows_async<kWidth>(key_row(args.k), kTile, length - first, args.head_dim,
-                            k + stage * kTileSize);
-    copy_rows_async<kWidth>(key_row(args.v), kTile, length - first, args.value_dim,
-                            v + stage * kTileSize);
+    copy_keys_async<kWidth>(args.k, group, first, length, args.head_dim, k + stage * kTileSize);
+    copy_keys_async<kWidth>(args.v, group, first, length, args.value_dim, v + stage * kTileSize);
     cp_async_commit();
   };
-  copy_rows_async<kWidth>(query_row(args.q), kRows, rows - first_row, args.head_dim, q);
-  copy_rows_async<kWidth>(query_row(args.dout), kRows, rows - first_row, args.value_dim, dout);
+  copy_queries_async<kWidth, kRows>(args.q, group, first_row, rows, args.head_dim, q);
+  copy_queries_async<kWidth, kRows>(args.dout, group, first_row, rows, args.value_dim, dout);
   if (begin < end) copy_tile(begin, 0);
   const int64_t my_row = first_row + 16 * lane.warp + lane.g;
   const RowFacts facts[2] = {row_facts(args, group, my_row), row_facts(args, group, my_row + 8)};
@@ -217,6 +205,9 @@ __global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBac
     float weight[kCount][4], dscore[kCount][4];
     dots<kWidth>(q, 16 * lane.warp, k + stage * kTileSize, lane, weight);
     dots<kWidth>(dout, 16 * lane.warp, v + stage * kTileSize, lane, dscore);
+    const auto sees_all = [first](const RowFacts& row) {
+      return row.begin <= first && row.end >= first + kTile;
+    };
     const bool drops = kExtras && args.dropout.p > 0.0f;
     uint32_t kept[2] = {};
     if (drops)
@@ -224,6 +215,15 @@ __global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBac
         const int64_t element = facts[half].index * args.keys + first + 2 * lane.t;
         kept[half] = kept_bits<kCount, true>(args.dropout, [&](int n) { return element + 8 * n; });
       }
+    if (!kExtras && !__all_sync(kAllLanes, sees_all(facts[0]) && sees_all(facts[1]))) {
+#pragma unroll
+      for (int n = 0; n < kCount; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int key = first + 8 * n + 2 * lane.t + i % 2;
+          if (key < facts[i / 2].begin || key >= facts[i / 2].end) weight[n][i] = -INFINITY;
+        }
+    }
 #pragma unroll
     for (int n = 0; n < kCount; ++n)
 #pragma unroll
@@ -233,8 +233,8 @@ __global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBac
         const RowFacts& mine = facts[i / 2];
         const float factor = drops ? kept_factor(args.dropout, kept[i / 2], 2 * n + i % 2) : 1.0f;
         dscore[n][i] = take_weight<kExtras>(
-            args, group, row, mine, key, key < mine.begin || key >= mine.end, unit, factor,
-            weight[n][i], dscore[n][i], [&](int, float dbias) {
+            args, group, row, mine, key, unit, factor, weight[n][i], dscore[n][i],
+            [&](int, float dbias) {
               if (!kExtras || scores == nullptr || row >= rows || key >= args.keys) return;
               const int64_t of_head = group.head(row) * args.queries + group.query(row);
               scores[of_head * args.keys + key] = dbias;
