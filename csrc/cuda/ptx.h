@@ -1,5 +1,5 @@
 // The instructions that CUDA C++ has no name for: tensor cores, their loads, asynchronous copies,
-// and how kernels follow one another.
+// fast exponentials, and how kernels follow one another.
 //
 // The only inline PTX of the house; tests/emulation/cuda/ptx.h does the same on the CPU. Lanes of a
 // warp call all but the copies together. How a matrix is spread over the lanes (PTX ISA,
@@ -27,6 +27,13 @@ __device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+// 2^x, to 2 units in the last place; zero where that is subnormal.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 // d += a b, a [16, 16] and b [16, 8] of bfloat16.

@@ -15,20 +15,14 @@ inline constexpr int kBackTile = kColumns == 1 ? 64 : 32;
 struct BackRow {
   int64_t row, index;  // of the kv head; of [B, H, T]
   KeyRange seen;
-  float highest, log_sum, delta;
+  RowFacts facts;
 };
 __device__ __forceinline__ BackRow back_row(const AttentionBackwardArgs& args, const KvGroup& group,
                                             int64_t row) {
-  if (row >= args.queries * group.group) return {row, 0, {0, 0}, INFINITY, 0.0f, 0.0f};
+  if (row >= args.queries * group.group) return {row, 0, {0, 0}, {INFINITY, 0.0f, 0.0f, 0.0f}};
   const int64_t index = row_index(args, group, row);
-  const float highest = args.softmax[2 * index];
-  // Where it saw nothing, all weights are exp(-inf).
-  return {row,
-          index,
-          visible_keys(args, group.b, group.query(row)),
-          highest == -INFINITY ? INFINITY : highest,
-          args.softmax[2 * index + 1],
-          args.scratch.as<float>()[index]};
+  return {row, index, visible_keys(args, group.b, group.query(row)),
+          args.scratch.as<RowFacts>()[index]};
 }
 
 // What is in shared memory.
@@ -94,10 +88,10 @@ struct Tiles {
         float slope;
         const float finished =
             finish_score(args, group, row.row, row.seen, key, score[m][n], slope);
-        const float p = expf((finished - row.highest) - row.log_sum);
+        const float p = expf((finished - row.facts.highest) - row.facts.log_sum);
         const float factor =
             args.dropout.p > 0.0f && p != 0.0f ? weight_factor(args, row.index, key) : 1.0f;
-        const float dscore = p * (dweight[m][n] * factor - row.delta);
+        const float dscore = p * (dweight[m][n] * factor - row.facts.delta);
         bias(m, key, dscore);
         const int place = (y + m * kSide) * kStride + x + n * kSide;
         weights[place] = rounded(p * factor, round);
@@ -106,9 +100,9 @@ struct Tiles {
   }
 };
 
-// Grid: rows of [B, H, T], one a warp.
+// Grid: rows of [B, H, T], one a warp. `unit`: what scores are times in facts.
 template <class T>
-__global__ void row_deltas(const AttentionBackwardArgs args) {
+__global__ void leave_facts(const AttentionBackwardArgs args, float unit) {
   take_turn();
   const int64_t row = thread_index() / kWarp;
   if (row >= args.batch * args.heads * args.queries) return;
@@ -116,11 +110,14 @@ __global__ void row_deltas(const AttentionBackwardArgs args) {
   const int64_t b = row / args.queries / args.heads;
   const T* out = args.out.template at<T>(b, i, h);
   const T* dout = args.dout.template at<T>(b, i, h);
+  const float highest = args.softmax[2 * row], log_sum = args.softmax[2 * row + 1];
   float sum = 0.0f;
   for (int64_t c = static_cast<int64_t>(threadIdx.x) % kWarp; c < args.value_dim; c += kWarp)
     sum = fmaf(as_float(out[c]), as_float(dout[c]), sum);
   sum = warp_sum(sum);
-  if (threadIdx.x % kWarp == 0) args.scratch.as<float>()[row] = sum;
+  if (threadIdx.x % kWarp == 0)
+    args.scratch.as<RowFacts>()[row] = {highest == -INFINITY ? INFINITY : highest * unit,
+                                        log_sum * unit, sum, 0.0f};
 }
 
 // Grid: kv heads of all sequences, tiles of keys.
@@ -256,8 +253,8 @@ __global__ void add_bias_gradient(const AttentionBackwardArgs args, const BiasSh
         sum;
 }
 
-int64_t delta_floats(const AttentionArgs& args) {
-  return blocks_of(args.batch * args.heads * args.queries, 32) * 32;
+int64_t facts_bytes(const AttentionArgs& args) {
+  return args.batch * args.heads * args.queries * static_cast<int64_t>(sizeof(RowFacts));
 }
 
 template <class T, int kColumns>
@@ -279,6 +276,7 @@ void queries(const Context& context, const AttentionBackwardArgs& args, int64_t 
 }
 
 struct Launchers {
+  float unit;  // of the scores in facts
   void (*keys)(const Context&, const AttentionBackwardArgs&);
   void (*queries)(const Context&, const AttentionBackwardArgs&, int64_t first_group, int64_t groups,
                   float* scores);
@@ -289,13 +287,13 @@ void run(const Context& context, const AttentionBackwardArgs& args, const Launch
   const int64_t rows = args.batch * args.heads * args.queries;
   if (rows > 0)
     with_type(args.dtype, [&](auto type) {
-      launch_each(context, row_deltas<decltype(type)>, rows * kWarp, args);
+      launch_each(context, leave_facts<decltype(type)>, rows * kWarp, args, launchers.unit);
     });
   if (groups * args.keys > 0) launchers.keys(context, args);
   if (rows == 0) return;
   if (args.dbias.data == nullptr || args.keys == 0)
     return launchers.queries(context, args, 0, groups, nullptr);
-  float* scores = args.scratch.as<float>() + delta_floats(args);
+  float* scores = args.scratch.as<float>() + facts_bytes(args) / sizeof(float);
   const BiasSharing sharing = sharing_of(args);
   for (int64_t b = 0; b < args.batch; ++b) {  // one after the other: shared elements are summed
     launchers.queries(context, args, b * args.kv_heads, args.kv_heads, scores);
@@ -307,16 +305,17 @@ void run(const Context& context, const AttentionBackwardArgs& args, const Launch
 
 int64_t attention_backward_scratch(const AttentionArgs& args) {
   const int64_t scores = args.bias.data != nullptr ? args.heads * args.queries * args.keys : 0;
-  return (delta_floats(args) + scores) * static_cast<int64_t>(sizeof(float));
+  return facts_bytes(args) + scores * static_cast<int64_t>(sizeof(float));
 }
 
 void attention_backward(const Context& context, const AttentionBackwardArgs& args) {
   if (fits_tensor_cores(args, args.out, args.dout, args.dq, args.dk, args.dv))
-    return run(context, args, {backward_keys_mma, backward_queries_mma});
+    return run(context, args, {kLog2E, backward_keys_mma, backward_queries_mma});
   with_type(args.dtype, [&](auto type) {
     const int64_t width = args.head_dim > args.value_dim ? args.head_dim : args.value_dim;
     with_columns(width, [&](auto columns) {
-      run(context, args, {keys<decltype(type), columns()>, queries<decltype(type), columns()>});
+      run(context, args,
+          {1.0f, keys<decltype(type), columns()>, queries<decltype(type), columns()>});
     });
   });
 }

@@ -6,26 +6,16 @@
 namespace llmcore::cuda {
 namespace {
 
-// What backward knows of a row: its highest score and log of its sum in powers of 2, dout . out,
-// and what it sees.
-struct RowFacts {
-  float highest, log_sum, delta;
+// What a row sees, and its place in [B, H, T].
+struct RowView {
   int begin, end;
-  int64_t index;  // of [B, H, T]
+  int64_t index;
 };
-__device__ __forceinline__ RowFacts row_facts(const AttentionBackwardArgs& args,
-                                              const KvGroup& group, int64_t row) {
-  if (row >= args.queries * group.group) return {INFINITY, 0.0f, 0.0f, 0, 0, 0};
-  const int64_t index = row_index(args, group, row);
+__device__ __forceinline__ RowView row_view(const AttentionArgs& args, const KvGroup& group,
+                                            int64_t row) {
+  if (row >= args.queries * group.group) return {0, 0, 0};
   const KeyRange seen = visible_keys(args, group.b, group.query(row));
-  const float highest = args.softmax[2 * index];
-  // Where it saw nothing, all weights are exp(-inf).
-  return {highest == -INFINITY ? INFINITY : highest * kLog2E,
-          args.softmax[2 * index + 1] * kLog2E,
-          args.scratch.as<float>()[index],
-          static_cast<int>(seen.begin),
-          static_cast<int>(seen.end),
-          index};
+  return {static_cast<int>(seen.begin), static_cast<int>(seen.end), row_index(args, group, row)};
 }
 
 // From the products q . k and dout . v of a row and a key to its weight and, returned, the gradient
@@ -33,15 +23,13 @@ __device__ __forceinline__ RowFacts row_facts(const AttentionBackwardArgs& args,
 template <bool kExtras, class Bias>
 __device__ __forceinline__ float take_weight(const AttentionBackwardArgs& args,
                                              const KvGroup& group, int64_t row,
-                                             const RowFacts& facts, int key, bool hidden,
+                                             const RowFacts& facts, const RowView& view, int key,
                                              float unit, float factor, float& weight, float dweight,
                                              Bias bias) {
   float x = weight, slope = 1.0f;
   if (kExtras)
-    x = finish_score(args, group, row, {facts.begin, facts.end}, key, x * args.scale, slope);
-  else if (hidden)
-    x = -INFINITY;
-  const float p = exp2f(fmaf(x, unit, -facts.highest) - facts.log_sum);
+    x = finish_score(args, group, row, {view.begin, view.end}, key, x * args.scale, slope);
+  const float p = fast_exp2(fmaf(x, unit, -facts.highest) - facts.log_sum);
   weight = p * factor;
   const float dscore = p * (dweight * factor - facts.delta);
   bias(key, dscore);
@@ -49,6 +37,7 @@ __device__ __forceinline__ float take_weight(const AttentionBackwardArgs& args,
 }
 
 constexpr int kMmaKeys = 16 * kMmaWarps;
+static_assert(kMmaKeys == kTile);
 
 // Rows that meet the keys of a block together: what registers have room for.
 template <int kWidth>
@@ -64,41 +53,42 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
   BFloat16* q = v + kMmaKeys * kStride;  // two of them
   BFloat16* dout = q + 2 * kRows * kStride;
   RowFacts* facts = reinterpret_cast<RowFacts*>(dout + 2 * kRows * kStride);
+  RowView* views = reinterpret_cast<RowView*>(facts + 2 * kRows);
   const Lane lane;
   const KvGroup group = kv_group(args, blockIdx.x);
   const int first = static_cast<int>(blockIdx.y) * kMmaKeys;
   const int64_t rows = args.queries * group.group;
   const float unit = kExtras ? kLog2E : args.scale * kLog2E;
 
-  const auto key_row = [&](const HeadView& view) {
-    return [&](int j) { return view.at<BFloat16>(group.b, first + j, group.kv_head); };
-  };
-  const int64_t count = keys_of(args, group.b) - first;
-  copy_rows_async<kWidth>(key_row(args.k), kMmaKeys, count, args.head_dim, k);
-  copy_rows_async<kWidth>(key_row(args.v), kMmaKeys, count, args.value_dim, v);
+  const int64_t length = keys_of(args, group.b);
+  copy_keys_async<kWidth>(args.k, group, first, length, args.head_dim, k);
+  copy_keys_async<kWidth>(args.v, group, first, length, args.value_dim, v);
 
-  KeyRange seen{0, 0};
-  // The next rows, from `row` on, that see any of the keys.
+  bool whole = false;
+  // The next rows, from `row` on, that see any of the keys; `whole`: all of them see all.
   const auto next = [&](int64_t row) {
     for (; row < rows; row += kRows) {
-      seen = seen_by(args, group, row, min(row + kRows, rows));
-      if (seen.begin < first + kMmaKeys && seen.end > first) break;
+      const KeyRange top = visible_keys(args, group.b, group.query(row));
+      const KeyRange bottom = visible_keys(args, group.b, group.query(min(row + kRows, rows) - 1));
+      whole = row + kRows <= rows && bottom.begin <= first && top.end >= first + kMmaKeys;
+      if (top.begin < first + kMmaKeys && bottom.end > first) break;
     }
     return row;
   };
   const auto copy_rows = [&](int64_t row, int stage) {
-    const auto query_row = [&](const HeadView& view) {
-      return [&group, &view, row](int r) {
-        return view.at<BFloat16>(group.b, group.query(row + r), group.head(row + r));
-      };
-    };
-    copy_rows_async<kWidth>(query_row(args.q), kRows, rows - row, args.head_dim,
-                            q + stage * kRows * kStride);
-    copy_rows_async<kWidth>(query_row(args.dout), kRows, rows - row, args.value_dim,
-                            dout + stage * kRows * kStride);
+    copy_queries_async<kWidth, kRows>(args.q, group, row, rows, args.head_dim,
+                                      q + stage * kRows * kStride);
+    copy_queries_async<kWidth, kRows>(args.dout, group, row, rows, args.value_dim,
+                                      dout + stage * kRows * kStride);
+    if (static_cast<int>(threadIdx.x) < kRows) {
+      const int64_t mine = row + threadIdx.x;
+      const int place = stage * kRows + static_cast<int>(threadIdx.x);
+      const bool valid = mine < rows;
+      cp_async16(facts + place,
+                 args.scratch.as<RowFacts>() + (valid ? row_index(args, group, mine) : 0), valid);
+      if (kExtras || !whole) views[place] = row_view(args, group, mine);
+    }
     cp_async_commit();
-    if (static_cast<int>(threadIdx.x) < kRows)
-      facts[stage * kRows + threadIdx.x] = row_facts(args, group, row + threadIdx.x);
   };
   float dk[kWidth / 8][4], dv[kWidth / 8][4];
   clear(dk);
@@ -106,6 +96,7 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
   int64_t row = next(0);
   if (row < rows) copy_rows(row, 0);
   for (int stage = 0; row < rows; stage ^= 1) {
+    const bool masked = !kExtras && !whole;
     const int64_t following = next(row + kRows);
     if (following < rows) {
       copy_rows(following, stage ^ 1);
@@ -114,10 +105,8 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
       cp_async_wait<0>();
     }
     __syncthreads();
-    // All rows see all keys, if the first sees them to the last, and the last to the first.
     const RowFacts* of = facts + stage * kRows;
-    const bool whole = of[0].end >= first + kMmaKeys && of[kRows - 1].begin <= first &&
-                       of[kRows - 1].end > of[kRows - 1].begin;
+    const RowView* seen = views + stage * kRows;
     float weight[kCount][4], dscore[kCount][4];
     dots<kWidth>(k, 16 * lane.warp, q + stage * kRows * kStride, lane, weight);
     dots<kWidth>(v, 16 * lane.warp, dout + stage * kRows * kStride, lane, dscore);
@@ -126,20 +115,30 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
     uint32_t kept = 0;  // bit 4 n + i
     if (drops)
       kept = kept_bits<4 * kCount, false>(args.dropout, [&](int e) {
-        return of[e / 4 * 8 + 2 * lane.t + e % 2].index * args.keys + my_key + e / 2 % 2 * 8;
+        return seen[e / 4 * 8 + 2 * lane.t + e % 2].index * args.keys + my_key + e / 2 % 2 * 8;
       });
+    if (masked) {
+#pragma unroll
+      for (int n = 0; n < kCount; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const RowView mine = seen[8 * n + 2 * lane.t + i % 2];
+          const int key = my_key + 8 * (i / 2);
+          if (key < mine.begin || key >= mine.end) weight[n][i] = -INFINITY;
+        }
+    }
 #pragma unroll
     for (int n = 0; n < kCount; ++n)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int r = 8 * n + 2 * lane.t + j;
         const RowFacts mine = of[r];
+        const RowView view = kExtras ? seen[r] : RowView{};
 #pragma unroll
         for (int i = j; i < 4; i += 2) {
           const int key = my_key + 8 * (i / 2);
           const float factor = drops ? kept_factor(args.dropout, kept, 4 * n + i) : 1.0f;
-          const bool hidden = !whole && (key < mine.begin || key >= mine.end);
-          dscore[n][i] = take_weight<kExtras>(args, group, row + r, mine, key, hidden, unit, factor,
+          dscore[n][i] = take_weight<kExtras>(args, group, row + r, mine, view, key, unit, factor,
                                               weight[n][i], dscore[n][i], [](int, float) {});
         }
       }
@@ -161,8 +160,8 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
 
 // Grid: kv heads from `first_group` on, blocks of rows. `scores` as in attention_backward_cuda.cu.
 template <int kWidth, bool kExtras>
-__global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBackwardArgs args,
-                                                              int64_t first_group, float* scores) {
+__global__ __launch_bounds__(kMmaThreads, kWidth <= 64 && !kExtras ? 3 : 1) void queries_mma(
+    const AttentionBackwardArgs args, int64_t first_group, float* scores) {
   take_turn();
   constexpr int kRows = 16 * kMmaWarps, kStride = kMmaStride<kWidth>;
   constexpr int kTileSize = kTile * kStride, kCount = kTile / 8;
@@ -181,28 +180,20 @@ __global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBac
   const int end = static_cast<int>(seen.end);
   const int64_t length = keys_of(args, group.b);
 
-  const auto query_row = [&](const HeadView& view) {
-    return [&](int r) {
-      return view.at<BFloat16>(group.b, group.query(first_row + r), group.head(first_row + r));
-    };
-  };
   const auto copy_tile = [&](int first, int stage) {
-    const auto key_row = [&](const HeadView& view) {
-      return [&group, &view, first](int j) {
-        return view.at<BFloat16>(group.b, first + j, group.kv_head);
-      };
-    };
-    copy_rows_async<kWidth>(key_row(args.k), kTile, length - first, args.head_dim,
-                            k + stage * kTileSize);
-    copy_rows_async<kWidth>(key_row(args.v), kTile, length - first, args.value_dim,
-                            v + stage * kTileSize);
+    copy_keys_async<kWidth>(args.k, group, first, length, args.head_dim, k + stage * kTileSize);
+    copy_keys_async<kWidth>(args.v, group, first, length, args.value_dim, v + stage * kTileSize);
     cp_async_commit();
   };
-  copy_rows_async<kWidth>(query_row(args.q), kRows, rows - first_row, args.head_dim, q);
-  copy_rows_async<kWidth>(query_row(args.dout), kRows, rows - first_row, args.value_dim, dout);
+  copy_queries_async<kWidth, kRows>(args.q, group, first_row, rows, args.head_dim, q);
+  copy_queries_async<kWidth, kRows>(args.dout, group, first_row, rows, args.value_dim, dout);
   if (begin < end) copy_tile(begin, 0);
   const int64_t my_row = first_row + 16 * lane.warp + lane.g;
-  const RowFacts facts[2] = {row_facts(args, group, my_row), row_facts(args, group, my_row + 8)};
+  const RowView views[2] = {row_view(args, group, my_row), row_view(args, group, my_row + 8)};
+  RowFacts facts[2] = {};  // also of rows that are none, and see nothing
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+    if (my_row + 8 * half < rows) facts[half] = args.scratch.as<RowFacts>()[views[half].index];
   float dq[kWidth / 8][4];
   clear(dq);
   int stage = 0;
@@ -217,24 +208,35 @@ __global__ __launch_bounds__(kMmaThreads, 1) void queries_mma(const AttentionBac
     float weight[kCount][4], dscore[kCount][4];
     dots<kWidth>(q, 16 * lane.warp, k + stage * kTileSize, lane, weight);
     dots<kWidth>(dout, 16 * lane.warp, v + stage * kTileSize, lane, dscore);
+    const auto sees_all = [first](const RowView& row) {
+      return row.begin <= first && row.end >= first + kTile;
+    };
     const bool drops = kExtras && args.dropout.p > 0.0f;
     uint32_t kept[2] = {};
     if (drops)
       for (int half = 0; half < 2; ++half) {
-        const int64_t element = facts[half].index * args.keys + first + 2 * lane.t;
+        const int64_t element = views[half].index * args.keys + first + 2 * lane.t;
         kept[half] = kept_bits<kCount, true>(args.dropout, [&](int n) { return element + 8 * n; });
       }
+    if (!kExtras && !__all_sync(kAllLanes, sees_all(views[0]) && sees_all(views[1]))) {
+#pragma unroll
+      for (int n = 0; n < kCount; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int key = first + 8 * n + 2 * lane.t + i % 2;
+          if (key < views[i / 2].begin || key >= views[i / 2].end) weight[n][i] = -INFINITY;
+        }
+    }
 #pragma unroll
     for (int n = 0; n < kCount; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int key = first + 8 * n + 2 * lane.t + i % 2;
         const int64_t row = my_row + 8 * (i / 2);
-        const RowFacts& mine = facts[i / 2];
         const float factor = drops ? kept_factor(args.dropout, kept[i / 2], 2 * n + i % 2) : 1.0f;
         dscore[n][i] = take_weight<kExtras>(
-            args, group, row, mine, key, key < mine.begin || key >= mine.end, unit, factor,
-            weight[n][i], dscore[n][i], [&](int, float dbias) {
+            args, group, row, facts[i / 2], views[i / 2], key, unit, factor, weight[n][i],
+            dscore[n][i], [&](int, float dbias) {
               if (!kExtras || scores == nullptr || row >= rows || key >= args.keys) return;
               const int64_t of_head = group.head(row) * args.queries + group.query(row);
               scores[of_head * args.keys + key] = dbias;
@@ -269,7 +271,7 @@ void backward_keys_mma(const Context& context, const AttentionBackwardArgs& args
   with_kernels(args, [&](auto width, auto extras) {
     constexpr int kWidth = width(), kRows = kMmaRows<kWidth>;
     const size_t shared = sizeof(BFloat16) * kMmaStride<kWidth> * (2 * kMmaKeys + 4 * kRows) +
-                          sizeof(RowFacts) * 2 * kRows;
+                          (sizeof(RowFacts) + sizeof(RowView)) * 2 * kRows;
     launch(context, keys_mma<kWidth, extras()>,
            dim3(static_cast<unsigned>(args.batch * args.kv_heads),
                 static_cast<unsigned>(blocks_of(args.keys, kMmaKeys))),

@@ -371,6 +371,12 @@ inline bool rounds(const Context& context, const AttentionArgs& args) {
 inline constexpr int kMostDecodeRows = 8;
 bool attention_decode(const Context& context, const AttentionForwardArgs& args, const Split& split);
 
+// What backward's scratch begins with, for each row of [B, H, T]: its highest score, infinity where
+// it saw nothing, as all weights are then exp(-inf); the log of its sum; dout . out. On tensor
+// cores the first two are in powers of 2.
+struct alignas(16) RowFacts {
+  float highest, log_sum, delta, unused;
+};
 int64_t attention_backward_scratch(const AttentionArgs& args);
 void attention_backward(const Context& context, const AttentionBackwardArgs& args);
 

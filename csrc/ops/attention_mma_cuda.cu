@@ -49,19 +49,11 @@ __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionFor
   const int64_t length = keys_of(args, group.b);
 
   const auto copy_tile = [&](int first, int stage) {
-    copy_rows_async<kWidth>(
-        [&](int j) { return args.k.at<BFloat16>(group.b, first + j, group.kv_head); }, kTile,
-        length - first, args.head_dim, k + stage * kTileSize);
-    copy_rows_async<kWidth>(
-        [&](int j) { return args.v.at<BFloat16>(group.b, first + j, group.kv_head); }, kTile,
-        length - first, args.value_dim, v + stage * kTileSize);
+    copy_keys_async<kWidth>(args.k, group, first, length, args.head_dim, k + stage * kTileSize);
+    copy_keys_async<kWidth>(args.v, group, first, length, args.value_dim, v + stage * kTileSize);
     cp_async_commit();
   };
-  copy_rows_async<kWidth>(
-      [&](int r) {
-        return args.q.at<BFloat16>(group.b, group.query(first_row + r), group.head(first_row + r));
-      },
-      kBlockRows, rows - first_row, args.head_dim, q);
+  copy_queries_async<kWidth, kBlockRows>(args.q, group, first_row, rows, args.head_dim, q);
   if (begin < end) copy_tile(begin, 0);
 
   const int warp_row = 16 * kM * lane.warp;
@@ -115,6 +107,18 @@ __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionFor
           for (int m = 0; m < kM; ++m) multiply_both(score[m][n], score[m][n + 1], a[m], b);
         }
       }
+      if (!kExtras && !whole) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const int key = first + 8 * n + 2 * lane.t + i % 2;
+              if (key < mine[m].begin[i / 2] || key >= mine[m].end[i / 2])
+                score[m][n][i] = -INFINITY;
+            }
+      }
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
         float most[2] = {-INFINITY, -INFINITY};
@@ -128,8 +132,6 @@ __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionFor
               float slope;
               const KeyRange seen{mine[m].begin[half], mine[m].end[half]};
               x = finish_score(args, group, mine[m].row[half], seen, key, x * args.scale, slope);
-            } else if (!whole && (key < mine[m].begin[half] || key >= mine[m].end[half])) {
-              x = -INFINITY;
             }
             most[half] = fmaxf(most[half], x);
           }
@@ -139,7 +141,7 @@ __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionFor
           most[half] = across_row(most[half], [](float x, float y) { return fmaxf(x, y); });
           const float now = fmaxf(highest[m][half], most[half]);
           base[half] = now == -INFINITY ? 0.0f : now * unit;
-          const float kept = exp2f(fmaf(highest[m][half], unit, -base[half]));
+          const float kept = fast_exp2(fmaf(highest[m][half], unit, -base[half]));
           highest[m][half] = now;
           sum[m][half] *= kept;
 #pragma unroll
@@ -162,7 +164,7 @@ __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionFor
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
               float& x = score[m][n][2 * half + j];
-              x = exp2f(fmaf(x, unit, -base[half]));
+              x = fast_exp2(fmaf(x, unit, -base[half]));
               sum[m][half] += x;
               if (drops) x *= kept_factor(args.dropout, kept, 2 * n + j);
             }

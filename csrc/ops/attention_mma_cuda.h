@@ -28,17 +28,58 @@ struct Lane {
   }
 };
 
-// Begins to copy `rows` rows of `width` elements, a multiple of 8; zeros from `count` rows on, and
-// from `width` to kWidth.
-template <int kWidth, class Row>
-__device__ __forceinline__ void copy_rows_async(Row row, int rows, int64_t count, int64_t width,
+// Tiles are copied 16 bytes at a time: a thread has the same columns of a row and of every
+// kApart-th after it.
+template <int kWidth>
+inline constexpr int kChunks = kWidth / 8;
+template <int kWidth>
+inline constexpr int kApart = kMmaThreads / kChunks<kWidth>;
+template <int kWidth>
+__device__ __forceinline__ int first_copied() {
+  return static_cast<int>(threadIdx.x) / kChunks<kWidth>;
+}
+
+// Begins to copy kRows rows of `width` elements, a multiple of 8; zeros from `count` rows on, and
+// from `width` to kWidth. `from` is the thread's first row, next(from) the one after it.
+template <int kWidth, int kRows, class Next>
+__device__ __forceinline__ void copy_rows_async(const BFloat16* from, int64_t count, int64_t width,
+                                                BFloat16* to, Next next) {
+  const int first = first_copied<kWidth>();
+  const int c = static_cast<int>(threadIdx.x) % kChunks<kWidth> * 8;
+  const int left =
+      c < width ? static_cast<int>(min(count, static_cast<int64_t>(kRows))) - first : 0;
+  to += first * kMmaStride<kWidth> + c;
+#pragma unroll
+  for (int r = 0; r < kRows; r += kApart<kWidth>, from = next(from))
+    cp_async16(to + r * kMmaStride<kWidth>, from + c, r < left);
+}
+// Keys or values from `first` on, of `length`: a tile.
+template <int kWidth>
+__device__ __forceinline__ void copy_keys_async(const HeadView& view, const KvGroup& group,
+                                                int first, int64_t length, int64_t width,
                                                 BFloat16* to) {
-  constexpr int kChunks = kWidth / 8;
-  for (int e = static_cast<int>(threadIdx.x); e < rows * kChunks; e += kMmaThreads) {
-    const int r = e / kChunks, c = e % kChunks * 8;
-    const bool valid = r < count && c < width;
-    cp_async16(to + r * kMmaStride<kWidth> + c, row(valid ? r : 0) + (valid ? c : 0), valid);
-  }
+  const int64_t step = kApart<kWidth> * view.row_stride;
+  copy_rows_async<kWidth, kTile>(
+      view.at<BFloat16>(group.b, first + first_copied<kWidth>(), group.kv_head), length - first,
+      width, to, [step](const BFloat16* from) { return from + step; });
+}
+// Rows of queries, or of what is theirs, from `row` on, of `rows`.
+template <int kWidth, int kRows>
+__device__ __forceinline__ void copy_queries_async(const HeadView& view, const KvGroup& group,
+                                                   int64_t row, int64_t rows, int64_t width,
+                                                   BFloat16* to) {
+  const int heads = static_cast<int>(group.group), apart = kApart<kWidth> % heads;
+  const int64_t first = row + first_copied<kWidth>();
+  const int64_t step = kApart<kWidth> / heads * view.row_stride + apart * view.head_stride;
+  const int64_t carry = view.row_stride - heads * view.head_stride;
+  int head = static_cast<int>(group.head(first) - group.kv_head * heads);
+  copy_rows_async<kWidth, kRows>(view.at<BFloat16>(group.b, group.query(first), group.head(first)),
+                                 rows - row, width, to, [&](const BFloat16* from) {
+                                   head += apart;
+                                   const bool over = head >= heads;  // the next query
+                                   head -= over ? heads : 0;
+                                   return from + step + (over ? carry : 0);
+                                 });
 }
 
 // Left side: rows [row, row + 16), columns [column, column + 16) of a tile.

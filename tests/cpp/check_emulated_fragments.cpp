@@ -1,4 +1,5 @@
-// Emulated tensor cores and their loads against plain loops: who holds which element.
+// Emulated tensor cores and their loads against plain loops: who holds which element. And fast
+// exponentials.
 #include "cuda/ptx.h"
 #include "cuda/shared.h"
 #include "on_device.h"
@@ -103,6 +104,17 @@ void check_ldmatrix() {
   expect("ldmatrix transposed", to.read() == wanted);
 }
 
+__global__ void take_exponentials(const float* x, float* y) {
+  y[threadIdx.x] = cuda::fast_exp2(x[threadIdx.x]);
+}
+
+void check_fast_exp2() {
+  const Array<float> x({-INFINITY, -200.0f, -126.5f, -126.0f, -1.5f, 0.0f, 127.0f, 128.0f}), y(8);
+  start(nullptr, 1, 8, 0, take_exponentials, x.data, y.data);
+  expect("fast_exp2", y.read() == Floats{0.0f, 0.0f, 0.0f, 0x1p-126f, std::exp2(-1.5f), 1.0f,
+                                         0x1p127f, INFINITY});
+}
+
 }  // namespace
 
 void check_fragments() {
@@ -110,6 +122,7 @@ void check_fragments() {
   check_mma_bfloat16(true);
   check_mma_int8();
   check_ldmatrix();
+  check_fast_exp2();
 }
 
 }  // namespace llmcore::checking

@@ -19,6 +19,8 @@ CASES = {
     "wide": ((1, 2, 2, 150, 150, 128, 128), {"causal": True}),
     "between": ((2, 4, 2, 65, 130, 80, 128), {}),
     "values of other widths": ((1, 4, 2, 33, 200, 64, 40), {"causal": True, "past": [150]}),
+    "groups of three": ((2, 6, 2, 70, 90, 64, 64), {"causal": True, "past": [20, 3]}),
+    "a group of many": ((1, 12, 1, 20, 40, 128, 128), {"causal": True, "past": [20]}),
     "window": ((2, 2, 1, 170, 170, 64, 64), {"causal": True, "window": (20, -1)}),
     "lengths": ((3, 2, 2, 90, 90, 64, 64), {"kv_lengths": [90, 33, 0]}),
     "prefix": ((2, 2, 2, 90, 90, 32, 32), {"causal": True, "prefix_lengths": [70, 3]}),

@@ -18,6 +18,11 @@ inline uint32_t pack_bfloat16(float low, float high) {
   return bits(low) | bits(high) << 16;
 }
 
+inline float fast_exp2(float x) {
+  const float y = std::exp2(x);
+  return std::fpclassify(y) == FP_SUBNORMAL ? 0.0f : y;
+}
+
 namespace emulated {
 
 inline constexpr unsigned kAll = 0xffffffffu;
