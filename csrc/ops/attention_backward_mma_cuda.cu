@@ -43,9 +43,10 @@ static_assert(kMmaKeys == kTile);
 template <int kWidth>
 inline constexpr int kMmaRows = kWidth <= 64 ? 64 : 16;
 
-// Grid: kv heads of all sequences, tiles of keys.
+// Grid: kv heads of all sequences, `blocks` of keys each.
 template <int kWidth, bool kExtras>
-__global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwardArgs args) {
+__global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwardArgs args,
+                                                           int blocks) {
   take_turn();
   constexpr int kRows = kMmaRows<kWidth>, kStride = kMmaStride<kWidth>, kCount = kRows / 8;
   BFloat16* k = dynamic_shared<BFloat16>();
@@ -55,8 +56,9 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
   RowFacts* facts = reinterpret_cast<RowFacts*>(dout + 2 * kRows * kStride);
   RowView* views = reinterpret_cast<RowView*>(facts + 2 * kRows);
   const Lane lane;
-  const KvGroup group = kv_group(args, blockIdx.x);
-  const int first = static_cast<int>(blockIdx.y) * kMmaKeys;
+  const Place at(blocks);
+  const KvGroup group = kv_group(args, at.group);
+  const int first = at.part * kMmaKeys;
   const int64_t rows = args.queries * group.group;
   const float unit = kExtras ? kLog2E : args.scale * kLog2E;
 
@@ -158,10 +160,11 @@ __global__ __launch_bounds__(kMmaThreads, 1) void keys_mma(const AttentionBackwa
   leave_sums<kWidth>(dv, to(args.dv), args.value_dim, lane, {1.0f, 1.0f});
 }
 
-// Grid: kv heads from `first_group` on, blocks of rows. `scores` as in attention_backward_cuda.cu.
+// Grid: kv heads from `first_group` on, `blocks` of rows each. `scores` as in
+// attention_backward_cuda.cu.
 template <int kWidth, bool kExtras>
 __global__ __launch_bounds__(kMmaThreads, kWidth <= 64 && !kExtras ? 3 : 1) void queries_mma(
-    const AttentionBackwardArgs args, int64_t first_group, float* scores) {
+    const AttentionBackwardArgs args, int blocks, int64_t first_group, float* scores) {
   take_turn();
   constexpr int kRows = 16 * kMmaWarps, kStride = kMmaStride<kWidth>;
   constexpr int kTileSize = kTile * kStride, kCount = kTile / 8;
@@ -170,9 +173,10 @@ __global__ __launch_bounds__(kMmaThreads, kWidth <= 64 && !kExtras ? 3 : 1) void
   BFloat16* k = dout + kRows * kStride;  // two of them
   BFloat16* v = k + 2 * kTileSize;
   const Lane lane;
-  const KvGroup group = kv_group(args, first_group + blockIdx.x);
+  const Place at(blocks);
+  const KvGroup group = kv_group(args, first_group + at.group);
   const int64_t rows = args.queries * group.group;
-  const int64_t first_row = static_cast<int64_t>(gridDim.y - 1 - blockIdx.y) * kRows;
+  const int64_t first_row = static_cast<int64_t>(blocks - 1 - at.part) * kRows;
   const float unit = kExtras ? kLog2E : args.scale * kLog2E;
   KeyRange seen = seen_by(args, group, first_row, min(first_row + kRows, rows));
   if (scores != nullptr) seen = {0, args.keys};  // zeros too
@@ -272,10 +276,10 @@ void backward_keys_mma(const Context& context, const AttentionBackwardArgs& args
     constexpr int kWidth = width(), kRows = kMmaRows<kWidth>;
     const size_t shared = sizeof(BFloat16) * kMmaStride<kWidth> * (2 * kMmaKeys + 4 * kRows) +
                           (sizeof(RowFacts) + sizeof(RowView)) * 2 * kRows;
+    const int64_t blocks = blocks_of(args.keys, kMmaKeys);
     launch(context, keys_mma<kWidth, extras()>,
-           dim3(static_cast<unsigned>(args.batch * args.kv_heads),
-                static_cast<unsigned>(blocks_of(args.keys, kMmaKeys))),
-           dim3(kMmaThreads), shared, args);
+           dim3(static_cast<unsigned>(args.batch * args.kv_heads * blocks)), dim3(kMmaThreads),
+           shared, args, static_cast<int>(blocks));
   });
 }
 
@@ -284,10 +288,9 @@ void backward_queries_mma(const Context& context, const AttentionBackwardArgs& a
   with_kernels(args, [&](auto width, auto extras) {
     constexpr int kWidth = width(), kRows = 16 * kMmaWarps;
     const size_t shared = sizeof(BFloat16) * kMmaStride<kWidth> * (2 * kRows + 4 * kTile);
-    const int64_t rows = args.queries * (args.heads / args.kv_heads);
-    launch(context, queries_mma<kWidth, extras()>,
-           dim3(static_cast<unsigned>(groups), static_cast<unsigned>(blocks_of(rows, kRows))),
-           dim3(kMmaThreads), shared, args, first_group, scores);
+    const int64_t blocks = blocks_of(args.queries * (args.heads / args.kv_heads), kRows);
+    launch(context, queries_mma<kWidth, extras()>, dim3(static_cast<unsigned>(groups * blocks)),
+           dim3(kMmaThreads), shared, args, static_cast<int>(blocks), first_group, scores);
   });
 }
 

@@ -30,9 +30,10 @@ __device__ __forceinline__ LaneRows lane_rows(const AttentionArgs& args, const K
   return rows;
 }
 
-// Grid: kv heads of all sequences, blocks of rows.
+// Grid: kv heads of all sequences, `blocks` of rows each.
 template <int kWidth, bool kExtras>
-__global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionForwardArgs args) {
+__global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionForwardArgs args,
+                                                              int blocks) {
   take_turn();
   constexpr int kM = kSixteens<kWidth, kExtras>, kBlockRows = 16 * kM * kMmaWarps;
   constexpr int kStride = kMmaStride<kWidth>, kTileSize = kTile * kStride;
@@ -40,9 +41,10 @@ __global__ __launch_bounds__(kMmaThreads, 1) void forward_mma(const AttentionFor
   BFloat16* k = q + kBlockRows * kStride;  // two of them
   BFloat16* v = k + 2 * kTileSize;
   const Lane lane;
-  const KvGroup group = kv_group(args, blockIdx.x);
+  const Place at(blocks);
+  const KvGroup group = kv_group(args, at.group);
   const int64_t rows = args.queries * group.group;
-  const int64_t first_row = static_cast<int64_t>(gridDim.y - 1 - blockIdx.y) * kBlockRows;
+  const int64_t first_row = static_cast<int64_t>(blocks - 1 - at.part) * kBlockRows;
   const KeyRange together = seen_by(args, group, first_row, min(first_row + kBlockRows, rows));
   const int begin = static_cast<int>(together.begin) / kTile * kTile;
   const int end = static_cast<int>(together.end);
@@ -214,11 +216,11 @@ void run(const Context& context, const AttentionForwardArgs& args) {
   with_bool(has_extras(args), [&](auto extras) {
     constexpr int kBlockRows = 16 * kSixteens<kWidth, extras()> * kMmaWarps;
     const int64_t rows = args.queries * (args.heads / args.kv_heads);
+    const int64_t blocks = blocks_of(rows, kBlockRows);
     launch(context, forward_mma<kWidth, extras()>,
-           dim3(static_cast<unsigned>(args.batch * args.kv_heads),
-                static_cast<unsigned>(blocks_of(rows, kBlockRows))),
-           dim3(kMmaThreads), sizeof(BFloat16) * kMmaStride<kWidth> * (kBlockRows + 4 * kTile),
-           args);
+           dim3(static_cast<unsigned>(args.batch * args.kv_heads * blocks)), dim3(kMmaThreads),
+           sizeof(BFloat16) * kMmaStride<kWidth> * (kBlockRows + 4 * kTile), args,
+           static_cast<int>(blocks));
   });
 }
 

@@ -28,6 +28,17 @@ struct Lane {
   }
 };
 
+// Blocks of one kv head follow one another, `blocks` of them, so that its tiles are found in the L2
+// cache: which kv head a block has, and which part of it.
+struct Place {
+  int64_t group;
+  int part;
+  __device__ explicit Place(int blocks) {
+    group = blockIdx.x / static_cast<unsigned>(blocks);
+    part = static_cast<int>(blockIdx.x % static_cast<unsigned>(blocks));
+  }
+};
+
 // Tiles are copied 16 bytes at a time: a thread has the same columns of a row and of every
 // kApart-th after it.
 template <int kWidth>
