@@ -328,3 +328,18 @@ def test_a_failure_reaches_who_generates():
     with pytest.raises(ConfigError, match="NaN"):
         model.generate([PROMPT, PROMPT[4:]], GenerationConfig(max_new_tokens=9, stop_ids=()))
     assert len(model.generate([PROMPT[9:]], GenerationConfig(max_new_tokens=3, stop_ids=()))) == 1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_what_was_captured_serves_the_next_texts_too(name):
+    """Caches are made where those of the texts before were, so passes look the same."""
+    here, there = pair(name)
+    config = GenerationConfig(max_new_tokens=9, stop_ids=())
+    prompts = [PROMPT[:7], PROMPT[:5]]
+    for _ in range(2):
+        there.generate(prompts, config)
+    captures, replays = _core.captured_counts()
+    got = there.generate(prompts, config)
+    again, more = _core.captured_counts()
+    assert (again - captures, more > replays) == (0, True)
+    assert [one.ids for one in got] == [one.ids for one in here.generate(prompts, config)]

@@ -3,6 +3,7 @@
 
 #include "bindings/py_tensor.h"
 #include "core/buffer.h"
+#include "core/captured.h"
 #include "core/gpu.h"
 #include "core/libraries.h"
 #include "core/machine.h"
@@ -101,6 +102,10 @@ void bind_machine(py::module_& module) {
       py::arg("device") = "cpu");
   module.def(
       "free_memory", [](int index) { return gpu::free_memory(index); }, py::arg("index"));
+  module.def("captured_counts", [] {
+    const CapturedCounts counts = captured_counts();
+    return std::pair(counts.captures, counts.replays);
+  });
   module.def("tune_products", &gpu::tune_products, py::arg("on"));
   module.def(
       "product_choices",

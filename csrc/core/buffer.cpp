@@ -70,7 +70,7 @@ Buffer::~Buffer() {
   if (data_ == nullptr) return;
   if (backing_ == Backing::kMemory) detail::count_memory(-bytes_, device_.type);
   if (device_.type != DeviceType::kCpu) {
-    gpu::release(device_.index, data_);
+    gpu::release(device_.index, data_, bytes_);
     return;
   }
   if (backing_ == Backing::kMemory) allow(data_, bytes_);

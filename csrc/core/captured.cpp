@@ -2,10 +2,16 @@
 #include "core/captured.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/queue.h"
 
 namespace llmcore {
+namespace {
+
+std::atomic<int64_t> captures{0}, replays{0};
+
+}  // namespace
 
 void Look::add(const Tensor& tensor) {
   add(reinterpret_cast<int64_t>(tensor.data));
@@ -33,13 +39,20 @@ void Captured::run(const Context& context, const Look& look,
   }
   entries_.splice(entries_.begin(), entries_, found);
   gpu::Graph& graph = entries_.front().graph;
-  if (!graph)
+  if (!graph) {
     graph.capture(context.queue, [&](Queue* queue) {
       Context recorded = context;
       recorded.queue = queue;
       work(recorded);
     });
+    ++captures;
+  }
   graph.launch(context.queue);
+  ++replays;
+}
+
+CapturedCounts captured_counts() {
+  return {captures, replays};
 }
 
 }  // namespace llmcore

@@ -42,4 +42,10 @@ class Captured {
   std::list<Entry> entries_;  // the latest first
 };
 
+// How often this process has captured work, and asked again for what it had captured.
+struct CapturedCounts {
+  int64_t captures, replays;
+};
+CapturedCounts captured_counts();
+
 }  // namespace llmcore

@@ -12,15 +12,18 @@
 
 namespace llmcore::gpu {
 
-// Memory of device `index`, filled with zeros. Throws OutOfMemory.
+// Memory of device `index`, filled with zeros. Throws OutOfMemory. What is released is kept for a
+// while: who next asks for as much gets the same address. Nobody who allocates here goes without
+// memory for that.
 void* allocate(int index, int64_t bytes);
-void release(int index, void* data);
+void release(int index, void* data, int64_t bytes);
 // Bytes that nobody has, in this process or another.
 int64_t free_memory(int index);
 
-// Memory of the CPU that a GPU reads and writes by itself. Throws OutOfMemory.
+// Memory of the CPU that a GPU reads and writes by itself, kept likewise; no work may use it any
+// more when it is released. Throws OutOfMemory.
 void* allocate_pinned(int64_t bytes);
-void release_pinned(void* data);
+void release_pinned(void* data, int64_t bytes);
 
 // Addresses for all memory of a device, backed from both ends as it is needed, so that nothing ever
 // moves.

@@ -9,7 +9,9 @@
 #include <atomic>
 #include <iterator>
 #include <mutex>
+#include <utility>
 
+#include "core/forbid.h"
 #include "core/gpu.h"
 #include "cuda/launch.h"
 #include "cuda/queue.h"
@@ -164,25 +166,115 @@ void wait_for(Queue* later, Queue* earlier) {
   if (later->overlaps) cuda::joined_queue = later;
 }
 
+// Blocks that were given back, for who next wants exactly as much: CUDA's own calls wait for the
+// device, and a graph that was captured serves as long as addresses stay. Each is of one device, or
+// pinned, of none.
+class Kept {
+ public:
+  struct Block {
+    int device;
+    void* data;
+    int64_t bytes;
+  };
+  static constexpr int kPinned = -1;
+
+  // The latest of that size, or null.
+  void* take(int device, int64_t bytes) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    const auto found = std::find_if(blocks_.rbegin(), blocks_.rend(), [&](const Block& block) {
+      return block.device == device && block.bytes == bytes;
+    });
+    if (found == blocks_.rend()) return nullptr;
+    void* const data = found->data;
+    blocks_.erase(std::next(found).base());
+    allow(data, bytes);
+    return data;
+  }
+
+  // Of each device it keeps so much memory, and the latest so many blocks.
+  void give(const Block& given, int64_t most_bytes) {
+    constexpr int64_t kMostBlocks = 32;
+    forbid(given.data, given.bytes);
+    std::unique_lock<std::mutex> guard(mutex_);
+    blocks_.push_back(given);
+    int64_t count = 0, bytes = 0;
+    std::vector<Block> kept, others;
+    for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block) {
+      const bool here = block->device == given.device;
+      if (here && (++count > kMostBlocks || (bytes += block->bytes) > most_bytes))
+        others.push_back(*block);
+      else
+        kept.push_back(*block);
+    }
+    blocks_.assign(kept.rbegin(), kept.rend());
+    guard.unlock();
+    for (const Block& block : others) free(block);
+  }
+
+  void clear() {
+    std::unique_lock<std::mutex> guard(mutex_);
+    const std::vector<Block> blocks = std::exchange(blocks_, {});
+    guard.unlock();
+    for (const Block& block : blocks) free(block);
+  }
+
+ private:
+  static void free(const Block& block) {
+    allow(block.data, block.bytes);
+    if (block.device == kPinned) {
+      cudaFreeHost(block.data);
+      return;
+    }
+    cudaSetDevice(block.device);
+    cudaFree(block.data);
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> blocks_;  // the latest last
+};
+
+Kept& kept() {
+  static auto& blocks = *new Kept;  // memory is released while the process ends, too
+  return blocks;
+}
+
+// What `call` returns, once more with all memory that is kept where there was too little.
+template <class Status, class Call>
+Status with_memory(Status too_little, Call call) {
+  const Status status = call();
+  if (status != too_little) return status;
+  cudaGetLastError();
+  kept().clear();
+  return call();
+}
+
 }  // namespace
 
 void* allocate(int index, int64_t bytes) {
   use(index);
-  void* data = nullptr;
-  check(cudaMalloc(&data, static_cast<size_t>(bytes)), "cudaMalloc");
+  void* data = kept().take(index, bytes);
+  if (data == nullptr)
+    check(with_memory(cudaErrorMemoryAllocation,
+                      [&] { return cudaMalloc(&data, static_cast<size_t>(bytes)); }),
+          "cudaMalloc");
+  check(wait_for_all(), "the work of the GPU");  // of whoever had the memory before
   check(cudaMemset(data, 0, static_cast<size_t>(bytes)), "cudaMemset");
   check(wait_for_all(), "cudaMemset");  // before other streams, which do not wait, see it
   return data;
 }
 
-void release(int index, void* data) {
+void release(int index, void* data, int64_t bytes) {
   if (forked) return;
+  constexpr int64_t kShare = 16;  // of the device's memory, as much as may be kept
+  size_t free = 0, total = 0;
   cudaSetDevice(index);
-  cudaFree(data);
+  cudaMemGetInfo(&free, &total);
+  kept().give({index, data, bytes}, static_cast<int64_t>(total) / kShare);
 }
 
 int64_t free_memory(int index) {
   use(index);
+  kept().clear();
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   return static_cast<int64_t>(free);
@@ -190,14 +282,18 @@ int64_t free_memory(int index) {
 
 void* allocate_pinned(int64_t bytes) {
   CHECK(!forked, DeviceError, kForked);
-  void* data = nullptr;
-  check(cudaMallocHost(&data, static_cast<size_t>(bytes)), "cudaMallocHost");
+  void* data = kept().take(Kept::kPinned, bytes);
+  if (data == nullptr)
+    check(with_memory(cudaErrorMemoryAllocation,
+                      [&] { return cudaMallocHost(&data, static_cast<size_t>(bytes)); }),
+          "cudaMallocHost");
   return data;
 }
 
-void release_pinned(void* data) {
+void release_pinned(void* data, int64_t bytes) {
   if (forked) return;
-  cudaFreeHost(data);
+  constexpr int64_t kMost = int64_t{64} << 20;
+  kept().give({Kept::kPinned, data, bytes}, kMost);
 }
 
 Range::Range(int index) : index_(index), piece_bytes_(kPieceBytes) {
@@ -225,7 +321,9 @@ void Range::map(std::vector<Piece>& pieces, int64_t offset) {
   properties.location = location_of(index_);
   const auto size = static_cast<size_t>(piece_bytes_);
   CUmemGenericAllocationHandle piece = 0;
-  check(driver().create(&piece, size, &properties, 0), "cuMemCreate");
+  check(with_memory(CUDA_ERROR_OUT_OF_MEMORY,
+                    [&] { return driver().create(&piece, size, &properties, 0); }),
+        "cuMemCreate");
   CUmemAccessDesc access{};
   access.location = properties.location;
   access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;

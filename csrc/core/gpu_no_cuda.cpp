@@ -14,14 +14,14 @@ namespace {
 void* allocate(int, int64_t) {
   fail();
 }
-void release(int, void*) {}
+void release(int, void*, int64_t) {}
 int64_t free_memory(int) {
   fail();
 }
 void* allocate_pinned(int64_t) {
   fail();
 }
-void release_pinned(void*) {}
+void release_pinned(void*, int64_t) {}
 
 Range::Range(int index) : index_(index) {
   fail();

@@ -17,7 +17,7 @@ Inputs::~Inputs() {
 
 void Inputs::free_blocks() {
   if (backing_ == Backing::kMemory)
-    for (const Block& block : blocks_) gpu::release_pinned(block.host);
+    for (const Block& block : blocks_) gpu::release_pinned(block.host, block.bytes);
   blocks_.clear();
 }
 

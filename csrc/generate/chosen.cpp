@@ -12,7 +12,7 @@ Chosen::Chosen(Device device, int64_t most)
 
 Chosen::~Chosen() {
   for (gpu::Event& done : done_) done.settle();
-  gpu::release_pinned(choices_);
+  gpu::release_pinned(choices_, choices().nbytes());
 }
 
 Tensor Chosen::choices() const {

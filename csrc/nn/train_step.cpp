@@ -168,7 +168,7 @@ std::shared_ptr<StepReport> TrainStep::free_report() {
 StepReport::~StepReport() {
   if (pinned_ == nullptr) return;
   done_.settle();
-  gpu::release_pinned(pinned_);
+  gpu::release_pinned(pinned_, sizeof(StepState));
 }
 
 void StepReport::take(const Context& context, const StepState* state) {
