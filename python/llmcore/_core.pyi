@@ -35,6 +35,7 @@ __all__: list[str] = [
     "attention_weights",
     "batched_matmul",
     "best_tokens",
+    "captured_counts",
     "cast",
     "choose_tokens",
     "column_sum",
@@ -556,6 +557,7 @@ def batched_matmul(
     accumulate: bool = False,
 ) -> None: ...
 def best_tokens(*, logits: Tensor, count: typing.SupportsInt | typing.SupportsIndex) -> tuple: ...
+def captured_counts() -> tuple[int, int]: ...
 def cast(*, x: Tensor, y: Tensor) -> None: ...
 def choose_tokens(
     *,
