@@ -57,6 +57,16 @@ def _concrete(config: ModelConfig) -> dict[str, object]:
     return {key: value for key, value in config.to_dict().items() if key not in optional}
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "power"),
+    [("transformer-base", "embedding_scale", 0.5), ("t5-small", "head_scale", -0.5)],
+)
+def test_a_presets_scales_are_those_of_its_width(name, field, power):
+    assert getattr(ModelConfig.preset(name), field) == 512**power
+    assert getattr(ModelConfig.preset(name, hidden_size=64), field) == 64**power
+    assert getattr(ModelConfig.preset(name, hidden_size=64, **{field: 3.0}), field) == 3.0
+
+
 def test_computed_defaults():
     config = ModelConfig(**SMALL)
     assert (config.num_kv_heads, config.head_dim, config.ffn_size, config.rotary_dim) == (

@@ -345,6 +345,14 @@ def test_bad_steps_are_skipped_counted_and_told(tmp_path, capsys):
     assert [(r["step"], r["bad_loss"]) for r in skips] == [(5, "nan"), (10, "inf")]
 
 
+def test_validation_losses_that_are_never_numbers_do_not_end_a_run(tmp_path, capsys, monkeypatch):
+    run = trainer(settings(tmp_path / "run"))
+    monkeypatch.setattr(run.model, "loss", lambda batch: math.nan)
+    result = run.fit()
+    assert (result.step, result.best_loss) == (60, None)
+    assert capsys.readouterr().out.count("validation loss nan") >= 3
+
+
 def test_outliers_are_skipped_if_asked(tmp_path):
     spike = poisoned({45: 10.0})
     calm = trainer(settings(tmp_path / "one", skip_outliers=6.0), train_step=spike)

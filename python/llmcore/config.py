@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmcore.errors import ConfigError, did_you_mean
-from llmcore.presets import PRESETS
+from llmcore.presets import PRESETS, scales_of
 from llmcore.validation import Check, build
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
@@ -378,7 +378,7 @@ class ModelConfig:
         if name not in PRESETS:
             hint = did_you_mean(name, PRESETS) or f"; known: {', '.join(PRESETS)}"
             raise ConfigError(f"ModelConfig: unknown preset {name!r}{hint}")
-        return cls.from_dict({**PRESETS[name], **overrides})
+        return cls.from_dict({**PRESETS[name], **scales_of(name, overrides), **overrides})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
+from numbers import Integral
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -166,7 +167,7 @@ class Engine:
             ("max_queue", max_queue),
             ("prompt_tokens", prompt_tokens),
         ):
-            if not isinstance(value, int) or not 1 <= value < 2**31:
+            if not isinstance(value, Integral) or not 1 <= value < 2**31:
                 raise ConfigError(f"Engine: {name} must be a number from 1 on, got {value!r}")
         if cache_dtype not in get_args(CacheDtype):
             choices = ", ".join(map(repr, get_args(CacheDtype)))
@@ -268,7 +269,7 @@ def _capacity(model: Transformer, capacity: int | None) -> int:
     if capacity is None:
         return min(config.max_positions, DEFAULT_CAPACITY) if bounded else DEFAULT_CAPACITY
     most = config.max_positions if bounded else 2**31 - 1
-    if not isinstance(capacity, int) or not 1 <= capacity <= most:
+    if not isinstance(capacity, Integral) or not 1 <= capacity <= most:
         raise ConfigError(
             f"Engine: capacity must be a number of tokens from 1 to {most}, got {capacity!r}"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llmcore.errors import ConfigError, DataError
+from llmcore.errors import ConfigError, DataError, DTypeError
 from llmcore.objectives import as_ids
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Inputs:
             ConfigError: ids of a stack that the model lacks, or none for one it has.
             ShapeError, DTypeError, TokenIndexError, DataError: they are not what they should be.
         """
+        if ids is None:
+            raise DTypeError("model: ids must be integers [B, T], got None")
         first = _ids(ids, "ids", 2)
         counts = _ids(lengths, "lengths", 1)
         kinds = _ids(types, "types", 2)

@@ -104,3 +104,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_start_id": 0,
     },
 }
+
+
+def scales_of(name: str, overrides: dict[str, Any]) -> dict[str, float]:
+    """Return a preset's scales of embeddings and of the head at another width than its own.
+
+    They are powers of it, and that is how transformers knows them: with the preset's own at another
+    width a model would be one that it does not read.
+    """
+    size = overrides.get("hidden_size")
+    if not isinstance(size, int) or size < 1:
+        return {}
+    powers = {"embedding_scale": 0.5, "head_scale": -0.5}
+    return {field: size**power for field, power in powers.items() if field in PRESETS[name]}

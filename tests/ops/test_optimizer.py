@@ -112,6 +112,14 @@ def test_square_sum_is_exact_to_double(rng, size):
     assert abs(_core.square_sum(_core.as_tensor(x)) - exact) <= 1e-12 * exact
 
 
+@pytest.mark.parametrize("given", [list, tuple, iter, lambda g: dict(enumerate(g)), lambda g: g])
+def test_gradients_come_in_any_container(rng, given):
+    grads = list(rng.standard_normal((3, 5), dtype=np.float32))
+    norm = np.linalg.norm(grads)
+    assert ops.clip_grad_norm(given(grads), 0.5) == pytest.approx(norm)
+    assert np.linalg.norm(grads) == pytest.approx(0.5, rel=1e-5)
+
+
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e9, math.inf])
 def test_clip_grad_norm(rng, max_norm):
     grads = [rng.standard_normal(shape).astype(np.float32) for shape in ((3, 5), (1,), (7, 2, 9))]

@@ -114,7 +114,7 @@ def as_tensor(op: str, name: str, array: ArrayLike) -> Tensor:
     """Take `array` as a Tensor; errors say which argument of which operation it is."""
     try:
         return _core.as_tensor(array)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, BufferError) as error:
         reason = str(error).split(": ", 1)[-1]
         raise DTypeError(f"{op}: {name} cannot be read as an array: {reason}") from error
 

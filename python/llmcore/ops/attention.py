@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 from llmcore import _core
 from llmcore._core import Tensor
@@ -195,8 +196,8 @@ def _call(
         ("v", "[B, Hkv, S, Dv]"),
     ):
         check_rank(op, name, args[name], symbols)
-    if isinstance(past_length, int):
-        past_length = [past_length] * q.shape[0] or None  # an empty list has no dtype
+    if isinstance(past_length, Integral):
+        past_length = [int(past_length)] * q.shape[0] or None  # an empty list has no dtype
     call = _core.AttentionCall(
         op=op,
         q=q,

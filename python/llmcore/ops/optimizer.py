@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmcore import _core
@@ -75,7 +75,9 @@ def adamw_step(
     )
 
 
-def clip_grad_norm(grads: ArrayLike | Sequence[ArrayLike], max_norm: float) -> float:
+def clip_grad_norm(
+    grads: ArrayLike | Iterable[ArrayLike] | Mapping[str, ArrayLike], max_norm: float
+) -> float:
     """Scale gradients, in place, so that their joint Euclidean norm is at most `max_norm`.
 
     Each is multiplied by `max_norm / (norm + 1e-6)` where that is below 1, as
@@ -83,7 +85,8 @@ def clip_grad_norm(grads: ArrayLike | Sequence[ArrayLike], max_norm: float) -> f
     are: the caller sees it in the norm and can skip the step.
 
     Args:
-        grads: one float32 array of any shape, or a list or tuple of them.
+        grads: one float32 array of any shape, or several: a list, a mapping such as
+            `model.gradients()`, anything that gives one after the other.
         max_norm: at least 0.
 
     Returns:
@@ -105,7 +108,11 @@ def clip_grad_norm(grads: ArrayLike | Sequence[ArrayLike], max_norm: float) -> f
     op = "clip_grad_norm"
     if not max_norm >= 0:
         raise ConfigError(f"{op}: max_norm must be at least 0, got {max_norm}")
-    if isinstance(grads, (list, tuple)):
+    if isinstance(grads, Mapping):
+        tensors = [_in_place(op, f"grads[{name!r}]", grad) for name, grad in grads.items()]
+    elif isinstance(grads, Iterable) and not (
+        hasattr(grads, "__array__") or hasattr(grads, "__dlpack__")
+    ):
         tensors = [_in_place(op, f"grads[{i}]", grad) for i, grad in enumerate(grads)]
     else:
         tensors = [_in_place(op, "grads", grads)]

@@ -339,7 +339,7 @@ class Trainer:
         if better:
             self._save("best", None)
             note = "  best so far"
-        elif state.worse_evaluations:
+        elif state.best_loss is not None:
             note = f"  best {state.best_loss:.4f} at step {state.best_step}"
         self._log.say(f"step {state.step} validation loss {loss:.4f}{note}")
         self._draw_curve()

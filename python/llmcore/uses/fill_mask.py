@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def fill_mask(
     """Fill masks; see `Transformer.fill_mask`."""
     check_model(model, bidirectional)
     mask = _mask_id(model, mask_id)
-    if not isinstance(top_k, int) or not 1 <= top_k <= model.config.vocab_size:
+    if not isinstance(top_k, Integral) or not 1 <= top_k <= model.config.vocab_size:
         raise ConfigError(
             f"fill_mask: top_k must be from 1 to the vocabulary's {model.config.vocab_size}, "
             f"got {top_k!r}"
