@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcore.cli.common import JsonOption, refuse, usage_errors
+from llmcore.cli.common import JsonOption, known_device, refuse, usage_errors
 from llmcore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ThreadsOption = Annotated[
     typer.Option(help="How many, as 2, or 1,2 for one after the other; all if not given."),
 ]
 FileOption = Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda.", callback=known_device)]
 PlotOption = Annotated[Path | None, typer.Option(help="Draw the rates into this SVG file.")]
 VocabularyOption = Annotated[int | None, typer.Option(help="Instead of the preset's.")]
 

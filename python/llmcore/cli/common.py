@@ -20,10 +20,30 @@ if TYPE_CHECKING:
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 ModelArgument = Annotated[Path, typer.Argument(help="Checkpoint, or the directory of a run.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, or cuda.")]
+
+
+def known_device(device: str | None) -> str | None:
+    """Refuse what names no device; whether it can be used is another question."""
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UsageError(f"--device must be cpu, cuda or cuda:<index>, got {device!r}")
+    return device
+
+
+def _known_format(dtype: str | None) -> str | None:
+    from llmcore.quantized import WEIGHT_BITS
+
+    if dtype is not None and dtype not in WEIGHT_BITS:
+        raise UsageError(f"--dtype must be one of {', '.join(WEIGHT_BITS)}, got {dtype!r}")
+    return dtype
+
+
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, or cuda.", callback=known_device)]
 DtypeOption = Annotated[
     str | None,
-    typer.Option(help="Format to keep weights in: float32, bfloat16, int8, int4; else as stored."),
+    typer.Option(
+        help="Format to keep weights in: float32, bfloat16, int8, int4; else as stored.",
+        callback=_known_format,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 JsonLinesOption = Annotated[

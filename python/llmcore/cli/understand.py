@@ -111,7 +111,7 @@ def embed(
     llmcore embed out/bert --input sentences.txt --out vectors.npy --pooling mean
     """
     import io
-    from typing import cast
+    from typing import cast, get_args
 
     import numpy as np
 
@@ -120,6 +120,8 @@ def embed(
 
     if out.suffix != ".npy":
         refuse(f"--out must end in .npy, got {out}")
+    if pooling not in get_args(Pooling):
+        refuse(f"--pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
     texts = read_texts(text, file)
     loaded = load_model(model, device, dtype)
 
