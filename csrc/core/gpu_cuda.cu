@@ -257,7 +257,6 @@ void* allocate(int index, int64_t bytes) {
     check(with_memory(cudaErrorMemoryAllocation,
                       [&] { return cudaMalloc(&data, static_cast<size_t>(bytes)); }),
           "cudaMalloc");
-  check(wait_for_all(), "the work of the GPU");  // of whoever had the memory before
   check(cudaMemset(data, 0, static_cast<size_t>(bytes)), "cudaMemset");
   check(wait_for_all(), "cudaMemset");  // before other streams, which do not wait, see it
   return data;
@@ -268,6 +267,7 @@ void release(int index, void* data, int64_t bytes) {
   constexpr int64_t kShare = 16;  // of the device's memory, as much as may be kept
   size_t free = 0, total = 0;
   cudaSetDevice(index);
+  wait_for_all();  // as cudaFree() does: for work that still uses it
   cudaMemGetInfo(&free, &total);
   kept().give({index, data, bytes}, static_cast<int64_t>(total) / kShare);
 }
