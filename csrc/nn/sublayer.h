@@ -35,7 +35,7 @@ class Sublayer {
         residual_dropout_(config.residual_dropout),
         site_(site) {}
 
-  // x and y are [N, C].
+  // x and y are [N, C]; y may be x where nothing is saved for backward.
   void forward(const Context& context, const Sequences& sequences, const Tensor& x, const Tensor& y,
                Saved& saved) const {
     const MatmulArgs tail = tail_of(context, x);
