@@ -425,4 +425,4 @@ def test_command_mistakes(capsys, tmp_path, finished_run):
     assert run(capsys, "quantize", source, out)[0] == 0
     assert "--overwrite" in fails(capsys, 1, "quantize", source, out)
     assert "is int8 already" in fails(capsys, 1, "quantize", out, tmp_path / "again")
-    assert "fp8" in fails(capsys, 1, "generate", source, "--dtype", "fp8", "--prompt", "a")
+    assert "fp8" in fails(capsys, 2, "generate", source, "--dtype", "fp8", "--prompt", "a")

@@ -25,7 +25,7 @@ void Captured::run(const Context& context, const Look& look,
                                   [&](const Entry& entry) { return entry.look == look; });
   if (found == entries_.end()) {  // the first time, which also lets the arena grow
     if (entries_.size() == most_) {
-      wait(context.queue);  // a graph must not go while it runs
+      if (entries_.back().graph) wait(context.queue);  // it must not go while it runs
       entries_.pop_back();
     }
     entries_.emplace_front();

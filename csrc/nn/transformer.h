@@ -130,7 +130,7 @@ class Transformer {
   Head head_;
   Classifier classifier_;
   Arena arena_;
-  Captured decoding_{32};
+  Captured decoding_{256};  // passes of so many numbers of texts and of keys
   std::mutex mutex_;
 };
 

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <string>
 #include <vector>
 
 #include "settings.h"
@@ -23,16 +24,22 @@ std::string demangled(const std::string& symbol) {
   return result;
 }
 
-// visit(name, symbol, address) for all symbols of the module that `kernel` is in; none where it was
-// stripped of them.
-template <class Visit>
-void visit_symbols(const void* kernel, Visit visit) {
+struct Symbol {
+  std::string name;  // as the linker has it
+  const void* address;
+  size_t bytes;
+  bool function;
+};
+
+// All symbols of the module that `kernel` is in; none where it was stripped of them.
+std::vector<Symbol> read_symbols(const void* kernel) {
+  std::vector<Symbol> all;
   Dl_info found{};
   link_map* module = nullptr;
-  if (dladdr1(kernel, &found, reinterpret_cast<void**>(&module), RTLD_DL_LINKMAP) == 0) return;
+  if (dladdr1(kernel, &found, reinterpret_cast<void**>(&module), RTLD_DL_LINKMAP) == 0) return all;
   std::ifstream stream(*module->l_name == 0 ? "/proc/self/exe" : module->l_name, std::ios::binary);
   const std::vector<char> file{std::istreambuf_iterator<char>(stream), {}};
-  if (file.size() < sizeof(ElfW(Ehdr))) return;
+  if (file.size() < sizeof(ElfW(Ehdr))) return all;
   const auto* header = reinterpret_cast<const ElfW(Ehdr)*>(file.data());
   const auto* sections = reinterpret_cast<const ElfW(Shdr)*>(file.data() + header->e_shoff);
   for (int i = 0; i < header->e_shnum; ++i) {
@@ -40,18 +47,24 @@ void visit_symbols(const void* kernel, Visit visit) {
     const auto* symbols = reinterpret_cast<const ElfW(Sym)*>(file.data() + sections[i].sh_offset);
     const char* names = file.data() + sections[sections[i].sh_link].sh_offset;
     for (size_t j = 0; j < sections[i].sh_size / sizeof(ElfW(Sym)); ++j)
-      visit(std::string(names + symbols[j].st_name), symbols[j],
-            reinterpret_cast<const void*>(module->l_addr + symbols[j].st_value));
+      all.push_back({.name = names + symbols[j].st_name,
+                     .address = reinterpret_cast<const void*>(module->l_addr + symbols[j].st_value),
+                     .bytes = symbols[j].st_size,
+                     .function = ELF64_ST_TYPE(symbols[j].st_info) == STT_FUNC});
   }
+  return all;
 }
 
-// As the linker has it.
+// The same, read once: all kernels are in the module of the emulation.
+const std::vector<Symbol>& symbols_beside(const void* kernel) {
+  static const std::vector<Symbol> symbols = read_symbols(kernel);
+  return symbols;
+}
+
 std::string symbol_of(const void* kernel) {
-  std::string found;
-  visit_symbols(kernel, [&](const std::string& name, const ElfW(Sym) & symbol, const void* at) {
-    if (at == kernel && ELF64_ST_TYPE(symbol.st_info) == STT_FUNC) found = name;
-  });
-  return found;
+  for (const Symbol& symbol : symbols_beside(kernel))
+    if (symbol.function && symbol.address == kernel) return symbol.name;
+  return "";
 }
 
 }  // namespace
@@ -66,9 +79,8 @@ size_t static_shared(const void* kernel) {
   if (!symbol.starts_with("_Z")) return 0;
   const std::string inside = "_ZZ" + symbol.substr(2) + "E";
   size_t bytes = 0;
-  visit_symbols(kernel, [&](const std::string& name, const ElfW(Sym) & variable, const void*) {
-    if (name.starts_with(inside)) bytes += variable.st_size;
-  });
+  for (const Symbol& variable : symbols_beside(kernel))
+    if (variable.name.starts_with(inside)) bytes += variable.bytes;
   return bytes;
 }
 
