@@ -95,6 +95,7 @@ def test_command_prints_a_table_or_json(capsys):
 
 def test_command_blames_the_command_line(capsys):
     assert "whole numbers" in fails(capsys, 2, "bench", "machine", "--threads", "two")
+    assert "Missing command" in fails(capsys, 2, "bench")
 
 
 # ---------------------------------------------------------------------------- turns

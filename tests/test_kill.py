@@ -44,8 +44,7 @@ def outcome(out):
     for record in metrics:
         for name in ("time", "tokens_per_second", "peak_share"):
             record.pop(name, None)
-    names = ("model.safetensors", "training_state.safetensors", "tokenizer.json")
-    files = {name: (out / "last" / name).read_bytes() for name in names}
+    files = {file.name: file.read_bytes() for file in (out / "last").iterdir()}
     return metrics, files, (out / "best" / "model.safetensors").read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -95,3 +96,11 @@ def _readable(obj: Any) -> Any:
     except ValueError:
         raise ShapeError("tensor: rows must have equal length, got ragged lists") from None
     return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _reduce(value: Tensor) -> tuple[Any, ...]:
+    """How pickle and copy make a tensor again: from an array; float32 holds bfloat16 whole."""
+    return tensor, (value.to(device="cpu").numpy(), value.dtype, value.device)
+
+
+copyreg.pickle(Tensor, _reduce)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 
 import numpy as np
@@ -51,6 +53,18 @@ def test_tensor_copies_and_views_share(rng):
     tensor.numpy()[1, 2] = 42
     assert np.asarray(tensor)[1, 2] == np.from_dlpack(tensor)[1, 2] == 42
     assert tensor.reshape([12]).numpy()[6] == 42
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int64", "int8", "bool"])
+def test_copied_and_pickled(rng, dtype, again):
+    tensor = llmcore.tensor(filled(rng, (2, 3), "float32")).to(dtype=dtype)
+    back = again(tensor)
+    assert (back.shape, back.dtype, back.device) == ((2, 3), dtype, "cpu")
+    np.testing.assert_array_equal(back.numpy(), tensor.numpy())
+    assert not np.shares_memory(back.numpy(), tensor.numpy())
 
 
 @pytest.mark.parametrize("dtype", NUMPY_DTYPES)

@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         usage = cast(typer.BadParameter, error)
         where = usage.ctx.command_path if usage.ctx else "llmcore"
-        complain(f"{usage.format_message()} (see {where} --help)")
+        # Where a group is given no command, Typer shows its help and has nothing to say.
+        complain(f"{usage.format_message() or 'Missing command.'} (see {where} --help)")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         complain("stopped")

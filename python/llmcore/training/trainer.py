@@ -365,6 +365,10 @@ class Trainer:
     def _save_last(self) -> None:
         optimizer = self._step.state_dict()
         moments = {name: v for name, v in optimizer.items() if isinstance(v, np.ndarray)}
+        # Where a run lives and how it was called say nothing of its state, whose bytes are the same
+        # wherever it went on.
+        called = ("out_dir", "resume", "overwrite")
+        settings = {name: v for name, v in self.config.to_dict().items() if name not in called}
         state = checkpoint.TrainState(
             step=self.state.step,
             moments=moments,
@@ -373,7 +377,7 @@ class Trainer:
             best_metric=self.state.best_loss,
             history={
                 "run": self.state.to_dict(),
-                "settings": self.config.to_dict(),
+                "settings": settings,
                 "objective": describe_objective(self.objective),
             },
         )
