@@ -395,6 +395,7 @@ def test_bad_arguments_are_named(call, error, words):
     with pytest.raises(error) as raised:
         call()
     assert all(word in str(raised.value) for word in words), raised.value
+    assert str(raised.value).startswith(("attention: ", "attention_backward: "))
 
 
 # ---- parity ----
