@@ -75,6 +75,19 @@ def check_seed(seed: Any, what: str) -> None:
         raise ConfigError(f"{what} must be a whole number from 0 to 2**64 - 1, got {seed!r}")
 
 
+def first_beyond_32_bits(ids: Any) -> tuple[list[int], int]:
+    """Return where in a NumPy array of integers the first is that int32 cannot hold, and which.
+
+    Example:
+        >>> import numpy as np
+        >>> first_beyond_32_bits(np.array([[1, 2], [3, 2**31]]))
+        ([1, 1], 2147483648)
+    """
+    beyond = (ids >= 2**31) | (ids < -(2**31))
+    place = [int(axis[0]) for axis in beyond.nonzero()]
+    return place, int(ids[tuple(place)])
+
+
 class Check:
     """Collects the problems of a frozen dataclass while it is being constructed.
 
