@@ -146,6 +146,16 @@ def test_generation_settings(settings):
     check(ConfigError, next(iter(settings)), lambda: GenerationConfig(**settings))
 
 
+def test_a_temperature_too_small_to_divide_by_is_greedy(model):
+    greedy = model.generate([[1, 2]], GenerationConfig(max_new_tokens=4))
+    for temperature in (0, 1e-38, 1e-44, 5e-324):
+        config = GenerationConfig(max_new_tokens=4, temperature=temperature)
+        assert not config.do_sample
+        assert model.generate([[1, 2]], config) == greedy
+    check(ConfigError, "at least 0", lambda: GenerationConfig(temperature=-1e-40))
+    check(ConfigError, "from 1 to 2**31 - 1", lambda: GenerationConfig(max_new_tokens=2**31))
+
+
 def test_prompts(model):
     for error, words, prompts in (
         (ConfigError, "has no tokenizer", "text"),

@@ -50,12 +50,47 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
                 problems += [f"{name}: {problem}" for problem in error.problems]
                 values[name] = None
     try:
-        result = None if missing else cls(**values)
+        result = cls(**dict.fromkeys(missing), **values)
     except ConfigError as error:
-        problems += error.problems
-    if problems or result is None:
+        said = tuple(f"{name}: " for name in missing)
+        problems += [problem for problem in error.problems if not problem.startswith(said)]
+    if problems:
         raise ConfigError.listing(cls.__name__, problems)
     return result
+
+
+def told_at_once(build: Callable[[type[Any], Mapping[str, Any]], Any]) -> Callable[[T], T]:
+    """Decorate a dataclass so that its constructor tells unknown and missing names as `build` does.
+
+    Python's own TypeError would name one of them, and nothing else that is wrong.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @told_at_once(build)
+        ... @dataclass(kw_only=True)
+        ... class Size:
+        ...     width: int
+        >>> Size(widht=3)
+        Traceback (most recent call last):
+        ...
+        llmcore.errors.ConfigError: Size has 2 problems:
+          unknown key 'widht', did you mean 'width'?
+          width: required, but missing
+    """
+
+    def decorate(cls: Any) -> Any:
+        construct, known, required = cls.__init__, field_hints(cls), set(_required(cls))
+
+        @functools.wraps(construct)
+        def checked(self: Any, *args: Any, **values: Any) -> None:
+            if not required <= values.keys() <= known.keys():
+                build(cls, values)
+            construct(self, *args, **values)
+
+        cls.__init__ = checked
+        return cls
+
+    return decorate
 
 
 def check_seed(seed: Any, what: str) -> None:

@@ -49,16 +49,15 @@ def build_settings(cls: type[_Config], settings: Mapping[str, Any]) -> _Config:
     Raises:
         ConfigError: With every problem found.
     """
-    problems = settings_problems(cls, settings)
+    names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    problems = unknown_settings(names, settings)
+    try:
+        built = cls(**{name: value for name, value in settings.items() if name in names})
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError.listing(cls.__name__, problems)
-    return cls(**settings)
-
-
-def settings_problems(cls: type, settings: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the names and the values of settings."""
-    names = [item.name for item in dataclasses.fields(cls)]
-    return unknown_settings(names, settings) + find_problems(cls, settings)
+    return built
 
 
 def unknown_settings(known: Sequence[str], settings: Mapping[str, Any]) -> list[str]:

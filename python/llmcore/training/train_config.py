@@ -17,9 +17,9 @@ from llmcore.training.settings import (
     build_settings,
     find_problems,
     setting,
-    settings_problems,
     unknown_settings,
 )
+from llmcore.validation import told_at_once
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,6 +29,7 @@ else:
 SCHEDULES: tuple[str, ...] = typing.get_args(ScheduleKind)
 
 
+@told_at_once(build_settings)
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train: the length, the optimizer, the evaluation, and where the results go.
@@ -245,6 +246,7 @@ class TrainConfig:
         return self.from_dict({**self.to_dict(), **settings})
 
 
+@told_at_once(build_settings)
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What to train on: text, examples, a directory of shards, or (by default) Shakespeare.
@@ -357,25 +359,21 @@ class RunConfig:
                 tables[name] = table
             else:
                 problems.append(f"[{name}] must be a table of settings, got {table!r}")
+        built: dict[str, Any] = {}
         for name, section in (("data", DataConfig), ("train", TrainConfig)):
-            found = settings_problems(section, tables.get(name, {}))
-            problems += [f"[{name}] {problem}" for problem in found]
+            try:
+                built[name] = build_settings(section, tables.get(name, {}))
+            except ConfigError as error:
+                problems += [f"[{name}] {problem}" for problem in error.problems]
         fields = ("name", *(item.name for item in dataclasses.fields(ModelConfig)))
         found = unknown_settings(fields, tables.get("model", {}))
         problems += [f"[model] {problem}" for problem in found]
         if problems:
             raise ConfigError.listing("RunConfig", problems)
-        data = DataConfig.from_dict(tables["data"])
-        if data.path is not None:
-            tables["train"] = {
-                "out_dir": f"out/{Path(data.path).resolve().stem}",
-                **tables["train"],
-            }
-        return cls(
-            model={"name": "gpt-nano", **tables["model"]},
-            data=data,
-            train=TrainConfig.from_dict(tables["train"]),
-        )
+        path = built["data"].path
+        if path is not None and "out_dir" not in tables["train"]:
+            built["train"] = built["train"].replace(out_dir=f"out/{Path(path).resolve().stem}")
+        return cls(model={"name": "gpt-nano", **tables["model"]}, **built)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> RunConfig:
