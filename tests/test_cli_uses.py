@@ -337,6 +337,11 @@ def test_convert_merges_adapters(capsys, models, tmp_path):
         ("attend LONG --model decoder", "text has 59 tokens, the model has positions for 24"),
         ("attend a --model decoder --out a.png --kind cross", "has no cross attention"),
         ("convert nowhere there", "there is no model at nowhere"),
+        (
+            "plan --model bert-base --objective causal",
+            "trains a decoder, but",
+        ),
+        ("plan --objective seq2seq", "trains an encoder-decoder, but the model is a decoder"),
     ],
 )
 def test_mistakes_exit_1(capsys, models, monkeypatch, tmp_path, words, hint):
@@ -369,6 +374,10 @@ def test_mistakes_exit_1(capsys, models, monkeypatch, tmp_path, words, hint):
         (["bench", "machine", "--device", "gpu"], "cpu, cuda or cuda:<index>"),
         (["attend", "a", "--model", "decoder", "--out", "a.pdf"], "must end in .html or .png"),
         (["attend", "a", "--model", "decoder", "--heads", "one"], "numbers such as 0,2"),
+        (["attend", "a", "--model", "decoder", "--layers", "-1"], "numbers such as 0,2"),
+        (["attend", "a", "--out", "a.png", "--kind", "self"], "one of encoder, decoder, cross"),
+        (["tokenize", "none.txt", "--out", "o", "--tokenizer", "bpee"], "did you mean 'bpe'"),
+        (["plan", "--lora-targets", "w"], "lora_targets must be some of q, k, v, out"),
         (["attend", " ", "--model", "decoder"], "TEXT must not be empty"),
         (["convert", "decoder"], "target"),
     ],

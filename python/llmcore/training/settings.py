@@ -107,7 +107,10 @@ def _problem(value: Any, hint: Any, rules: Mapping[str, Any]) -> str:
             return f"a number, got {value!r}"
     elif kind == tuple[str, ...]:
         names = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
-        return "" if names else f"a list of names, got {value!r}"
+        if names and (not rules["choices"] or set(value) <= set(rules["choices"])):
+            return ""
+        some = f"some of {', '.join(rules['choices'])}" if rules["choices"] else "a list of names"
+        return f"{some}, got {value!r}"
     else:  # the only other kind: a pair of numbers
         pair = isinstance(value, (list, tuple)) and len(value) == 2
         if not pair or not all(isinstance(number, (int, float)) for number in value):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmcore.config import LORA_TARGETS, ModelConfig
 from llmcore.errors import ConfigError, did_you_mean
 from llmcore.train_step import TRAINING_DTYPES
 from llmcore.training.schedule import Schedule, ScheduleKind
@@ -136,8 +137,8 @@ class TrainConfig:
         0.0, "Dropout of the adapters' input.", minimum=0.0, maximum=0.999, resume="refuse"
     )
     lora_targets: tuple[str, ...] = setting(
-        ("q", "v"), "Layers with adapters: q, k, v, out, gate, up, down; repeatable.",
-        resume="refuse",
+        ("q", "v"), f"Layers with adapters: {', '.join(LORA_TARGETS)}; repeatable.",
+        choices=LORA_TARGETS, resume="refuse",
     )  # fmt: skip
 
     eval_interval: int = setting(250, "Steps between two evaluations.", minimum=1, resume="warn")
@@ -344,9 +345,6 @@ class RunConfig:
     def from_dict(cls, sections: Mapping[str, Any]) -> RunConfig:
         """Build from the sections "model", "data" and "train", each optional."""
         names = ("model", "data", "train")
-        # Here rather than above, where it would be a circular import.
-        from llmcore.config import ModelConfig
-
         problems = [
             f"unknown section [{name}]{did_you_mean(name, names)}"
             for name in sections
