@@ -13,6 +13,7 @@ from llmcore import (
     DataError,
     DeviceError,
     DTypeError,
+    Engine,
     GenerationConfig,
     ModelConfig,
     OutOfMemory,
@@ -51,6 +52,36 @@ def check(error, words, call):
         (ConfigError, "must be a ModelConfig, got a str", lambda: Transformer("gpt2")),
         (ConfigError, "seed must be a whole number", lambda: Transformer(CONFIG, seed=-1)),
         (ConfigError, "seed must be a whole number", lambda: Transformer(CONFIG, seed=2**64)),
+        (ConfigError, "2**64 - 1, got None", lambda: Transformer(CONFIG, seed=None)),
+        (ConfigError, "must be a ModelConfig, got a NoneType", lambda: Transformer(None)),
+        (
+            DTypeError,
+            "path_or_repo must be a path, got a NoneType",
+            lambda: Transformer.from_pretrained(None),
+        ),
+        (
+            DTypeError,
+            "save_pretrained: path must be a path",
+            lambda: Transformer(CONFIG).save_pretrained(1),
+        ),
+        (
+            DTypeError,
+            "load_adapter: path must be a path",
+            lambda: Transformer(CONFIG).load_adapter(None),
+        ),
+        (DTypeError, "freeze: patterns must be texts", lambda: Transformer(CONFIG).freeze(None)),
+        (DTypeError, "Engine: model must be a Transformer, got a NoneType", lambda: Engine(None)),
+        (
+            DTypeError,
+            "draft_model must be a Transformer, got a str",
+            lambda: Engine(Transformer(CONFIG), draft_model="x"),
+        ),
+        (DTypeError, "TrainStep: model must be a Transformer", lambda: TrainStep(None, lr=1.0)),
+        (DTypeError, "Trainer: model must be a Transformer", lambda: Trainer(None, IDS)),
+        (DTypeError, "Tokenizer.load: path must be a path", lambda: Tokenizer.load(None)),
+        (ConfigError, "unknown preset None; known: ", lambda: ModelConfig.preset(None)),
+        (ConfigError, "ModelConfig: expected a mapping", lambda: ModelConfig.from_dict(None)),
+        (ConfigError, "TrainConfig: expected a mapping", lambda: TrainConfig.from_dict([1])),
         (DeviceError, "use device='cpu'", lambda: Transformer(CONFIG, device="cuda")),
         (DeviceError, "got 'gpu'", lambda: Transformer(CONFIG, device="gpu")),
         (DeviceError, "must be a name", lambda: Transformer(CONFIG, device=0)),
@@ -169,6 +200,16 @@ def test_prompts(model):
     ):
         check(error, words, lambda prompts=prompts: model.generate(prompts))
     check(DTypeError, "must be a GenerationConfig", lambda: model.generate([1], {"seed": 1}))
+
+
+def test_translations_are_of_texts(model):
+    both = ModelConfig.preset("transformer-base", num_encoder_layers=1, num_decoder_layers=1,
+                              hidden_size=16, num_heads=2, ffn_size=16, vocab_size=60)  # fmt: skip
+    translator = Transformer(both)
+    translator.tokenizer = Tokenizer.train(["a b c"], "char")
+    for texts in ([[1, 2]], [1, 2], np.array([[1]]), [None]):
+        check(DTypeError, "texts must be texts", lambda texts=texts: translator.translate(texts))
+    check(DTypeError, "got a NoneType", lambda: translator.translate(None))
 
 
 def test_prompts_are_taken_in_every_form(model):

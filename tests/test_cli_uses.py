@@ -274,7 +274,8 @@ def test_convert_merges_adapters(capsys, models, tmp_path):
     for name, tensor in model.parameters().items():
         if name.endswith("lora_b"):
             write(tensor, 0.1)
-    model.save_pretrained(tmp_path / "with")
+    with pytest.warns(UserWarning, match=r"merge_lora\(\)"):
+        model.save_pretrained(tmp_path / "with")
     model.save_adapter(tmp_path / "adapter", base_model=str(models / "decoder"))
     model.save_adapter(tmp_path / "nameless")
     model.merge_lora()
@@ -290,7 +291,10 @@ def test_convert_merges_adapters(capsys, models, tmp_path):
         assert found.tokenizer is not None
         for name, tensor in model.parameters().items():
             assert np.array_equal(tensor.numpy(), found.parameters()[name].numpy()), name
-    printed(capsys, "convert", tmp_path / "adapter", tmp_path / "kept")
+    status, _, err = run(capsys, "convert", tmp_path / "adapter", tmp_path / "kept")
+    assert (status, len(err.splitlines())) == (0, 1)
+    assert err.startswith("llmcore: warning: save_pretrained: the model has adapters")
+    assert "--merge-lora" in err
     assert Transformer.from_pretrained(tmp_path / "kept").config.lora.rank == 2
     words = ["convert", tmp_path / "nameless", tmp_path / "none"]
     assert "give --base" in fails(capsys, 1, *words)

@@ -379,7 +379,7 @@ class ModelConfig:
             6
         """
         if name not in PRESETS:
-            hint = did_you_mean(name, PRESETS) or f"; known: {', '.join(PRESETS)}"
+            hint = did_you_mean(str(name), PRESETS) or f"; known: {', '.join(PRESETS)}"
             raise ConfigError(f"ModelConfig: unknown preset {name!r}{hint}")
         return cls.from_dict({**PRESETS[name], **scales_of(name, overrides), **overrides})
 

@@ -159,6 +159,9 @@ class Engine:
         draft_model: Transformer | None = None,
         cache_dtype: CacheDtype = "float32",
     ) -> None:
+        from llmcore.model import check_model
+
+        check_model(model, "Engine")
         self.model = model
         self.cache_dtype = cache_dtype
         self.capacity = _capacity(model, capacity)

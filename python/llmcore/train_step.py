@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from llmcore import _core
-from llmcore.errors import ConfigError, DTypeError, ShapeError
-from llmcore.model import Transformer, check_batch
+from llmcore.errors import ConfigError, ShapeError
+from llmcore.model import Transformer, check_batch, check_model
 from llmcore.objectives import Batch
 from llmcore.tensor import write
 from llmcore.validation import check_seed
@@ -105,7 +105,7 @@ class TrainStep:
         dropout_seed: int = 0,
         dtype: str = "float32",
     ) -> None:
-        _check_model(model)
+        check_model(model, "TrainStep")
         _check_settings(lr, betas, eps, weight_decay, max_grad_norm, dtype)
         check_seed(dropout_seed, "TrainStep: dropout_seed")
         self.model = model
@@ -217,11 +217,6 @@ class TrainStep:
             end = start + math.prod(tensor.shape)
             yield slice(start, end)
             start = end
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, Transformer):
-        raise DTypeError(f"TrainStep: model must be a Transformer, got a {type(model).__name__}")
 
 
 def _check_settings(

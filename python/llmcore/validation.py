@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import math
 import numbers
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast
 
-from llmcore.errors import ConfigError, did_you_mean
+from llmcore.errors import ConfigError, DTypeError, did_you_mean
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
         >>> build(RopeScaling, {"type": "linear", "factor": 2}).factor
         2.0
     """
+    check_mapping(cls, values)
     hints, values = field_hints(cls), dict(values)
     problems = [
         f"unknown key {key!r}{did_you_mean(str(key), hints)}" for key in values if key not in hints
@@ -57,6 +59,14 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     if problems:
         raise ConfigError.listing(cls.__name__, problems)
     return result
+
+
+def check_mapping(cls: type, values: Any) -> None:
+    """Raise `ConfigError` unless a dataclass could be built from `values`."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{cls.__name__}: expected a mapping of its fields, got a {type(values).__name__}"
+        )
 
 
 def told_at_once(build: Callable[[type[Any], Mapping[str, Any]], Any]) -> Callable[[T], T]:
@@ -91,6 +101,23 @@ def told_at_once(build: Callable[[type[Any], Mapping[str, Any]], Any]) -> Callab
         return cls
 
     return decorate
+
+
+def as_path(value: Any, what: str) -> str:
+    """Return the path of a file or directory as text.
+
+    Raises:
+        DTypeError: naming `what`, where `value` is none.
+
+    Example:
+        >>> as_path(None, "load: path")
+        Traceback (most recent call last):
+        ...
+        llmcore.errors.DTypeError: load: path must be a path, got a NoneType
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise DTypeError(f"{what} must be a path, got a {type(value).__name__}")
+    return os.fsdecode(value)
 
 
 def check_seed(seed: Any, what: str) -> None:

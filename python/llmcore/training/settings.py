@@ -10,6 +10,7 @@ from dataclasses import field
 from typing import Any
 
 from llmcore.errors import ConfigError, did_you_mean
+from llmcore.validation import check_mapping
 
 
 def setting(
@@ -49,6 +50,7 @@ def build_settings(cls: type[_Config], settings: Mapping[str, Any]) -> _Config:
     Raises:
         ConfigError: With every problem found.
     """
+    check_mapping(cls, settings)
     names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
     problems = unknown_settings(names, settings)
     try:
