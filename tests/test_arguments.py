@@ -54,31 +54,6 @@ def check(error, words, call):
         (ConfigError, "seed must be a whole number", lambda: Transformer(CONFIG, seed=2**64)),
         (ConfigError, "2**64 - 1, got None", lambda: Transformer(CONFIG, seed=None)),
         (ConfigError, "must be a ModelConfig, got a NoneType", lambda: Transformer(None)),
-        (
-            DTypeError,
-            "path_or_repo must be a path, got a NoneType",
-            lambda: Transformer.from_pretrained(None),
-        ),
-        (
-            DTypeError,
-            "save_pretrained: path must be a path",
-            lambda: Transformer(CONFIG).save_pretrained(1),
-        ),
-        (
-            DTypeError,
-            "load_adapter: path must be a path",
-            lambda: Transformer(CONFIG).load_adapter(None),
-        ),
-        (DTypeError, "freeze: patterns must be texts", lambda: Transformer(CONFIG).freeze(None)),
-        (DTypeError, "Engine: model must be a Transformer, got a NoneType", lambda: Engine(None)),
-        (
-            DTypeError,
-            "draft_model must be a Transformer, got a str",
-            lambda: Engine(Transformer(CONFIG), draft_model="x"),
-        ),
-        (DTypeError, "TrainStep: model must be a Transformer", lambda: TrainStep(None, lr=1.0)),
-        (DTypeError, "Trainer: model must be a Transformer", lambda: Trainer(None, IDS)),
-        (DTypeError, "Tokenizer.load: path must be a path", lambda: Tokenizer.load(None)),
         (ConfigError, "unknown preset None; known: ", lambda: ModelConfig.preset(None)),
         (ConfigError, "ModelConfig: expected a mapping", lambda: ModelConfig.from_dict(None)),
         (ConfigError, "TrainConfig: expected a mapping", lambda: TrainConfig.from_dict([1])),
@@ -102,6 +77,24 @@ def check(error, words, call):
 )
 def test_models(error, words, call):
     check(error, words, call)
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("from_pretrained: path_or_repo must be a path", lambda m: m.from_pretrained(None)),
+        ("save_pretrained: path must be a path, got a int", lambda m: m.save_pretrained(1)),
+        ("load_adapter: path must be a path", lambda m: m.load_adapter(None)),
+        ("Tokenizer.load: path must be a path", lambda m: Tokenizer.load(None)),
+        ("freeze: patterns must be texts", lambda m: m.freeze(None)),
+        ("Engine: model must be a Transformer, got a NoneType", lambda m: Engine(None)),
+        ("draft_model must be a Transformer, got a str", lambda m: Engine(m, draft_model="x")),
+        ("TrainStep: model must be a Transformer", lambda m: TrainStep(None, lr=1.0)),
+        ("Trainer: model must be a Transformer", lambda m: Trainer(None, IDS)),
+    ],
+)
+def test_kinds_of_arguments(model, words, call):
+    check(DTypeError, words, lambda: call(model))
 
 
 @pytest.mark.parametrize(
