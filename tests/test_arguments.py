@@ -13,6 +13,7 @@ from llmcore import (
     DataError,
     DeviceError,
     DTypeError,
+    Engine,
     GenerationConfig,
     ModelConfig,
     OutOfMemory,
@@ -51,6 +52,11 @@ def check(error, words, call):
         (ConfigError, "must be a ModelConfig, got a str", lambda: Transformer("gpt2")),
         (ConfigError, "seed must be a whole number", lambda: Transformer(CONFIG, seed=-1)),
         (ConfigError, "seed must be a whole number", lambda: Transformer(CONFIG, seed=2**64)),
+        (ConfigError, "2**64 - 1, got None", lambda: Transformer(CONFIG, seed=None)),
+        (ConfigError, "must be a ModelConfig, got a NoneType", lambda: Transformer(None)),
+        (ConfigError, "unknown preset None; known: ", lambda: ModelConfig.preset(None)),
+        (ConfigError, "ModelConfig: expected a mapping", lambda: ModelConfig.from_dict(None)),
+        (ConfigError, "TrainConfig: expected a mapping", lambda: TrainConfig.from_dict([1])),
         (DeviceError, "use device='cpu'", lambda: Transformer(CONFIG, device="cuda")),
         (DeviceError, "got 'gpu'", lambda: Transformer(CONFIG, device="gpu")),
         (DeviceError, "must be a name", lambda: Transformer(CONFIG, device=0)),
@@ -74,6 +80,24 @@ def test_models(error, words, call):
 
 
 @pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("from_pretrained: path_or_repo must be a path", lambda m: m.from_pretrained(None)),
+        ("save_pretrained: path must be a path, got a int", lambda m: m.save_pretrained(1)),
+        ("load_adapter: path must be a path", lambda m: m.load_adapter(None)),
+        ("Tokenizer.load: path must be a path", lambda m: Tokenizer.load(None)),
+        ("freeze: patterns must be texts", lambda m: m.freeze(None)),
+        ("Engine: model must be a Transformer, got a NoneType", lambda m: Engine(None)),
+        ("draft_model must be a Transformer, got a str", lambda m: Engine(m, draft_model="x")),
+        ("TrainStep: model must be a Transformer", lambda m: TrainStep(None, lr=1.0)),
+        ("Trainer: model must be a Transformer", lambda m: Trainer(None, IDS)),
+    ],
+)
+def test_kinds_of_arguments(model, words, call):
+    check(DTypeError, words, lambda: call(model))
+
+
+@pytest.mark.parametrize(
     ("error", "words", "ids", "lengths"),
     [
         (ShapeError, "must have 2 axes, got shape [3]", [1, 2, 3], None),
@@ -81,6 +105,12 @@ def test_models(error, words, call):
         (ShapeError, "has positions for 8", np.zeros((1, 9), int), None),
         (DTypeError, "must hold integers, got float64", [[1.0, 2.0]], None),
         (TokenIndexError, "= 11 is outside the table of 11", [[1, 11]], None),
+        (
+            TokenIndexError,
+            f"ids[0, 1] = {2**40} is outside the vocabulary of 11",
+            [[1, 2**40]],
+            None,
+        ),
         (TokenIndexError, "must not be negative, got -2", [[1, -2]], None),
         (ShapeError, "lengths", [[1, 2]], [1, 2]),
         (ShapeError, "lengths[0] must be from 0 to 2, got 3", [[1, 2]], [3]),
@@ -140,18 +170,39 @@ def test_generation_settings(settings):
     check(ConfigError, next(iter(settings)), lambda: GenerationConfig(**settings))
 
 
+def test_a_temperature_too_small_to_divide_by_is_greedy(model):
+    greedy = model.generate([[1, 2]], GenerationConfig(max_new_tokens=4))
+    for temperature in (0, 1e-38, 1e-44, 5e-324):
+        config = GenerationConfig(max_new_tokens=4, temperature=temperature)
+        assert not config.do_sample
+        assert model.generate([[1, 2]], config) == greedy
+    check(ConfigError, "at least 0", lambda: GenerationConfig(temperature=-1e-40))
+    check(ConfigError, "from 1 to 2**31 - 1", lambda: GenerationConfig(max_new_tokens=2**31))
+
+
 def test_prompts(model):
     for error, words, prompts in (
         (ConfigError, "has no tokenizer", "text"),
         (DataError, "expected at least one", []),
         (DataError, "prompts[1] has no tokens", [[1], []]),
         (TokenIndexError, "id 11 at position 1", [[1, 11]]),
+        (TokenIndexError, f"[1] = {2**40} is outside the vocabulary of 11", [[1, 2**40]]),
         (DTypeError, "must hold integers", [[1.5]]),
         (DTypeError, "got a int", 5),
         (ShapeError, "overflow='slide'", [[1] * 9]),
     ):
         check(error, words, lambda prompts=prompts: model.generate(prompts))
     check(DTypeError, "must be a GenerationConfig", lambda: model.generate([1], {"seed": 1}))
+
+
+def test_translations_are_of_texts(model):
+    both = ModelConfig.preset("transformer-base", num_encoder_layers=1, num_decoder_layers=1,
+                              hidden_size=16, num_heads=2, ffn_size=16, vocab_size=60)  # fmt: skip
+    translator = Transformer(both)
+    translator.tokenizer = Tokenizer.train(["a b c"], "char")
+    for texts in ([[1, 2]], [1, 2], np.array([[1]]), [None]):
+        check(DTypeError, "texts must be texts", lambda texts=texts: translator.translate(texts))
+    check(DTypeError, "got a NoneType", lambda: translator.translate(None))
 
 
 def test_prompts_are_taken_in_every_form(model):
@@ -210,6 +261,11 @@ def test_tensors_and_threads():
         (ShapeError, "ragged", lambda: llmcore.tensor([[1], [1, 2]])),
         (DTypeError, "got object", lambda: llmcore.tensor(None)),
         (DTypeError, "x must be an array, got None", lambda: ops.relu(None)),
+        (
+            DTypeError,
+            "ids must be an array, got None",
+            lambda: ops.embedding(None, [[1.0]]),
+        ),
         (ConfigError, "whole number, got 'a'", lambda: llmcore.set_num_threads("a")),
         (ConfigError, "whole number, got 2.5", lambda: llmcore.set_num_threads(2.5)),
         (ConfigError, "from 1 to 4096, got 0", lambda: llmcore.set_num_threads(0)),

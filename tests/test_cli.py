@@ -237,7 +237,6 @@ def test_train_on_shards_and_from_a_checkpoint(capsys, tmp_path, text):
     [
         (["--data", "missing.txt"], "there is no file missing.txt"),
         (["--data", "."], "no tokenized data set"),
-        (["--tokenizer", "bpee"], "did you mean 'bpe'"),
         (["--block-size", "5000", "--data", "text.txt"], "give more text or a smaller block"),
         (["--out-dir", "text.txt"], "name a directory"),
         (["--device", "cuda:99"], "cuda"),

@@ -274,7 +274,8 @@ def test_convert_merges_adapters(capsys, models, tmp_path):
     for name, tensor in model.parameters().items():
         if name.endswith("lora_b"):
             write(tensor, 0.1)
-    model.save_pretrained(tmp_path / "with")
+    with pytest.warns(UserWarning, match=r"merge_lora\(\)"):
+        model.save_pretrained(tmp_path / "with")
     model.save_adapter(tmp_path / "adapter", base_model=str(models / "decoder"))
     model.save_adapter(tmp_path / "nameless")
     model.merge_lora()
@@ -290,7 +291,10 @@ def test_convert_merges_adapters(capsys, models, tmp_path):
         assert found.tokenizer is not None
         for name, tensor in model.parameters().items():
             assert np.array_equal(tensor.numpy(), found.parameters()[name].numpy()), name
-    printed(capsys, "convert", tmp_path / "adapter", tmp_path / "kept")
+    status, _, err = run(capsys, "convert", tmp_path / "adapter", tmp_path / "kept")
+    assert (status, len(err.splitlines())) == (0, 1)
+    assert err.startswith("llmcore: warning: save_pretrained: the model has adapters")
+    assert "--merge-lora" in err
     assert Transformer.from_pretrained(tmp_path / "kept").config.lora.rank == 2
     words = ["convert", tmp_path / "nameless", tmp_path / "none"]
     assert "give --base" in fails(capsys, 1, *words)
@@ -337,6 +341,11 @@ def test_convert_merges_adapters(capsys, models, tmp_path):
         ("attend LONG --model decoder", "text has 59 tokens, the model has positions for 24"),
         ("attend a --model decoder --out a.png --kind cross", "has no cross attention"),
         ("convert nowhere there", "there is no model at nowhere"),
+        (
+            "plan --model bert-base --objective causal",
+            "trains a decoder, but",
+        ),
+        ("plan --objective seq2seq", "trains an encoder-decoder, but the model is a decoder"),
     ],
 )
 def test_mistakes_exit_1(capsys, models, monkeypatch, tmp_path, words, hint):
@@ -369,6 +378,10 @@ def test_mistakes_exit_1(capsys, models, monkeypatch, tmp_path, words, hint):
         (["bench", "machine", "--device", "gpu"], "cpu, cuda or cuda:<index>"),
         (["attend", "a", "--model", "decoder", "--out", "a.pdf"], "must end in .html or .png"),
         (["attend", "a", "--model", "decoder", "--heads", "one"], "numbers such as 0,2"),
+        (["attend", "a", "--model", "decoder", "--layers", "-1"], "numbers such as 0,2"),
+        (["attend", "a", "--out", "a.png", "--kind", "self"], "one of encoder, decoder, cross"),
+        (["tokenize", "none.txt", "--out", "o", "--tokenizer", "bpee"], "did you mean 'bpe'"),
+        (["plan", "--lora-targets", "w"], "lora_targets must be some of q, k, v, out"),
         (["attend", " ", "--model", "decoder"], "TEXT must not be empty"),
         (["convert", "decoder"], "target"),
     ],

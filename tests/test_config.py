@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 
 import numpy as np
 import pytest
 
-from llmcore.config import TOKEN_ID_FIELDS, ModelConfig, RopeScaling
+from llmcore import GenerationConfig, TrainConfig
+from llmcore.config import TOKEN_ID_FIELDS, LoraConfig, ModelConfig, RopeScaling
 from llmcore.errors import ConfigError
 from llmcore.parameters import parameter_shapes
 from llmcore.presets import PRESETS
+from llmcore.training.train_config import DataConfig
 
 SMALL = {"vocab_size": 65, "hidden_size": 24, "num_decoder_layers": 2, "num_heads": 4}
 
@@ -176,6 +179,7 @@ def test_missing_and_unknown_keys():
         "vocab_size: required, but missing",
         "hidden_size: required, but missing",
         "num_heads: required, but missing",
+        "num_decoder_layers: expected at least 1 where num_encoder_layers is 0, got 0",
     )
     with pytest.raises(ConfigError, match=r"unknown preset 'gtp2', did you mean 'gpt2'\?"):
         ModelConfig.preset("gtp2")
@@ -183,6 +187,50 @@ def test_missing_and_unknown_keys():
         ModelConfig.preset("gpt2", num_head=3)
     with pytest.raises(ValueError, match="did you mean 'norm_eps'"):
         ModelConfig.preset("gpt2").replace(norm_epsilon=3)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "found"),
+    [
+        (
+            ModelConfig,
+            {"hidden_dim": 3, "norm": "x", "vocab_size": 9, "num_heads": 2},
+            ["'hidden_dim', did you mean 'hidden_size'", "hidden_size: required", "norm: expected"],
+        ),
+        (
+            LoraConfig,
+            {"rnk": 3, "dropout": 2},
+            ["'rnk', did you mean 'rank'", "rank: ", "dropout: "],
+        ),
+        (
+            GenerationConfig,
+            {"max_token": 3, "top_p": 2, "num_beam": 4, "seed": -1},
+            ["'max_token'", "'num_beam', did you mean 'num_beams'", "top_p: ", "seed: "],
+        ),
+        (
+            TrainConfig,
+            {"step": 3, "lr": -1, "zzz": 0},
+            ["'step', did you mean 'steps'", "'zzz'", "lr must be at least 0"],
+        ),
+        (
+            TrainConfig,
+            {"step": 3, "resume": True, "overwrite": True},
+            ["'step', did you mean 'steps'", "resume and overwrite exclude each other"],
+        ),
+        (DataConfig, {"pth": "x", "vocab_size": 0}, ["'pth', did you mean 'path'", "vocab_size"]),
+    ],
+)
+def test_constructors_say_everything_at_once(cls, values, found):
+    builders = [cls, *([lambda **v: cls.from_dict(v)] if hasattr(cls, "from_dict") else [])]
+    for build in builders:
+        with pytest.raises(ConfigError) as caught:
+            build(**values)
+        told = list(caught.value.problems)
+        for words in found:
+            assert sum(words in problem for problem in told) == 1, (words, told)
+        extra = {"num_decoder_layers: expected at least 1 where num_encoder_layers is 0, got 0"}
+        assert len(set(told) - extra) == len(found), told
+    assert str(inspect.signature(cls)).count("*") == 1  # help() still names every field
 
 
 def test_rope_scaling():

@@ -270,6 +270,7 @@ def test_dropout_masks_differ_between_layers_and_steps(rng):
     assert 0.0 not in effects
 
 
+@pytest.mark.filterwarnings("ignore:save_pretrained")
 def test_training_goes_on_from_a_saved_model(rng, tmp_path):
     batches = [batch_for(make().config, rng) for _ in range(4)]
     model = make(lora=DROPPED, **DROPOUT)

@@ -38,6 +38,11 @@ def test_texts_that_cannot_be_trained_on(capsys, tmp_path, monkeypatch, content,
         (["--steps", 0, "--lr", -1], "steps must be at least 1, got 0; lr must be at least 0"),
         (["--out-dir", ""], "out_dir must be a name, got an empty string"),
         (["--data", ""], "got an empty string"),
+        (
+            ["--tokenizer", "bpee"],
+            "wordpiece, unigram or a path, got bpee, did you mean",
+        ),
+        (["--lora-targets", "k", "--lora-targets", "foo"], "lora_targets must be some of q, k, v"),
         (["--set", "model.norm=rmss"], "norm: expected one of 'layer', 'rms', got 'rmss'"),
     ],
 )

@@ -221,11 +221,16 @@ def test_a_step_that_is_not_finite_is_skipped(rng):
     result = step(batch_for(model, rng))
     assert result.skipped
     assert not np.isfinite(result.loss)
+    assert step.first_not_finite() == "the weight decoder.layers.0.feed_forward.up.weight"
+    write(weight, np.full_like(kept, 3e38))  # no sum with it is finite
+    assert step(batch_for(model, rng)).skipped
+    assert step.first_not_finite().startswith("the gradient of ")
     write(weight, kept)
     assert state_bytes(model) == before
     assert step(batch_for(model, rng), max_norm=1e-9).skipped
     assert step(batch_for(model, rng), max_loss=1e-9).skipped
     assert not step(batch_for(model, rng)).skipped
+    assert step.first_not_finite() is None
 
 
 def test_optimizer_state_round_trip(rng):

@@ -353,6 +353,7 @@ def test_files_that_do_not_fit_are_named(damage, words, tmp_path):
     assert pair.ours.config.lora is not None
 
 
+@pytest.mark.filterwarnings("ignore:save_pretrained")
 def test_adapters_of_another_model(tmp_path):
     pair = Pair("llama-qv", tmp_path)
     other = Transformer(ModelConfig.preset("llama-tiny", num_decoder_layers=1))

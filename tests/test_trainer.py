@@ -20,7 +20,9 @@ import pytest
 from llmcore import checkpoint
 from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import CheckpointError, ConfigError, DataError, LlmcoreError
+from llmcore.model import Transformer
 from llmcore.parameters import parameter_shapes
+from llmcore.tensor import write
 from llmcore.training import plan
 from llmcore.training.log import read_metrics
 from llmcore.training.train_config import TrainConfig
@@ -343,6 +345,15 @@ def test_bad_steps_are_skipped_counted_and_told(tmp_path, capsys):
     assert "2 steps skipped" in printed
     skips = [r for r in read_metrics(tmp_path / "run/metrics.jsonl") if "skipped" in r]
     assert [(r["step"], r["bad_loss"]) for r in skips] == [(5, "nan"), (10, "inf")]
+
+
+def test_the_first_tensor_that_is_not_finite_is_named(tmp_path):
+    model = Transformer(ModelConfig.preset("gpt-nano", num_decoder_layers=1, hidden_size=16))
+    write(model.parameters()["decoder.layers.0.feed_forward.up.weight"], math.inf)
+    run = Trainer(model, tokens(), settings(tmp_path / "run", max_skips=2))
+    name = "first not finite: the weight decoder.layers.0.feed_forward.up.weight"
+    with pytest.raises(LlmcoreError, match=f"2 steps in a row were skipped.* {name}; lower lr"):
+        run.fit()
 
 
 def test_validation_losses_that_are_never_numbers_do_not_end_a_run(tmp_path, capsys, monkeypatch):

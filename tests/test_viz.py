@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+import llmcore
 from llmcore.errors import ConfigError, DTypeError, ShapeError
 from llmcore.viz import AttentionMap, attention_page, attention_png, save_attention_page
 from llmcore.viz.attention import visible
@@ -227,6 +228,39 @@ def test_maps_that_do_not_belong_together_are_refused(rng, maps):
     with pytest.raises(ShapeError, match="keys of the cross map to be the encoder's 4 tokens"):
         attention_page([random_map(rng, "encoder", queries=4), cross])
     attention_page([cross, decoder, encoder])
+
+
+@pytest.mark.parametrize("take", [np.asarray, llmcore.tensor])
+def test_plain_weights_are_drawn(rng, take):
+    causal = random_map(rng, "decoder", 2, 3, queries=4).weights
+    both = softmax(rng.normal(size=(2, 3, 4, 4)))
+    aside = softmax(rng.normal(size=(2, 3, 4, 5)))
+    for weights, kind in ((causal, "decoder"), (both, "encoder"), (aside, "cross")):
+        numbered = AttentionMap(
+            kind, weights, ["0", "1", "2", "3"], list("01234")[: weights.shape[3]]
+        )
+        wanted = attention_page([numbered])
+        weights = weights.astype(np.float32)
+        for form in (take(weights), take(weights[None]), [take(weights)]):
+            assert attention_page(form) == wanted
+        alone = AttentionMap(kind, weights[:1, :1])
+        assert attention_page(take(weights[0, 0])) == attention_page(alone)
+    assert (
+        len(
+            Page(
+                attention_page([take(causal.astype(np.float32)), take(aside.astype(np.float32))])
+            ).data["maps"]
+        )
+        == 2
+    )
+
+
+def test_what_is_neither_a_map_nor_weights_is_named():
+    for wrong in (None, 3, "text", [None], {"a": 1}, [1.0, 2.0]):
+        with pytest.raises(DTypeError, match="must be an AttentionMap or its weights"):
+            attention_page(wrong)
+    with pytest.raises(ShapeError, match="each at least 1, got the shape"):
+        attention_page(np.ones((2, 1, 1, 1, 1), np.float32))
 
 
 # What someone might do on the page; what went wrong and what was seen end up in the title.

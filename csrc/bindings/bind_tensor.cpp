@@ -34,9 +34,23 @@ py::object as_array(const PyTensor& tensor, const py::object& dtype, const py::o
 }
 
 py::object item(const PyTensor& tensor) {
-  CHECK(tensor.view.numel() == 1, ShapeError, "item: the tensor must have one element, got shape ",
+  CHECK(tensor.view.numel() == 1, ShapeError,
+        "a number or a condition is a tensor of one element, got shape ",
         shape_string(tensor.view));
   return to_numpy(tensor).attr("item")();
+}
+
+// What a tensor of one element is where Python wants a number: float() and int() of it, an index,
+// a condition, the text of a format such as ".3f".
+py::object index(const PyTensor& tensor) {
+  const DType dtype = tensor.view.dtype;
+  CHECK(dtype == DType::kInt32 || dtype == DType::kInt64 || dtype == DType::kInt8, DTypeError,
+        "only a tensor of integers is an index, got ", dtype_name(dtype));
+  return item(tensor);
+}
+py::str format(const PyTensor& tensor, const py::str& spec) {
+  const bool number = tensor.view.rank == 0 || py::len(spec) > 0;
+  return (number ? item(tensor) : py::str(py::cast(tensor))).attr("__format__")(spec);
 }
 
 std::string repr(const PyTensor& tensor) {
@@ -150,6 +164,9 @@ Example:
           "The elements as nested lists of Python numbers.")
       .def("__float__", [](const PyTensor& t) { return py::float_(item(t)); })
       .def("__int__", [](const PyTensor& t) { return py::int_(item(t)); })
+      .def("__index__", &index)
+      .def("__bool__", [](const PyTensor& t) { return py::cast<bool>(py::bool_(item(t))); })
+      .def("__format__", &format)
       .def("__repr__", &repr);
 
   module.def("as_tensor", &as_tensor, py::arg("source"));

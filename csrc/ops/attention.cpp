@@ -61,7 +61,7 @@ bool any_queries(const AttentionArgs& args) {
 }  // namespace
 
 void attention_forward(const Context& context, const AttentionForwardArgs& args) {
-  const char* op = "attention_forward";
+  const char* op = "attention";
   check_arguments(context, op, args);
   if (!any_queries(args)) return;
   check_given(op, "q", args.q.data);

@@ -34,6 +34,7 @@ struct Workspace {
   float *q_steps, *dout_steps, *weight_steps, *dscore_steps;
   QueryRow rows[kBlockRows];
   Tile tiles[kTilesTogether];
+  bool careful = false;  // multiply_weights()
 };
 
 template <class Words>
@@ -94,23 +95,21 @@ LLMCORE_NOINLINE void row_backward(const AttentionBackwardArgs& args, const Scor
   if (!are_scores(args, row, vecs)) finish_scores(args, row, vecs, weights, slope);
   const bool drop = args.dropout.p > 0.0f;
   if (drop) dropout_factors(args, row, factors);
-  // Where it saw nothing, all weights are exp(-inf).
-  const float highest = softmax[0] == -kInfinity ? kInfinity : softmax[0];
   for (int64_t v = vecs.begin; v < vecs.end; ++v) {
     float *weight = weights + v * kLanes, *dscore = dscores + v * kLanes;
-    const Vec p = exp((load(weight) - highest) - softmax[1]);
+    const Vec score = load(weight);
+    const Vec p = select(score == -kInfinity, Vec{}, exp((score - softmax[0]) - softmax[1]));
     Vec dp = load(dscore);
     Vec kept = p;
     if (drop) {
       kept = p * load(factors + v * kLanes);
       dp *= load(factors + v * kLanes);
     }
+    Vec gradient = p * (dp - delta);
+    if (with_slope && args.softcap > 0.0f) gradient *= load(slope + v * kLanes);
     store(weight, kept);
-    store(dscore, p * (dp - delta));
+    store(dscore, Floats::met(p, gradient));
   }
-  if (with_slope && args.softcap > 0.0f)
-    for (int64_t v = vecs.begin; v < vecs.end; ++v)
-      store(dscores + v * kLanes, load(dscores + v * kLanes) * load(slope + v * kLanes));
 }
 
 template <class Words>
@@ -186,17 +185,18 @@ void group_backward(const AttentionBackwardArgs& args, const Part& part, const f
   group_to_words<Words>(r, rows, work);
   if (!wanted.dq) return;
   const int64_t first = all.begin / Words::kNumbers;
-  multiply<Plain<Words>>({.rows = rows,
-                          .vecs = work.width / kLanes,
-                          .depth = words_of<Words>(all.end) - first,
-                          .a = dscores + first,
-                          .a_row = kTileKeys,
-                          .a_k = 1,
-                          .b = tile.keys + first * work.width,
-                          .b_row = work.width,
-                          .c = work.dq + r * work.width,
-                          .c_row = work.width,
-                          .accumulate = true});
+  product = {.rows = rows,
+             .vecs = work.width / kLanes,
+             .depth = words_of<Words>(all.end) - first,
+             .a = dscores + first,
+             .a_row = kTileKeys,
+             .a_k = 1,
+             .b = tile.keys + first * work.width,
+             .b_row = work.width,
+             .c = work.dq + r * work.width,
+             .c_row = work.width,
+             .accumulate = true};
+  multiply_weights<Words>(product, work.careful);
 }
 
 // The block's share of dk and dv: each key's sum over the rows that see it, in ascending order.
@@ -220,14 +220,14 @@ void add_key_gradients(int64_t rows, const Workspace& work, Tile& tile) {
                     .c = tile.dv + j * work.value_width,
                     .c_row = work.value_width,
                     .accumulate = true};
-    multiply<Plain<Words>>(product);
+    multiply_weights<Words>(product, work.careful);
     product.vecs = work.width / kLanes;
     product.a = work.dscore_steps + first * kTileKeys + j;
     product.b = work.q_steps + first * work.width;
     product.b_row = work.width;
     product.c = tile.dk + j * work.width;
     product.c_row = work.width;
-    multiply<Plain<Words>>(product);
+    multiply_weights<Words>(product, work.careful);
   }
 }
 
@@ -277,12 +277,13 @@ void enter_rows(const AttentionBackwardArgs& args, const KvHead& head, int64_t r
   }
 }
 
-// Takes all rows of the part through the tiles in the workspace.
+// Takes all rows of the part through the tiles in the workspace. Returns whether dq has no NaN.
 template <class Words>
-void backward_tiles(const AttentionBackwardArgs& args, const Part& part, const float* delta,
+bool backward_tiles(const AttentionBackwardArgs& args, const Part& part, const float* delta,
                     const Wanted& wanted, int64_t tiles, Workspace& work) {
   const KvHead& head = part.head;
   const int64_t first_key = work.tiles[0].first, end_key = first_key + tiles * kTileKeys;
+  bool numbers = true;
   for (int64_t first_row = part.first_row; first_row < part.end_row; first_row += kBlockRows) {
     const int64_t rows = min(kBlockRows, part.end_row - first_row);
     find_rows(args, head, first_row, rows, work.rows);
@@ -299,14 +300,17 @@ void backward_tiles(const AttentionBackwardArgs& args, const Part& part, const f
       if (wanted.dkv) add_key_gradients<Words>(rows, work, tile);
     }
     if (!wanted.dq) continue;
+    numbers &= !has_nan(work.dq, rows * work.width);
     for (int64_t r = 0; r < rows; ++r)
       write_row(work.dq + r * work.width, args.head_dim, 1.0f,
                 args.dq.at(head.b, work.rows[r].query, work.rows[r].head));
   }
+  return numbers;
 }
 
+// Returns whether no gradient of queries, keys or values is a NaN.
 template <class Words>
-void backward_part(const AttentionBackwardArgs& args, const Part& part, const float* delta,
+bool backward_part(const AttentionBackwardArgs& args, const Part& part, const float* delta,
                    const Wanted& wanted, Workspace& work) {
   const KvHead& head = part.head;
   if (wanted.dq)
@@ -314,6 +318,7 @@ void backward_part(const AttentionBackwardArgs& args, const Part& part, const fl
       zero(args.dq.at(head.b, row / head.group, head.kv_head * head.group + row % head.group),
            args.head_dim);
   int64_t first = part.first_key;
+  bool numbers = true;
   while (first < part.end_key) {
     int64_t tiles = 0;
     for (; tiles < kTilesTogether && first < part.end_key; ++tiles, first += kTileKeys) {
@@ -325,10 +330,12 @@ void backward_part(const AttentionBackwardArgs& args, const Part& part, const fl
       zero(tile.dk, kTileKeys * work.width);
       zero(tile.dv, kTileKeys * work.value_width);
     }
-    backward_tiles<Words>(args, part, delta, wanted, tiles, work);
+    numbers &= backward_tiles<Words>(args, part, delta, wanted, tiles, work);
     if (!wanted.dkv) continue;
     for (int64_t t = 0; t < tiles; ++t) {
       const Tile& tile = work.tiles[t];
+      numbers &= !has_nan(tile.dk, kTileKeys * work.width) &&
+                 !has_nan(tile.dv, kTileKeys * work.value_width);
       for (int64_t j = 0; j < tile.count; ++j) {
         write_row(tile.dk + j * work.width, args.head_dim, 1.0f,
                   args.dk.at(head.b, tile.first + j, head.kv_head));
@@ -337,6 +344,7 @@ void backward_part(const AttentionBackwardArgs& args, const Part& part, const fl
       }
     }
   }
+  return numbers;
 }
 
 // delta = rowsum(dout out) for every row.
@@ -377,7 +385,9 @@ void backward(const AttentionBackwardArgs& args) {
     Pieces pieces{scratch + worker * floats};
     Workspace work;
     place<Words>(args, pieces, work);
-    backward_part<Words>(args, part, delta, wanted, work);
+    // A zero times a NaN is one: it may be of what a row does not see.
+    work.careful = !backward_part<Words>(args, part, delta, wanted, work);
+    if (work.careful) backward_part<Words>(args, part, delta, wanted, work);
   };
   const auto rows_of_block = [&](int64_t block, int64_t& first, int64_t& end) {
     first = block * kBlockRows;

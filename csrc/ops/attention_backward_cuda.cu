@@ -88,14 +88,16 @@ struct Tiles {
         float slope;
         const float finished =
             finish_score(args, group, row.row, row.seen, key, score[m][n], slope);
-        const float p = expf((finished - row.facts.highest) - row.facts.log_sum);
+        const float p =
+            finished == -INFINITY ? 0.0f : expf((finished - row.facts.highest) - row.facts.log_sum);
         const float factor =
             args.dropout.p > 0.0f && p != 0.0f ? weight_factor(args, row.index, key) : 1.0f;
-        const float dscore = p * (dweight[m][n] * factor - row.facts.delta);
+        // What weighs nothing has none, be it NaN: it may be hidden.
+        const float dscore = p == 0.0f ? 0.0f : p * (dweight[m][n] * factor - row.facts.delta);
         bias(m, key, dscore);
         const int place = (y + m * kSide) * kStride + x + n * kSide;
         weights[place] = rounded(p * factor, round);
-        dscores[place] = rounded(dscore * slope, round);
+        dscores[place] = rounded(p == 0.0f ? 0.0f : dscore * slope, round);
       }
   }
 };

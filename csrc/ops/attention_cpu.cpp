@@ -203,7 +203,7 @@ void drop_weights(const AttentionArgs& args, const Block& block, int64_t first, 
 }
 
 template <class Words>
-void forward_block(const AttentionForwardArgs& args, Block& block) {
+void forward_block(const AttentionForwardArgs& args, Block& block, bool careful) {
   ValueRows values{};
   const auto enter = [&](int64_t first, int64_t count) {
     values = value_tile<Words>(args, block, first, count);
@@ -225,6 +225,7 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
                     .c = block.state(r),
                     .c_row = block.value_width + kLanes,
                     .accumulate = true};
+    if (careful) return multiply_weights<Words>(product, careful);
     if (!values.tokens) return multiply_kept<Words>(args.cache.v, product);
     product.b_row *= Words::kNumbers;
     product.half = seen.end % 2 != 0;
@@ -232,6 +233,10 @@ void forward_block(const AttentionForwardArgs& args, Block& block) {
   };
   scan<Words>(args, block, enter, use);
 
+  // A zero times a NaN is one: it may be of a key that a row does not see.
+  if (!careful && args.cache.v.data == nullptr &&
+      has_nan(block.states, block.count * (block.value_width + kLanes)))
+    return forward_block<Words>(args, block, true);
   for (int64_t r = 0; r < block.count; ++r) {
     const QueryRow& row = block.rows[r];
     const bool saw_something = block.highest[r] != -kInfinity;
@@ -299,7 +304,9 @@ bool rounds(const Context& context, const AttentionArgs& args) {
 }
 
 void forward(const Context& context, const AttentionForwardArgs& args) {
-  for_each_block(args, rounds(context, args) ? forward_block<Pairs> : forward_block<Floats>);
+  const auto take = rounds(context, args) ? forward_block<Pairs> : forward_block<Floats>;
+  for_each_block(
+      args, [take](const AttentionForwardArgs& all, Block& block) { take(all, block, false); });
 }
 void weights(const Context& context, const AttentionWeightsArgs& args) {
   for_each_block(args, rounds(context, args) ? weights_block<Pairs> : weights_block<Floats>);

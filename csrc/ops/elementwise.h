@@ -35,7 +35,7 @@ struct CastArgs {
   Tensor x, y;  // same shape
 };
 
-// Softmax over the last axis; a row of all -inf gives zeros (log: -inf).
+// Softmax over the last axis; a row of all -inf gives zeros, the logarithm too.
 struct SoftmaxArgs {
   bool log = false;
   Tensor x;  // [N, C]

@@ -96,8 +96,9 @@ void softmax_row(const float* x, float* y, int64_t width) {
 void log_softmax_row(const float* x, float* y, int64_t width) {
   const float max = finite_max(x, width);
   const float sum = exp_sum(x, nullptr, width, max);
-  // With no finite element, any finite number here leaves them at -inf.
-  const float log_sum = sum == 0.0f ? 0.0f : log(sum);
+  if (sum == 0.0f)  // no finite element: zeros
+    return for_each_vector(0, width, [&](int64_t i, int64_t n) { store_up_to(y + i, Vec{}, n); });
+  const float log_sum = log(sum);
   for_each_vector(0, width, [&](int64_t i, int64_t n) {
     store_up_to(y + i, load_up_to(x + i, n) - max - log_sum, n);
   });

@@ -159,14 +159,14 @@ __global__ void __launch_bounds__(kSoftmaxThreads) softmax_kernel(SoftmaxArgs ar
   const ExpSum total = exp_sum<float>(width, shared, [&](int step, auto whole) {
     return load_step<float, kAligned>(x, width, step, whole, -INFINITY);
   });
-  const float divisor = total.sum == 0.0f ? 1.0f : total.sum;  // no finite element: zeros
-  const float log_sum = logf(divisor);
+  const bool none = total.sum == 0.0f;  // no finite element: zeros
+  const float divisor = none ? 1.0f : total.sum, log_sum = logf(divisor);
   each_step<float>(width, [&](int step, auto whole) {
     float v[kPack<float>];
     open_pack<float>(load_step<float, kAligned>(x, width, step, whole, 0.0f), v);
 #pragma unroll
     for (float& each : v)
-      each = args.log ? each - total.max - log_sum : exp_below(each, total.max) / divisor;
+      each = args.log && !none ? each - total.max - log_sum : exp_below(each, total.max) / divisor;
     store_step<float, kAligned>(y, width, step, whole, v);
   });
 }

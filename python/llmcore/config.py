@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from llmcore.errors import ConfigError, did_you_mean
 from llmcore.presets import PRESETS, scales_of
-from llmcore.validation import Check, build
+from llmcore.validation import Check, build, told_at_once
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 
@@ -19,6 +19,7 @@ Kind = Literal["decoder", "encoder", "encoder-decoder"]
 _DERIVED: Any = None
 
 
+@told_at_once(build)
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """How rotary frequencies are stretched beyond the length a model was trained on.
@@ -86,6 +87,7 @@ class RopeScaling:
 LORA_TARGETS = ("q", "k", "v", "out", "gate", "up", "down")
 
 
+@told_at_once(build)
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters beside linear layers: y = W x + (alpha / rank) B A x (Hu et al. 2021).
@@ -124,6 +126,7 @@ class LoraConfig:
         check.done()
 
 
+@told_at_once(build)
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture of a decoder, an encoder, or both; weights must match it exactly.
@@ -376,7 +379,7 @@ class ModelConfig:
             6
         """
         if name not in PRESETS:
-            hint = did_you_mean(name, PRESETS) or f"; known: {', '.join(PRESETS)}"
+            hint = did_you_mean(str(name), PRESETS) or f"; known: {', '.join(PRESETS)}"
             raise ConfigError(f"ModelConfig: unknown preset {name!r}{hint}")
         return cls.from_dict({**PRESETS[name], **scales_of(name, overrides), **overrides})
 

@@ -159,6 +159,9 @@ class Engine:
         draft_model: Transformer | None = None,
         cache_dtype: CacheDtype = "float32",
     ) -> None:
+        from llmcore.model import check_model
+
+        check_model(model, "Engine")
         self.model = model
         self.cache_dtype = cache_dtype
         self.capacity = _capacity(model, capacity)
@@ -168,7 +171,9 @@ class Engine:
             ("prompt_tokens", prompt_tokens),
         ):
             if not isinstance(value, Integral) or not 1 <= value < 2**31:
-                raise ConfigError(f"Engine: {name} must be a number from 1 on, got {value!r}")
+                raise ConfigError(
+                    f"Engine: {name} must be a whole number from 1 to 2**31 - 1, got {value!r}"
+                )
         if cache_dtype not in get_args(CacheDtype):
             choices = ", ".join(map(repr, get_args(CacheDtype)))
             raise ConfigError(f"Engine: cache_dtype must be one of {choices}, got {cache_dtype!r}")

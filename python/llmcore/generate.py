@@ -151,6 +151,9 @@ def check_draft(model: Transformer, draft: Transformer) -> None:
         ConfigError: they are not two decoders of one vocabulary.
         DeviceError: they are on different devices.
     """
+    from llmcore.model import check_model
+
+    check_model(draft, "generate", "draft_model")
     if draft.device != model.device:
         raise DeviceError(
             f"generate: the draft model must be on {model.device} as the model is, got "

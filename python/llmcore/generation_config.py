@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 from llmcore import _core
 from llmcore.errors import ConfigError
-from llmcore.validation import Check
+from llmcore.validation import Check, build, told_at_once
 
 if TYPE_CHECKING:
     from llmcore.config import ModelConfig
 
 CacheDtype = Literal["float32", "bfloat16", "int8"]
 
+# Any logit divided by this is still a float32. What is colder is greedy.
+_COLDEST = 1e-30
 
+
+@told_at_once(build)
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """How to continue prompts.
@@ -49,7 +54,8 @@ class GenerationConfig:
             no beam would score better if it ended now; "never": when none could ever.
         num_return_sequences: the best so many are given for each prompt; needs as many beams.
         do_sample: draw from the distribution instead of taking its maximum.
-        temperature: logits are divided by this; 0 means greedy.
+        temperature: logits are divided by this; 0 means greedy, as does what is too small to divide
+            by, below 1e-30.
         top_k: draw from the k most likely tokens; 0: all.
         top_p: draw from the fewest tokens whose probability reaches p (Holtzman et al. 2020).
         min_p: draw from tokens at least this likely relative to the likeliest (Nguyen et al. 2024).
@@ -123,26 +129,27 @@ class GenerationConfig:
         if self.do_sample is None:
             given = (self.temperature, self.top_k, self.top_p, self.min_p)
             object.__setattr__(self, "do_sample", any(value is not None for value in given))
-        if self.temperature == 0:
+        if isinstance(self.temperature, Real) and 0 <= self.temperature < _COLDEST:
             object.__setattr__(self, "do_sample", False)
+            object.__setattr__(self, "temperature", 0.0)
         if isinstance(self.stop_strings, str):
             object.__setattr__(self, "stop_strings", (self.stop_strings,))
         check = Check(self)
         for name, holds, meaning in (
-            ("max_new_tokens", lambda n: 1 <= n < 2**31, "at least 1"),
-            ("min_new_tokens", lambda n: 0 <= n < 2**31, "at least 0"),
-            ("num_beams", lambda n: 1 <= n < 2**31, "at least 1"),
-            ("num_beam_groups", lambda n: 1 <= n < 2**31, "at least 1"),
+            ("max_new_tokens", lambda n: 1 <= n < 2**31, "from 1 to 2**31 - 1"),
+            ("min_new_tokens", lambda n: 0 <= n < 2**31, "from 0 to 2**31 - 1"),
+            ("num_beams", lambda n: 1 <= n < 2**31, "from 1 to 2**31 - 1"),
+            ("num_beam_groups", lambda n: 1 <= n < 2**31, "from 1 to 2**31 - 1"),
             ("diversity_penalty", lambda penalty: penalty >= 0, "at least 0"),
             ("num_return_sequences", lambda n: n >= 1, "at least 1"),
             ("temperature", lambda t: t is None or t >= 0, "at least 0 (0: greedy)"),
-            ("top_k", lambda k: k is None or 0 <= k < 2**31, "at least 0 (0: all)"),
+            ("top_k", lambda k: k is None or 0 <= k < 2**31, "from 0 (all) to 2**31 - 1"),
             ("top_p", lambda p: p is None or 0 < p <= 1, "above 0 and at most 1"),
             ("min_p", lambda p: p is None or 0 <= p <= 1, "from 0 to 1"),
             ("repetition_penalty", lambda penalty: penalty > 0, "above 0"),
-            ("no_repeat_ngram_size", lambda n: 0 <= n < 2**31, "at least 0"),
-            ("num_draft_tokens", lambda n: 1 <= n < 2**31, "at least 1"),
-            ("draft_ngram", lambda n: 1 <= n < 2**31, "at least 1"),
+            ("no_repeat_ngram_size", lambda n: 0 <= n < 2**31, "from 0 to 2**31 - 1"),
+            ("num_draft_tokens", lambda n: 1 <= n < 2**31, "from 1 to 2**31 - 1"),
+            ("draft_ngram", lambda n: 1 <= n < 2**31, "from 1 to 2**31 - 1"),
             ("stop_strings", all, "texts that are not empty"),
             ("seed", lambda seed: 0 <= seed < 2**64, "from 0 to 2**64 - 1"),
         ):

@@ -72,9 +72,10 @@ class Inputs:
         """
         if ids is None:
             raise DTypeError("model: ids must be integers [B, T], got None")
-        first = _ids(ids, "ids", 2)
+        vocabulary = vocabulary_of(config)
+        first = _ids(ids, "ids", 2, vocabulary)
         counts = _ids(lengths, "lengths", 1)
-        kinds = _ids(types, "types", 2)
+        kinds = _ids(types, "types", 2, f"the {config.type_vocab_size} types of the model")
         if config.kind == "decoder":
             if decoder_ids is not None:
                 raise ConfigError("model: decoder_ids are for a model with an encoder; give ids")
@@ -92,7 +93,7 @@ class Inputs:
         return cls(
             enc_ids=first,
             enc_lengths=counts,
-            dec_ids=_ids(decoder_ids, "decoder_ids", 2),
+            dec_ids=_ids(decoder_ids, "decoder_ids", 2, vocabulary),
             dec_lengths=_ids(decoder_lengths, "decoder_lengths", 1),
             prefix_lengths=_ids(prefix_lengths, "prefix_lengths", 1),
             types=kinds,
@@ -120,9 +121,16 @@ class Inputs:
         return ids.shape  # two axes, checked by `of`
 
 
-def _ids(value: Any | None, name: str, ndim: int) -> Int32Array | None:
+def vocabulary_of(config: ModelConfig) -> str:
+    """Say, for errors, what an id that a model does not have is outside of."""
+    return f"the vocabulary of {config.vocab_size}"
+
+
+def _ids(
+    value: Any | None, name: str, ndim: int, table: str = "the range of 32 bits"
+) -> Int32Array | None:
     if value is None:
         return None
     if ndim == 1:
         return as_ids(value, f"model: {name}", ndim=1, negative=DataError)
-    return as_ids(value, f"model: {name}", ndim=ndim)
+    return as_ids(value, f"model: {name}", ndim=ndim, table=table)

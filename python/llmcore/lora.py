@@ -15,7 +15,7 @@ from llmcore.config import LoraConfig, ModelConfig
 from llmcore.errors import ConfigError, DTypeError, did_you_mean
 from llmcore.parameters import is_trained, parameter_shapes
 from llmcore.tensor import write
-from llmcore.validation import check_seed
+from llmcore.validation import as_path, check_seed
 
 if TYPE_CHECKING:
     from llmcore.model import Transformer
@@ -124,6 +124,7 @@ def save_adapter(
         raise ConfigError("save_adapter: the model has no adapters; add_lora adds them")
     model._require_float32("save_adapter")
     trained = [name for name in trainable_parameters(model) if not is_adapter(name)]
+    path = as_path(path, "save_adapter: path")
     peft_files.save(path, model.config, arrays(model), trained, base_model=base_model)
 
 
@@ -132,6 +133,7 @@ def load_adapter(model: Transformer, path: str | os.PathLike[str]) -> None:
     from llmcore import peft_files
 
     model._require_float32("load_adapter")
+    path = as_path(path, "load_adapter: path")
     adapter = peft_files.load(path, dataclasses.replace(model.config, lora=None))
     if model.config.lora is None:
         add_lora(model, adapter.lora)
@@ -159,7 +161,9 @@ def set_trainable(
 ) -> None:
     """Do the work of `Transformer.freeze` and `Transformer.unfreeze`."""
     names = list(parameter_shapes(model.config))
-    for name in _matching(names, [patterns] if isinstance(patterns, str) else patterns, caller):
+    several = isinstance(patterns, Iterable) and not isinstance(patterns, str)
+    wanted: list[Any] = list(patterns) if several else [patterns]
+    for name in _matching(names, wanted, caller):
         model._core.set_trainable(name, trainable)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from llmcore.errors import (
 from llmcore.inputs import Inputs
 from llmcore.objectives import Batch
 from llmcore.uses.methods import Uses
-from llmcore.validation import check_seed
+from llmcore.validation import as_path, check_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,6 +64,7 @@ class Transformer(Uses):
     def __init__(
         self, config: ModelConfig, *, device: str = "cpu", dtype: str = "float32", seed: int = 0
     ) -> None:
+        check_seed(seed, "Transformer: seed")
         self._build(config, device, dtype, seed)
 
     def _build(self, config: ModelConfig, device: str, dtype: str, seed: int | None) -> None:
@@ -73,8 +75,7 @@ class Transformer(Uses):
             )
         check_computation(device, dtype)
         first = device if dtype == "float32" else "cpu"  # where matrices are packed
-        if seed is not None:
-            check_seed(seed, "Transformer: seed")
+        # Without a seed all weights are zero: whoever reads a model fills them.
         _check_memory(config, "float32" if seed is not None else dtype)
         self.config = config
         self.tokenizer: Tokenizer | None = None
@@ -135,7 +136,8 @@ class Transformer(Uses):
         from llmcore import checkpoint
 
         check_computation(device, dtype or "float32")
-        saved = checkpoint.load(_local_directory(path_or_repo), verify="later")
+        source = as_path(path_or_repo, "from_pretrained: path_or_repo")
+        saved = checkpoint.load(_local_directory(source), verify="later")
         model = cls.__new__(cls)
         model._build(saved.config, "cpu", dtype or saved.format, None)
         if model.dtype == "float32":
@@ -152,7 +154,8 @@ class Transformer(Uses):
         """Write config.json, model.safetensors and the tokenizer's files, all or nothing.
 
         Matrices are written in the model's `dtype`, and read again as the same bits. transformers
-        reads float32 and bfloat16.
+        reads float32 and bfloat16. A model with adapters it does not read, of which a warning
+        reminds: merge them first (`merge_lora`), or write them apart (`save_adapter`).
 
         Args:
             path: the directory; made if absent, replaced whole if a model is there.
@@ -162,8 +165,15 @@ class Transformer(Uses):
         """
         from llmcore import checkpoint
 
+        if self.config.lora is not None:
+            warnings.warn(
+                "save_pretrained: the model has adapters, and is saved as llmcore alone reads it; "
+                "for transformers merge them first (merge_lora(), convert --merge-lora), for peft "
+                "write them apart with save_adapter",
+                stacklevel=2,
+            )
         checkpoint.save(
-            path,
+            as_path(path, "save_pretrained: path"),
             config=self.config,
             parameters=quantized.parameters_of(self._core, self.config),
             state=None,
@@ -488,6 +498,12 @@ class Transformer(Uses):
     @recompute.setter
     def recompute(self, value: bool) -> None:
         self._core.recompute = value
+
+
+def check_model(model: Any, caller: str, what: str = "model") -> None:
+    """Raise `DTypeError` unless `model` is a `Transformer`."""
+    if not isinstance(model, Transformer):
+        raise DTypeError(f"{caller}: {what} must be a Transformer, got a {type(model).__name__}")
 
 
 def check_batch(batch: Any, caller: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from llmcore import _core
-from llmcore.errors import ConfigError, DTypeError, ShapeError
-from llmcore.model import Transformer, check_batch
+from llmcore.errors import ConfigError, ShapeError
+from llmcore.model import Transformer, check_batch, check_model
 from llmcore.objectives import Batch
 from llmcore.tensor import write
 from llmcore.validation import check_seed
@@ -32,6 +32,7 @@ class StepResult:
         grad_norm: global norm of the gradient, before clipping.
         targets: summed weight of the targets.
         skipped: the weights were left alone, since loss or norm was not finite or above its limit.
+            `TrainStep.first_not_finite` then says where.
     """
 
     loss: float
@@ -105,7 +106,7 @@ class TrainStep:
         dropout_seed: int = 0,
         dtype: str = "float32",
     ) -> None:
-        _check_model(model)
+        check_model(model, "TrainStep")
         _check_settings(lr, betas, eps, weight_decay, max_grad_norm, dtype)
         check_seed(dropout_seed, "TrainStep: dropout_seed")
         self.model = model
@@ -164,6 +165,28 @@ class TrainStep:
 
     step = __call__
 
+    def first_not_finite(self) -> str | None:
+        """Name the first tensor that is not finite after a step that was skipped for it.
+
+        Weights are looked at in the order in which forward meets them, then the gradients of the
+        last step in the order in which backward leaves them. It costs a pass over both.
+
+        Returns:
+            Such as "the gradient of decoder.norm.weight"; None if all are finite.
+
+        Example:
+            >>> from llmcore import ModelConfig
+            >>> step = TrainStep(Transformer(ModelConfig.preset("gpt-nano")), lr=1.0)
+            >>> step.model.parameters()["decoder.norm.weight"].numpy()[3] = float("nan")
+            >>> step.first_not_finite()
+            'the weight decoder.norm.weight'
+        """
+        trained = reversed(self.model.trainable_parameters())
+        gradients = self.model.gradients()
+        tensors = [(f"the weight {name}", t) for name, t in self.model.parameters().items()]
+        tensors += [(f"the gradient of {name}", gradients[name]) for name in trained]
+        return next((name for name, t in tensors if not np.isfinite(t.numpy()).all()), None)
+
     def state_dict(self) -> dict[str, Any]:
         """All that a later step depends on beside the weights.
 
@@ -217,11 +240,6 @@ class TrainStep:
             end = start + math.prod(tensor.shape)
             yield slice(start, end)
             start = end
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, Transformer):
-        raise DTypeError(f"TrainStep: model must be a Transformer, got a {type(model).__name__}")
 
 
 def _check_settings(

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import math
 import numbers
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast
 
-from llmcore.errors import ConfigError, did_you_mean
+from llmcore.errors import ConfigError, DTypeError, did_you_mean
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
         >>> build(RopeScaling, {"type": "linear", "factor": 2}).factor
         2.0
     """
+    check_mapping(cls, values)
     hints, values = field_hints(cls), dict(values)
     problems = [
         f"unknown key {key!r}{did_you_mean(str(key), hints)}" for key in values if key not in hints
@@ -50,12 +52,72 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
                 problems += [f"{name}: {problem}" for problem in error.problems]
                 values[name] = None
     try:
-        result = None if missing else cls(**values)
+        result = cls(**dict.fromkeys(missing), **values)
     except ConfigError as error:
-        problems += error.problems
-    if problems or result is None:
+        said = tuple(f"{name}: " for name in missing)
+        problems += [problem for problem in error.problems if not problem.startswith(said)]
+    if problems:
         raise ConfigError.listing(cls.__name__, problems)
     return result
+
+
+def check_mapping(cls: type, values: Any) -> None:
+    """Raise `ConfigError` unless a dataclass could be built from `values`."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{cls.__name__}: expected a mapping of its fields, got a {type(values).__name__}"
+        )
+
+
+def told_at_once(build: Callable[[type[Any], Mapping[str, Any]], Any]) -> Callable[[T], T]:
+    """Decorate a dataclass so that its constructor tells unknown and missing names as `build` does.
+
+    Python's own TypeError would name one of them, and nothing else that is wrong.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @told_at_once(build)
+        ... @dataclass(kw_only=True)
+        ... class Size:
+        ...     width: int
+        >>> Size(widht=3)
+        Traceback (most recent call last):
+        ...
+        llmcore.errors.ConfigError: Size has 2 problems:
+          unknown key 'widht', did you mean 'width'?
+          width: required, but missing
+    """
+
+    def decorate(cls: Any) -> Any:
+        construct, known, required = cls.__init__, field_hints(cls), set(_required(cls))
+
+        @functools.wraps(construct)
+        def checked(self: Any, *args: Any, **values: Any) -> None:
+            if not required <= values.keys() <= known.keys():
+                build(cls, values)
+            construct(self, *args, **values)
+
+        cls.__init__ = checked
+        return cls
+
+    return decorate
+
+
+def as_path(value: Any, what: str) -> str:
+    """Return the path of a file or directory as text.
+
+    Raises:
+        DTypeError: naming `what`, where `value` is none.
+
+    Example:
+        >>> as_path(None, "load: path")
+        Traceback (most recent call last):
+        ...
+        llmcore.errors.DTypeError: load: path must be a path, got a NoneType
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise DTypeError(f"{what} must be a path, got a {type(value).__name__}")
+    return os.fsdecode(value)
 
 
 def check_seed(seed: Any, what: str) -> None:
@@ -73,6 +135,19 @@ def check_seed(seed: Any, what: str) -> None:
     """
     if not (isinstance(seed, numbers.Integral) and 0 <= int(seed) < 2**64):
         raise ConfigError(f"{what} must be a whole number from 0 to 2**64 - 1, got {seed!r}")
+
+
+def first_beyond_32_bits(ids: Any) -> tuple[list[int], int]:
+    """Return where in a NumPy array of integers the first is that int32 cannot hold, and which.
+
+    Example:
+        >>> import numpy as np
+        >>> first_beyond_32_bits(np.array([[1, 2], [3, 2**31]]))
+        ([1, 1], 2147483648)
+    """
+    beyond = (ids >= 2**31) | (ids < -(2**31))
+    place = [int(axis[0]) for axis in beyond.nonzero()]
+    return place, int(ids[tuple(place)])
 
 
 class Check:

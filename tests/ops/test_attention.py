@@ -237,6 +237,59 @@ def test_nan_is_not_hidden(rng):
     assert np.isfinite(out[[0, 1, 3, 4]]).all()
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("where", ["q", "k", "v", "dout"])
+@pytest.mark.parametrize("what", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"causal": True},
+        {"causal": True, "softcap": 3.0},
+        {"window_left": 6, "window_right": 3},
+        {"mask": 0.4},
+        {"mask": 0.4, "dropout": 0.3, "seed": 7},
+    ],
+)
+def test_what_is_not_a_number_reaches_no_further_than_it_is_seen(
+    rng, options, what, where, bfloat16
+):
+    """All else has the bits it has beside a number."""
+    batch, heads, kv_heads, queries, keys = 2, 4, 2, 77, 77
+    arrays = dict(zip(("q", "k", "v", "dout"), tensors(rng, (2, 4, 2, 77, 77, 9, 20)), strict=True))
+    i, j = np.arange(queries)[:, None], np.arange(keys)
+    visible = np.ones((batch, heads, queries, keys), bool)
+    call = dict(options)
+    if "causal" in options:
+        visible &= j <= i
+    if "window_left" in options:
+        visible &= (j >= i - 6) & (j <= i + 3)
+    if "mask" in options:
+        visible &= rng.random(visible.shape) < options["mask"]
+        call["mask"] = llmcore.tensor(visible)
+    call |= {"scale": 0.3, "bfloat16": bfloat16, "bias": np.zeros(visible.shape, np.float32)}
+    clean = run_core(**arrays, **call)
+    place = (1, 1, 40)
+    arrays[where][place] = what
+    got = run_core(**arrays, **call)
+
+    by_kv_head = visible.reshape(batch, kv_heads, -1, queries, keys)
+    queries_hit = np.zeros((batch, kv_heads, heads // kv_heads, queries), bool)
+    if where in "kv":
+        queries_hit[1, 1] = by_kv_head[1, 1, :, :, 40]
+    else:
+        queries_hit[1, 0, 1, 40] = True
+    keys_hit = (by_kv_head & queries_hit[..., None]).any(axis=(2, 3))
+    if where in "kv":
+        keys_hit[place] = True
+    queries_hit = queries_hit.reshape(batch, heads, queries)
+    for name, x, y, hit in zip(
+        ("out", "dq", "dk", "dv", "dbias"), clean, got,
+        (queries_hit, queries_hit, keys_hit, keys_hit, queries_hit), strict=True,
+    ):  # fmt: skip
+        assert np.array_equal(x[~hit], y[~hit]), name
+    assert not np.isfinite(got[1][queries_hit]).all()
+
+
 def test_bfloat16_is_summed_in_float32(rng):
     arrays = [llmcore.tensor(x, "bfloat16") for x in tensors(rng, (2, 4, 2, 33, 40, 16, 16))]
     q, k, v, dout = arrays
@@ -341,6 +394,7 @@ def test_bad_arguments_are_named(call, error, words):
     with pytest.raises(error) as raised:
         call()
     assert all(word in str(raised.value) for word in words), raised.value
+    assert str(raised.value).startswith(("attention: ", "attention_backward: "))
 
 
 # ---- parity ----

@@ -138,7 +138,7 @@ def test_no_ids_give_no_rows():
     assert np.array_equal(dweight.numpy(), np.zeros((3, 2)))
 
 
-@pytest.mark.parametrize("bad", [65, 70, -1, -(2**31), 2**31 - 1])
+@pytest.mark.parametrize("bad", [65, 70, -1, -(2**31), 2**31 - 1, 2**31, 2**40, -(2**40)])
 def test_id_outside_the_table(bad):
     ids = np.zeros((3, 6), np.int64)
     ids[2, 5] = bad

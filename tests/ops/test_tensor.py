@@ -75,6 +75,38 @@ def test_from_dlpack_shares_memory(dtype):
     assert tensor.numpy()[1, 2] == 1
 
 
+def test_one_element_is_a_number():
+    loss, count = llmcore.tensor(2.5), llmcore.tensor([3])
+    assert (float(loss), int(loss), loss.item(), round(float(count), 1)) == (2.5, 2, 2.5, 3.0)
+    assert (f"{loss:.3f}", f"{loss}", f"{count:03d}", f"{count}") == (
+        "2.500",
+        "2.5",
+        "003",
+        str(count),
+    )
+    assert [*"abcd"][count] == "d"
+    assert range(5)[count:] == range(3, 5)
+    for number in (0.0, -0.0, 1e-40, np.nan, [0], [[7]]):
+        assert bool(llmcore.tensor(number)) == bool(np.asarray(number).item())
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "words"),
+    [
+        (bool, ValueError, "one element, got shape [2]"),
+        (float, ValueError, "one element, got shape [2]"),
+        (lambda x: f"{x:.2f}", ValueError, "one element, got shape [2]"),
+        (lambda x: bool(llmcore.zeros([0])), ValueError, "one element, got shape [0]"),
+        (lambda x: [1][llmcore.tensor(0.0)], TypeError, "of integers is an index, got float32"),
+        (lambda x: f"{llmcore.tensor(1.5):d}", ValueError, "'d'"),
+    ],
+)
+def test_several_elements_are_none(use, error, words):
+    with pytest.raises(error) as raised:
+        use(llmcore.tensor([1.0, 2.0]))
+    assert words in str(raised.value)
+
+
 def test_strided_arrays_are_read_in_order(rng):
     array = filled(rng, (4, 6, 5), np.float32)
     for view in (

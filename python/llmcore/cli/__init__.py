@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, cast
 
@@ -61,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         given_words = [word for word in words if word != "--debug"] or ["--help"]
-        status = app(given_words, "llmcore", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
+            status = app(given_words, "llmcore", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except UsageError as error:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from llmcore.cli.common import usage_errors
+
 
 def tokenize(
     inputs: Annotated[list[Path], typer.Argument(help="Text, .jsonl or .parquet files.")],
@@ -42,8 +44,10 @@ def tokenize(
     from llmcore.data.documents import list_files
     from llmcore.data.tokenizing import tokenize_files
     from llmcore.training.log import format_bytes, format_count
-    from llmcore.training.run_data import choose_tokenizer
+    from llmcore.training.run_data import check_tokenizer_name, choose_tokenizer
 
+    with usage_errors():
+        check_tokenizer_name(tokenizer)
     files = list_files(inputs)
     chosen = choose_tokenizer(tokenizer, files, vocab_size)
     total = sum(file.stat().st_size for file in files)

@@ -21,6 +21,7 @@ from llmcore.errors import ConfigError
 from llmcore.training.train_config import DataConfig, RunConfig, TrainConfig, merge, parse_overrides
 
 if TYPE_CHECKING:
+    from llmcore.config import ModelConfig
     from llmcore.model import Transformer
 
 ModelOption = Annotated[
@@ -167,10 +168,9 @@ def plan(
     llmcore plan --model gpt2 --batch-size 64 --block-size 1024 --dtype bfloat16 --device cuda
     """
     run = run_config(model, config, overrides, settings)
-    from llmcore.training.assemble import build_model_config
     from llmcore.training.plan import find_shortages, make_plan
 
-    architecture = build_model_config(run.model, tokenizer=None, train=run.train)
+    architecture = _architecture(run)
     device = device or default_device()
     cost = make_plan(architecture, run.train, device=device)
     if as_json:
@@ -205,11 +205,10 @@ def tune(
     run = run_config(model, config, overrides, settings)
     from llmcore import _core
     from llmcore.training import tune as tuner
-    from llmcore.training.assemble import build_model_config
 
     where = device or default_device()
     where = "cuda" if where == "cpu" and device is None else where
-    architecture = build_model_config(run.model, tokenizer=None, train=run.train)
+    architecture = _architecture(run)
     tuned = tuner.tune(architecture, run.train, where)
     choices = _core.product_choices(where)
     if as_json:
@@ -218,6 +217,17 @@ def tune(
     print(f"{tuned.timed} products were timed, {len(choices) - tuned.timed} were known before")
     for product, choice in choices.items():
         print(f"  {product}: algorithm {choice}")
+
+
+def _architecture(run: RunConfig) -> ModelConfig:
+    """The model of a run whose data are not looked at, if its objective can train it."""
+    from llmcore.training.assemble import build_model_config
+    from llmcore.training.tasks import check_models, parse_objective
+
+    architecture = build_model_config(run.model, tokenizer=None, train=run.train)
+    if run.train.objective is not None:
+        check_models(parse_objective(run.train.objective), architecture)
+    return architecture
 
 
 def run_config(
@@ -252,15 +262,19 @@ def run_config(
         below = merge(before, below, {"train": {"resume": True, "overwrite": False}})
     with usage_errors():
         run = RunConfig.from_dict(merge(below, stated))
-        _check_model(run)
+        _check_names(run)
     return run
 
 
-def _check_model(run: RunConfig) -> None:
-    """Find misspelt presets and fields before anything large is read."""
+def _check_names(run: RunConfig) -> None:
+    """Find misspelt tokenizers, presets and fields before anything large is read."""
     from llmcore.config import ModelConfig
     from llmcore.training.assemble import check_model_name, is_whole
+    from llmcore.training.run_data import check_tokenizer_name
     from llmcore.training.run_directory import is_directory
+
+    if run.data.tokenizer is not None and not run.train.resume:  # a run has its own by then
+        check_tokenizer_name(run.data.tokenizer)
 
     name = str(run.model["name"])
     fields = {key: value for key, value in run.model.items() if key != "name"}

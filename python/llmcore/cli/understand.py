@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -212,6 +213,9 @@ def attend(
 
     llmcore attend "ein Hund im Schnee" --model out/de-en --out dog.html
     """
+    from typing import get_args
+
+    from llmcore.uses.attention import MapKind
     from llmcore.uses.explain import explain
     from llmcore.viz import attention_png, save_attention_page
 
@@ -219,6 +223,8 @@ def attend(
         refuse("TEXT must not be empty")
     if out.suffix not in (".html", ".png"):
         refuse(f"--out must end in .html or .png, got {out}")
+    if kind is not None and kind not in get_args(MapKind):
+        refuse(f"--kind must be one of {', '.join(get_args(MapKind))}, got {kind!r}")
     chosen: dict[str, Any] = {
         "layers": _numbers("--layers", layers),
         "heads": _numbers("--heads", heads),
@@ -244,7 +250,6 @@ def attend(
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:
-    try:
-        return None if text is None else [int(word) for word in text.split(",")]
-    except ValueError:
+    if text is not None and not re.fullmatch(r"\d+(,\d+)*", text):
         refuse(f"{option} takes numbers such as 0,2, got {text!r}")
+    return None if text is None else [int(word) for word in text.split(",")]

@@ -16,6 +16,7 @@ from llmcore.errors import (
     ShapeError,
     TokenIndexError,
 )
+from llmcore.validation import first_beyond_32_bits
 
 BoolArray = NDArray[np.bool_]
 Int32Array = NDArray[np.int32]
@@ -28,7 +29,12 @@ _INT32_MAX = 2**31 - 1
 
 
 def as_ids(
-    value: Any, what: str, *, ndim: int, negative: type[LlmcoreError] = TokenIndexError
+    value: Any,
+    what: str,
+    *,
+    ndim: int,
+    negative: type[LlmcoreError] = TokenIndexError,
+    table: str = "the range of 32 bits",
 ) -> Int32Array:
     """Return `value` as a C-contiguous int32 array of `ndim` axes.
 
@@ -37,6 +43,7 @@ def as_ids(
         what: What to call it in an error, for example "CausalLM: ids".
         ndim: The number of axes it must have.
         negative: The class of the error about a negative number.
+        table: What an id beyond 32 bits is outside of, for its error.
 
     Raises:
         ShapeError: Another number of axes, or rows of unequal length.
@@ -63,7 +70,8 @@ def as_ids(
     if array.dtype.kind == "i" and array.min() < 0:
         raise negative(f"{what} must not be negative, got {array.min()}")
     if array.dtype.itemsize >= 4 and array.dtype != np.int32 and array.max() > _INT32_MAX:
-        raise TokenIndexError(f"{what} must fit in 32 bits, got {array.max()}")
+        place, number = first_beyond_32_bits(array)
+        raise TokenIndexError(f"{what}{place} = {number} is outside {table}")
     return np.ascontiguousarray(array, np.int32)
 
 

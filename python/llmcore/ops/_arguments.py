@@ -11,6 +11,7 @@ import numpy.typing as npt
 from llmcore import _core
 from llmcore._core import Tensor
 from llmcore.errors import DeviceError, DTypeError, ShapeError, TokenIndexError
+from llmcore.validation import first_beyond_32_bits
 
 ArrayLike = Any
 """A NumPy array, an `llmcore.Tensor`, any DLPack array, or nested lists of numbers."""
@@ -80,9 +81,9 @@ class Floats:
         """NumPy's array where the arguments are."""
         return _core.as_tensor(values).to(device=self.device)
 
-    def ids(self, name: str, array: ArrayLike) -> Tensor:
+    def ids(self, name: str, array: ArrayLike, rows: int | None = None) -> Tensor:
         """The integer argument `name` beside them: `as_ids`, on the same device."""
-        return self.here(name, array, as_ids(self.op, name, array))
+        return self.here(name, array, as_ids(self.op, name, array, rows))
 
     def empty(self, *shape: int) -> Tensor:
         """A float32 tensor of any contents beside them; the core will write every element."""
@@ -112,6 +113,8 @@ def has_device(array: ArrayLike) -> bool:
 
 def as_tensor(op: str, name: str, array: ArrayLike) -> Tensor:
     """Take `array` as a Tensor; errors say which argument of which operation it is."""
+    if array is None:
+        raise DTypeError(f"{op}: {name} must be an array, got None")
     try:
         return _core.as_tensor(array)
     except (TypeError, ValueError, BufferError) as error:
@@ -119,15 +122,22 @@ def as_tensor(op: str, name: str, array: ArrayLike) -> Tensor:
         raise DTypeError(f"{op}: {name} cannot be read as an array: {reason}") from error
 
 
-def as_ids(op: str, name: str, array: ArrayLike) -> Tensor:
-    """Take integer ids (int32, int64 or any NumPy integer type) as an int32 Tensor."""
+def as_ids(op: str, name: str, array: ArrayLike, rows: int | None = None) -> Tensor:
+    """Take integers (int32, int64 or int8) as an int32 Tensor.
+
+    Raises:
+        TokenIndexError: one is beyond 32 bits, and so beyond the table of `rows` rows. Those below
+            are for the core to compare.
+    """
     tensor = as_tensor(op, name, array)
     if tensor.dtype not in ("int32", "int64", "int8"):
         raise DTypeError(f"{op}: {name} must be int32 or int64, got {tensor.dtype}")
     try:
         return tensor.to(dtype="int32")
-    except DTypeError as error:  # a value beyond 32 bits is beyond every table
-        raise TokenIndexError(f"{op}: {name}: {str(error).split(': ', 1)[-1]}") from error
+    except DTypeError as error:
+        place, value = first_beyond_32_bits(tensor.numpy())
+        table = "the range of 32 bits" if rows is None else f"the table of {rows} rows"
+        raise TokenIndexError(f"{op}: {name}{place} = {value} is outside {table}") from error
 
 
 def check_shape(op: str, name: str, tensor: Tensor | None, expected: Sequence[int]) -> None:

@@ -33,9 +33,9 @@ def embedding(ids: ArrayLike, weight: ArrayLike) -> Tensor:
     """
     op = "embedding"
     args = Floats(op, bfloat16=True, narrow=("y",), weight=weight)
-    table, rows = args["weight"], args.ids("ids", ids)
+    table = args["weight"]
     check_rank(op, "weight", table, "[V, C]")
-    width = table.shape[1]
+    rows, width = args.ids("ids", ids, table.shape[0]), table.shape[1]
     y = args.output(*rows.shape, width)
     _core.embedding_forward(ids=rows, table=table, out=y.reshape([math.prod(rows.shape), width]))
     return args.result(y)
@@ -67,9 +67,9 @@ def embedding_backward(dy: ArrayLike, ids: ArrayLike, weight: ArrayLike) -> Tens
     """
     op = "embedding_backward"
     args = Floats(op, bfloat16=True, narrow=("dy",), dy=dy, weight=weight)
-    rows = args.ids("ids", ids)
     check_rank(op, "weight", args["weight"], "[V, C]")
     table_rows, width = args["weight"].shape
+    rows = args.ids("ids", ids, table_rows)
     check_shape(op, "dy", args["dy"], [*rows.shape, width])
     dweight = args.zeros(table_rows, width)
     _core.embedding_backward(

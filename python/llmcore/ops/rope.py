@@ -117,7 +117,7 @@ def _rotate(
         check_rank(op, "cos", args["cos"], "[max_positions, R/2]")
         rows = args["cos"].shape[0]
         check_shape(op, "cos", args["cos"], [rows, rotary // 2])
-        positions = args.ids("position_ids", position_ids)
+        positions = args.ids("position_ids", position_ids, rows)
         check_shape(op, "position_ids", positions, [batch, length])
     check_shape(op, "sin", args["sin"], args["cos"].shape)
     y = args.output_like(name)

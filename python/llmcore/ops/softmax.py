@@ -60,7 +60,8 @@ def log_softmax(x: ArrayLike, *, axis: int = -1) -> Tensor:
         axis: the axis that is normalised.
 
     Returns:
-        float32 Tensor of `x`'s shape. Where all of a row is -inf it is -inf, the log of zeros.
+        float32 Tensor of `x`'s shape. Where all of a row is -inf it is zeros, as in `softmax`: no
+        infinity, so that a row without a class adds nothing to a loss.
 
     Raises:
         ShapeError: `x` has no such axis.

@@ -18,6 +18,7 @@ from llmcore.identify import what_it_is
 from llmcore.tokenizer.characters import CharacterEncoder
 from llmcore.tokenizer.stream import StreamDecoder
 from llmcore.tokenizer.training import TokenizerKind, TrainingInputs, train
+from llmcore.validation import as_path
 
 if TYPE_CHECKING:
     # At run time imported where it is used: it takes longer to load than all of llmcore.
@@ -119,7 +120,7 @@ class Tokenizer:
         Raises:
             DataError: Nothing is there, or it is not a tokenizer.
         """
-        path = Path(path)
+        path = Path(as_path(path, "Tokenizer.load: path"))
         directory = path if path.is_dir() else path.parent
         single = path if path.is_file() and path.name != "vocab.json" else None
         file = single or directory / _TOKENIZER_FILE

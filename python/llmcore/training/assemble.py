@@ -17,8 +17,7 @@ from llmcore.training.plan import refuse_impossible
 from llmcore.training.run_data import kind_of_source, load_data
 from llmcore.training.run_directory import find_checkpoint, is_directory, refuse_second_run
 from llmcore.training.tasks import (
-    TASKS,
-    check_model,
+    check_models,
     fit_config,
     natural_objective,
     parse_objective,
@@ -91,8 +90,7 @@ def _choose_objective(run: RunConfig, model: ModelConfig) -> tuple[TrainConfig, 
             objective=natural_objective(kind_of_source(run.data, train), model.kind)
         )
     names = parse_objective(str(train.objective))
-    for name in names:
-        check_model(TASKS[name].objective, name, TASKS[name].models, model)
+    check_models(names, model)
     return train, names
 
 

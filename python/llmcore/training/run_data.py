@@ -384,14 +384,19 @@ def choose_tokenizer(
     if named in KINDS:
         size = vocab_size or (None if named == "char" else VOCAB_SIZE)
         return Tokenizer.train(inputs, cast("TokenizerKind", named), size, special)
-    if not Path(named).exists():
+    check_tokenizer_name(named)
+    if vocab_size is not None:
+        raise ConfigError(f"vocab_size is for tokenizers that are trained; {named} has its own")
+    return Tokenizer.load(named)
+
+
+def check_tokenizer_name(named: str) -> None:
+    """Raise `ConfigError` unless it is one of `KINDS`, or a path to something."""
+    if named not in KINDS and not Path(named).exists():
         hint = did_you_mean(named, KINDS)
         raise ConfigError(
             f"tokenizer must be one of {', '.join(KINDS)} or a path, got {named}{hint}"
         )
-    if vocab_size is not None:
-        raise ConfigError(f"vocab_size is for tokenizers that are trained; {named} has its own")
-    return Tokenizer.load(named)
 
 
 def _require_file(path: Path) -> None:

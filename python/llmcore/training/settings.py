@@ -10,6 +10,7 @@ from dataclasses import field
 from typing import Any
 
 from llmcore.errors import ConfigError, did_you_mean
+from llmcore.validation import check_mapping
 
 
 def setting(
@@ -49,16 +50,16 @@ def build_settings(cls: type[_Config], settings: Mapping[str, Any]) -> _Config:
     Raises:
         ConfigError: With every problem found.
     """
-    problems = settings_problems(cls, settings)
+    check_mapping(cls, settings)
+    names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    problems = unknown_settings(names, settings)
+    try:
+        built = cls(**{name: value for name, value in settings.items() if name in names})
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError.listing(cls.__name__, problems)
-    return cls(**settings)
-
-
-def settings_problems(cls: type, settings: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the names and the values of settings."""
-    names = [item.name for item in dataclasses.fields(cls)]
-    return unknown_settings(names, settings) + find_problems(cls, settings)
+    return built
 
 
 def unknown_settings(known: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
@@ -108,7 +109,10 @@ def _problem(value: Any, hint: Any, rules: Mapping[str, Any]) -> str:
             return f"a number, got {value!r}"
     elif kind == tuple[str, ...]:
         names = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
-        return "" if names else f"a list of names, got {value!r}"
+        if names and (not rules["choices"] or set(value) <= set(rules["choices"])):
+            return ""
+        some = f"some of {', '.join(rules['choices'])}" if rules["choices"] else "a list of names"
+        return f"{some}, got {value!r}"
     else:  # the only other kind: a pair of numbers
         pair = isinstance(value, (list, tuple)) and len(value) == 2
         if not pair or not all(isinstance(number, (int, float)) for number in value):

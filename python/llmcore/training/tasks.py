@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -311,6 +311,12 @@ def check_objective(
             f"the model reads texts from their end (right_to_left), but {_name(objective)} from"
             " their beginning; train it with ReversedLM, or build it with right_to_left=False"
         )
+
+
+def check_models(names: Iterable[str], model: ModelConfig) -> None:
+    """Raise unless the model is of a kind that each of the named objectives trains."""
+    for name in names:
+        check_model(TASKS[name].objective, name, TASKS[name].models, model)
 
 
 def check_model(objective: type, name: str, kinds: Sequence[str], model: ModelConfig) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmcore.config import LORA_TARGETS, ModelConfig
 from llmcore.errors import ConfigError, did_you_mean
 from llmcore.train_step import TRAINING_DTYPES
 from llmcore.training.schedule import Schedule, ScheduleKind
@@ -17,9 +18,9 @@ from llmcore.training.settings import (
     build_settings,
     find_problems,
     setting,
-    settings_problems,
     unknown_settings,
 )
+from llmcore.validation import told_at_once
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,6 +30,7 @@ else:
 SCHEDULES: tuple[str, ...] = typing.get_args(ScheduleKind)
 
 
+@told_at_once(build_settings)
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train: the length, the optimizer, the evaluation, and where the results go.
@@ -135,8 +137,8 @@ class TrainConfig:
         0.0, "Dropout of the adapters' input.", minimum=0.0, maximum=0.999, resume="refuse"
     )
     lora_targets: tuple[str, ...] = setting(
-        ("q", "v"), "Layers with adapters: q, k, v, out, gate, up, down; repeatable.",
-        resume="refuse",
+        ("q", "v"), f"Layers with adapters: {', '.join(LORA_TARGETS)}; repeatable.",
+        choices=LORA_TARGETS, resume="refuse",
     )  # fmt: skip
 
     eval_interval: int = setting(250, "Steps between two evaluations.", minimum=1, resume="warn")
@@ -245,6 +247,7 @@ class TrainConfig:
         return self.from_dict({**self.to_dict(), **settings})
 
 
+@told_at_once(build_settings)
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What to train on: text, examples, a directory of shards, or (by default) Shakespeare.
@@ -342,9 +345,6 @@ class RunConfig:
     def from_dict(cls, sections: Mapping[str, Any]) -> RunConfig:
         """Build from the sections "model", "data" and "train", each optional."""
         names = ("model", "data", "train")
-        # Here rather than above, where it would be a circular import.
-        from llmcore.config import ModelConfig
-
         problems = [
             f"unknown section [{name}]{did_you_mean(name, names)}"
             for name in sections
@@ -357,25 +357,21 @@ class RunConfig:
                 tables[name] = table
             else:
                 problems.append(f"[{name}] must be a table of settings, got {table!r}")
+        built: dict[str, Any] = {}
         for name, section in (("data", DataConfig), ("train", TrainConfig)):
-            found = settings_problems(section, tables.get(name, {}))
-            problems += [f"[{name}] {problem}" for problem in found]
+            try:
+                built[name] = build_settings(section, tables.get(name, {}))
+            except ConfigError as error:
+                problems += [f"[{name}] {problem}" for problem in error.problems]
         fields = ("name", *(item.name for item in dataclasses.fields(ModelConfig)))
         found = unknown_settings(fields, tables.get("model", {}))
         problems += [f"[model] {problem}" for problem in found]
         if problems:
             raise ConfigError.listing("RunConfig", problems)
-        data = DataConfig.from_dict(tables["data"])
-        if data.path is not None:
-            tables["train"] = {
-                "out_dir": f"out/{Path(data.path).resolve().stem}",
-                **tables["train"],
-            }
-        return cls(
-            model={"name": "gpt-nano", **tables["model"]},
-            data=data,
-            train=TrainConfig.from_dict(tables["train"]),
-        )
+        path = built["data"].path
+        if path is not None and "out_dir" not in tables["train"]:
+            built["train"] = built["train"].replace(out_dir=f"out/{Path(path).resolve().stem}")
+        return cls(model={"name": "gpt-nano", **tables["model"]}, **built)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> RunConfig:

@@ -261,6 +261,8 @@ class Trainer:
         what = f"loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}"
         if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
             what += f" (limits {max_loss:.4g} and {max_norm:.4g})"
+        elif hasattr(self._step, "first_not_finite"):
+            what += f", first not finite: {self._step.first_not_finite() or 'their sum alone'}"
         self._log.write(
             state.step, {"skipped": 1, "bad_loss": result.loss, "bad_norm": result.grad_norm}
         )

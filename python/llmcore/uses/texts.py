@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmcore.errors import ConfigError, DataError, DTypeError, TokenIndexError
+from llmcore.inputs import vocabulary_of
 from llmcore.objectives import as_ids
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def encode_texts(model: Transformer, texts: Any, caller: str, what: str) -> list
                     f"{place} is text, but the model has no tokenizer; give token ids"
                 )
             text = _encode(model, text)
-        ids = np.zeros(0, np.int32) if len(text) == 0 else as_ids(text, place, ndim=1)
+        ids = np.zeros(0, np.int32)
+        if len(text):
+            ids = as_ids(text, place, ndim=1, table=vocabulary_of(model.config))
         if ids.size == 0:
             raise DataError(f"{place} has no tokens; give at least one")
         check_vocabulary(model, ids, place)
@@ -70,8 +73,8 @@ def check_vocabulary(model: Transformer, ids: Int32Array, place: str) -> None:
     outside = np.flatnonzero((ids < 0) | (ids >= model.config.vocab_size))
     if outside.size:
         raise TokenIndexError(
-            f"{place}: id {ids[outside[0]]} at position {outside[0]} is outside the vocabulary "
-            f"of {model.config.vocab_size}"
+            f"{place}: id {ids[outside[0]]} at position {outside[0]} is outside "
+            f"{vocabulary_of(model.config)}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from llmcore.errors import ConfigError
+from llmcore.errors import ConfigError, DTypeError
 from llmcore.generation_config import GenerationConfig
 from llmcore.uses.texts import as_list
 
@@ -55,6 +55,13 @@ def translations(
                 "vocabulary; give its tag as the vocabulary spells it, such as '<2de>' or 'de_DE'"
             )
         settings = dataclasses.replace(settings, forced_prefix=(tag,))
-    sources = [source_prefix + text for text in as_list(texts, "texts")]
-    results: list[GenerationResult] = model.generate(sources, settings)
+    sources = as_list(texts, "translate: texts")
+    for text in sources:
+        if not isinstance(text, str):
+            raise DTypeError(
+                f"translate: texts must be texts, got a {type(text).__name__}; "
+                "generate(ids) takes token ids"
+            )
+    prefixed = [source_prefix + text for text in sources]
+    results: list[GenerationResult] = model.generate(prefixed, settings)
     return results

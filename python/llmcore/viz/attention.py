@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -31,8 +31,8 @@ class AttentionMap:
             decoder looking at the encoder.
         weights: [L, H, T, S] floating-point numbers; each row of S is what one query spends on the
             keys, nothing below 0, at most 1 together (less where dropout or a mask took some away).
-        queries: T tokens as text, those that look.
-        keys: S tokens as text, those looked at.
+        queries: T tokens as text, those that look; empty stands for their positions.
+        keys: S tokens as text, those looked at; empty stands for their positions.
         layers: the numbers of the L layers in the model; empty stands for 0, 1, 2, ….
         heads: the numbers of the H heads; empty stands for 0, 1, 2, ….
 
@@ -52,8 +52,8 @@ class AttentionMap:
 
     kind: Kind
     weights: NDArray[np.float32]
-    queries: Sequence[str]
-    keys: Sequence[str]
+    queries: Sequence[str] = ()
+    keys: Sequence[str] = ()
     layers: Sequence[int] = ()
     heads: Sequence[int] = ()
 
@@ -72,7 +72,7 @@ class AttentionMap:
         fields: dict[str, Sequence[Any]] = {}
         for axis, name in enumerate(("layers", "heads", "queries", "keys")):
             size, values = weights.shape[axis], tuple(getattr(self, name))
-            fields[name] = values or (tuple(range(size)) if axis < 2 else ())
+            fields[name] = values or tuple(range(size) if axis < 2 else map(str, range(size)))
             if len(fields[name]) != size:
                 raise ShapeError(
                     f"AttentionMap: {name}: expected {size} for weights of the shape"
@@ -90,6 +90,48 @@ class AttentionMap:
             f"AttentionMap({self.kind}: {' × '.join(size)},"
             f" {len(self.queries)} queries × {len(self.keys)} keys)"
         )
+
+
+def as_map(attention: Any) -> AttentionMap:
+    """Take a map, or the plain weights of one sequence, as a map.
+
+    Args:
+        attention: a map, or an array [1, L, H, T, S] as `Transformer.attention_maps` gives it; axes
+            may be left out from the front. Where T and S differ it is "cross", where nothing looks
+            ahead "decoder", else "encoder".
+
+    Raises:
+        DTypeError: neither.
+        ShapeError, ConfigError: as for `AttentionMap`.
+
+    Example:
+        >>> as_map([[1.0, 0.0], [0.5, 0.5]])
+        AttentionMap(decoder: 1 layer × 1 head, 2 queries × 2 keys)
+    """
+    if isinstance(attention, AttentionMap):
+        return attention
+    try:
+        weights = np.asarray(attention, np.float32)
+    except (TypeError, ValueError):
+        weights = np.zeros((), np.float32)
+    if weights.ndim < 2:
+        raise DTypeError(
+            "viz: attention must be an AttentionMap or its weights [layers, heads, queries, keys], "
+            f"got a {type(attention).__name__}"
+        )
+    if weights.ndim == 5 and len(weights) == 1:
+        weights = weights[0]
+    weights = weights[(None,) * (4 - weights.ndim)]
+    own: Kind = "encoder" if np.triu(weights, 1).any() else "decoder"
+    return AttentionMap("cross" if weights.shape[-1] != weights.shape[-2] else own, weights)
+
+
+def as_maps(maps: Any) -> list[AttentionMap]:
+    """Take one map or several, each as `as_map` does."""
+    one = isinstance(maps, AttentionMap) or hasattr(maps, "__array__")
+    if not one and not isinstance(maps, Iterable):
+        return [as_map(maps)]
+    return [as_map(each) for each in ([maps] if one else maps)]
 
 
 def visible(token: str) -> str:

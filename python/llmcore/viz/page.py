@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llmcore.atomic import write_atomically
 from llmcore.errors import ConfigError, ShapeError
-from llmcore.viz.attention import AttentionMap, visible
+from llmcore.viz.attention import AttentionMap, as_maps, visible
 from llmcore.viz.palette import DARK, LIGHT
 
 #: The k likeliest tokens at one position, each with its probability.
@@ -32,7 +32,7 @@ _SCRIPTS = ("state.js", "elements.js", "views.js", "page.js")
 
 
 def attention_page(
-    maps: Sequence[AttentionMap],
+    maps: Any,
     *,
     title: str = "Attention",
     next_tokens: Sequence[Candidates] | None = None,
@@ -44,7 +44,9 @@ def attention_page(
     shown (``#map=decoder&view=links&layer=2&head=0,3&query=5``), so a view can be linked.
 
     Args:
-        maps: at most one of each kind. The file takes about one byte for each weight that is not
+        maps: an `AttentionMap` or several, at most one of each kind; or plain weights, as
+            `Transformer.attention_maps` gives them of one sequence (NumPy array, `Tensor`), whose
+            tokens are then numbered. The file takes about one byte for each weight that is not
             rounded to 0, and 40 kB: 12 layers × 12 heads × 40² tokens fit in 300 kB.
         title: the heading of the page.
         next_tokens: for each position the likeliest next tokens, most likely first, shown where
@@ -55,6 +57,7 @@ def attention_page(
         The text of an HTML file. Weights are rounded to 1/255.
 
     Raises:
+        DTypeError: neither maps nor weights.
         ConfigError: no map, two of one kind, or probabilities outside 0 … 1.
         ShapeError: the maps do not fit each other, or `next_tokens` has not one entry a position.
 
@@ -66,7 +69,10 @@ def attention_page(
         >>> page = attention_page([AttentionMap("decoder", weights, words, words)], title="A rose")
         >>> "<title>A rose</title>" in page, "://" in page
         (True, False)
+        >>> "decoder" in attention_page(weights)
+        True
     """
+    maps = as_maps(maps)
     _check(maps)
     data = {
         "alphabet": _ALPHABET,
@@ -85,7 +91,7 @@ def attention_page(
 
 def save_attention_page(
     path: str | Path,
-    maps: Sequence[AttentionMap],
+    maps: Any,
     *,
     title: str = "Attention",
     next_tokens: Sequence[Candidates] | None = None,
@@ -93,7 +99,7 @@ def save_attention_page(
     """Write `attention_page` to a file, whole or not at all.
 
     Raises:
-        ConfigError, ShapeError: as `attention_page` does.
+        ConfigError, DTypeError, ShapeError: as `attention_page` does.
         OSError: naming `path`, which is then as it was.
 
     Example:

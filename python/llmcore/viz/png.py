@@ -9,7 +9,7 @@ from typing import Any
 
 from llmcore.atomic import write_atomically
 from llmcore.errors import ConfigError
-from llmcore.viz.attention import AttentionMap, visible
+from llmcore.viz.attention import AttentionMap, as_map, visible
 from llmcore.viz.palette import LIGHT
 
 # After matplotlib's own font, those that are there of what systems bring for the other scripts.
@@ -23,7 +23,7 @@ _MOST_LABELS, _MOST_LETTERS = 64, 20  # tokens along one side, and letters of ea
 
 def attention_png(
     path: str | Path,
-    attention: AttentionMap,
+    attention: Any,
     *,
     layer: int | None = None,
     head: int | None = None,
@@ -33,7 +33,7 @@ def attention_png(
 
     Args:
         path: the file, written whole or not at all.
-        attention: the map.
+        attention: an `AttentionMap`, or plain weights as `attention_page` takes them.
         layer: one of ``attention.layers``; None draws all.
         head: one of ``attention.heads``; None draws all.
         title: the heading; None says whose attention it is.
@@ -51,6 +51,7 @@ def attention_png(
         >>> file = Path(tempfile.mkdtemp()) / "rose.png"
         >>> attention_png(file, rose, layer=0, head=0)  # doctest: +SKIP
     """
+    attention = as_map(attention)
     layers = _chosen("layer", attention.layers, layer)
     heads = _chosen("head", attention.heads, head)
     try:
