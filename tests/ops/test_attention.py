@@ -237,6 +237,21 @@ def test_nan_is_not_hidden(rng):
     assert np.isfinite(out[[0, 1, 3, 4]]).all()
 
 
+def test_a_bias_may_stay_float32(rng):
+    q, k, v, dout = (llmcore.tensor(x, "bfloat16") for x in tensors(rng, (1, 2, 1, 5, 7, 8, 8)))
+    bias = llmcore.tensor(draw(rng, 1, 2, 5, 7), "bfloat16")
+    both = {"causal": True, "past_length": 2, "return_weights": True}
+    want = ops.attention(q, k, v, bias=bias, **both)
+    got = ops.attention(q, k, v, bias=bias.numpy(), **both)
+    for x, y in zip(want, got, strict=True):
+        assert y.dtype == "bfloat16"
+        assert np.array_equal(x.numpy(), y.numpy())
+    dbias = ops.attention_backward(dout, q, k, v, bias=bias.numpy(), **both)[3]
+    narrow = ops.attention_backward(dout, q, k, v, bias=bias, **both)[3]
+    assert dbias.dtype == "float32"
+    assert np.array_equal(dbias.to(dtype="bfloat16").numpy(), narrow.numpy())
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("where", ["q", "k", "v", "dout"])
 @pytest.mark.parametrize("what", [np.nan, np.inf])

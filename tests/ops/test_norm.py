@@ -66,6 +66,19 @@ def test_bfloat16_is_summed_in_float32(rng):
     assert_matches(y, reference.layer_norm, x16.numpy(), w16.numpy(), dtype="bfloat16")
 
 
+def test_parameters_may_stay_float32(rng):
+    x, dy, weight = arrays(rng, (5, 64))
+    x16, dy16 = llmcore.tensor(x, "bfloat16"), llmcore.tensor(dy, "bfloat16")
+    y = ops.layer_norm(x16, weight, weight)
+    assert y.dtype == "bfloat16"
+    known = (x16.numpy(), weight, weight)
+    assert_matches(y, reference.layer_norm, *known, dtype="bfloat16")
+    gradients = ops.layer_norm_backward(dy16, x16, weight)
+    assert [gradient.dtype for gradient in gradients] == ["bfloat16", "float32", "float32"]
+    with pytest.raises(llmcore.DTypeError, match="x must be float32 as dy is, got bfloat16"):
+        ops.layer_norm_backward(dy, x16, weight)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [

@@ -90,6 +90,9 @@ def test_bfloat16(rng):
     y = ops.rope(x, cos, sin)
     assert y.dtype == "bfloat16"
     assert_matches(y, reference.rope, x.numpy(), cos.numpy(), sin.numpy(), dtype="bfloat16")
+    wide = ops.rope(x, cos.numpy(), sin.numpy())
+    assert wide.dtype == "bfloat16"
+    assert np.array_equal(wide.numpy(), y.numpy())
 
 
 def test_empty(rng):

@@ -20,13 +20,20 @@ ArrayLike = Any
 class Floats:
     """The floating-point arguments of one call, as tensors on one device.
 
-    All must share one dtype: float32, or bfloat16 where the operation takes it. bfloat16 is widened
-    on the way in and `result` rounds on the way out, so sums are always taken in float32. A GPU's
-    kernels do both themselves for the arguments in `narrow`, and for what they write to `output`.
+    All must share one dtype: float32, or bfloat16 where the operation takes it, but for those in
+    `either`, which may be of the other. bfloat16 is widened on the way in and `result` rounds on
+    the way out, so sums are always taken in float32. A GPU's kernels do both themselves for the
+    arguments in `narrow`, and for what they write to `output`.
     """
 
     def __init__(
-        self, op: str, *, bfloat16: bool, narrow: Sequence[str] = (), **arrays: ArrayLike | None
+        self,
+        op: str,
+        *,
+        bfloat16: bool,
+        narrow: Sequence[str] = (),
+        either: Sequence[str] = (),
+        **arrays: ArrayLike | None,
     ) -> None:
         allowed = ("float32", "bfloat16") if bfloat16 else ("float32",)
         self.op = op
@@ -38,12 +45,13 @@ class Floats:
                 raise DTypeError(f"{op}: {name} must be {' or '.join(allowed)}, got {tensor.dtype}")
             if name == first:
                 self.dtype = tensor.dtype
-            elif tensor.dtype != self.dtype:
+            elif tensor.dtype != self.dtype and name not in either:
                 raise DTypeError(
                     f"{op}: {name} must be {self.dtype} as {first} is, got {tensor.dtype}"
                 )
         self._placed = next((name for name in given if has_device(arrays[name])), first)
         self.device = "cpu" if self._placed is None else given[self._placed].device
+        self._dtypes = {name: tensor.dtype for name, tensor in given.items()}
         kept = () if self.device == "cpu" else narrow
         self._output = self.dtype if kept else "float32"
         self._tensors = {
@@ -101,9 +109,9 @@ class Floats:
         """A float32 tensor of zeros beside them, for the core to add to."""
         return _core.zeros(list(shape), device=self.device)
 
-    def result(self, tensor: Tensor) -> Tensor:
-        """A result in the dtype of the arguments."""
-        return tensor.to(dtype=self.dtype)
+    def result(self, tensor: Tensor, like: str | None = None) -> Tensor:
+        """A result in the dtype of the arguments, or of the argument `like`."""
+        return tensor.to(dtype=self.dtype if like is None else self._dtypes[like])
 
 
 def has_device(array: ArrayLike) -> bool:

@@ -54,7 +54,7 @@ def attention(
         k: keys `[B, Hkv, S, D]`; Hq must be a multiple of Hkv, and query head `h` uses key head
             `h // (Hq // Hkv)` (grouped-query attention, Ainslie et al. 2023).
         v: values `[B, Hkv, S, Dv]`.
-        bias: added to the scores; same dtype as `q`, broadcastable to `[B, Hq, T, S]`.
+        bias: added to the scores, float32 or bfloat16; broadcastable to `[B, Hq, T, S]`.
         mask: bool, True where a query may attend; broadcastable to `[B, Hq, T, S]`.
         causal: whether queries see only keys up to their own position.
         scale: factor of the scores; `1 / sqrt(D)` if None.
@@ -82,7 +82,16 @@ def attention(
         >>> attention(q, q, v, causal=True).numpy().ravel()
         array([1. , 1.5, 3. ], dtype=float32)
     """
-    args = Floats("attention", bfloat16=True, narrow=("q", "k", "v"), q=q, k=k, v=v, bias=bias)
+    args = Floats(
+        "attention",
+        bfloat16=True,
+        narrow=("q", "k", "v"),
+        either=("bias",),
+        q=q,
+        k=k,
+        v=v,
+        bias=bias,
+    )
     call, shape = _call(
         args, mask, causal, scale, softcap, kv_lengths, prefix_lengths, window, past_length
     )
@@ -110,6 +119,7 @@ def attention_backward(
     prefix_lengths: ArrayLike | None = None,
     window: Sequence[int] = (-1, -1),
     past_length: int | ArrayLike = 0,
+    return_weights: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradient of `attention`.
 
@@ -127,10 +137,11 @@ def attention_backward(
         prefix_lengths: as in the forward pass.
         window: as in the forward pass.
         past_length: as in the forward pass.
+        return_weights: says nothing here; so that a forward call's arguments serve as they are.
 
     Returns:
-        `(dq, dk, dv, dbias)`, each in the shape of what it is the gradient of; `dbias` is None
-        without a bias. Keys nobody sees get zeros.
+        `(dq, dk, dv, dbias)`, each in the shape and dtype of what it is the gradient of; `dbias` is
+        None without a bias. Keys nobody sees get zeros.
 
     Raises:
         ShapeError: shapes do not agree, or a length is out of range.
@@ -146,7 +157,15 @@ def attention_backward(
     """
     narrow = ("dout", "q", "k", "v")
     args = Floats(
-        "attention_backward", bfloat16=True, narrow=narrow, dout=dout, q=q, k=k, v=v, bias=bias
+        "attention_backward",
+        bfloat16=True,
+        narrow=narrow,
+        either=("bias",),
+        dout=dout,
+        q=q,
+        k=k,
+        v=v,
+        bias=bias,
     )
     call, shape = _call(
         args, mask, causal, scale, softcap, kv_lengths, prefix_lengths, window, past_length
@@ -163,7 +182,7 @@ def attention_backward(
         args.result(dq),
         args.result(dk),
         args.result(dv),
-        None if dbias is None else args.result(dbias),
+        None if dbias is None else args.result(dbias, "bias"),
     )
 
 

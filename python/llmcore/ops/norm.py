@@ -29,8 +29,8 @@ def layer_norm(
 
     Args:
         x: float32 or bfloat16, any shape.
-        weight: shape `x.shape[axis:]`; ones if None.
-        bias: shape `x.shape[axis:]`; zeros if None.
+        weight: shape `x.shape[axis:]`, float32 or bfloat16; ones if None.
+        bias: the same; zeros if None.
         axis: first of the normalised axes.
         eps: added to the variance.
 
@@ -58,7 +58,7 @@ def rms_norm(
 
     Args:
         x: float32 or bfloat16, any shape.
-        weight: shape `x.shape[axis:]`; ones if None.
+        weight: shape `x.shape[axis:]`, float32 or bfloat16; ones if None.
         axis: first of the normalised axes.
         eps: added to the mean square.
 
@@ -156,7 +156,15 @@ def _norm(
     axis: int,
     eps: float,
 ) -> Tensor:
-    args = Floats(op, bfloat16=True, narrow=("x",), x=x, weight=weight, bias=bias)
+    args = Floats(
+        op,
+        bfloat16=True,
+        narrow=("x",),
+        either=("weight", "bias"),
+        x=x,
+        weight=weight,
+        bias=bias,
+    )
     y = args.output_like("x")
     rows, width, shape = _split(op, args["x"], axis)
     check_shape(op, "weight", args.get("weight"), shape)
@@ -182,7 +190,9 @@ def _norm_backward(
     axis: int,
     eps: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    args = Floats(op, bfloat16=True, narrow=("dy", "x"), dy=dy, x=x, weight=weight)
+    args = Floats(
+        op, bfloat16=True, narrow=("dy", "x"), either=("weight",), dy=dy, x=x, weight=weight
+    )
     rows, width, shape = _split(op, args["x"], axis)
     check_shape(op, "dy", args["dy"], args["x"].shape)
     check_shape(op, "weight", args.get("weight"), shape)
@@ -204,10 +214,11 @@ def _norm_backward(
         dweight=dweight,
         dbias=dbias,
     )
+    parameter = None if weight is None else "weight"  # a bias has its dtype
     return (
         args.result(dx),
-        None if dweight is None else args.result(dweight.reshape(shape)),
-        None if dbias is None else args.result(dbias.reshape(shape)),
+        None if dweight is None else args.result(dweight.reshape(shape), "weight"),
+        None if dbias is None else args.result(dbias.reshape(shape), parameter),
     )
 
 

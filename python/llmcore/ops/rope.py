@@ -27,7 +27,8 @@ def rope(
 
     Args:
         x: float32 or bfloat16, `[B, H, T, D]`.
-        cos: cosines, `[B, T, R/2]`, or `[max_positions, R/2]` with `position_ids`.
+        cos: cosines, float32 or bfloat16: `[B, T, R/2]`, or `[max_positions, R/2]` with
+            `position_ids`.
         sin: sines, of the same shape.
         position_ids: rows of `cos` and `sin`, integers `[B, T]`; None for tables `[B, T, R/2]`.
         interleaved: pairs are values 2i and 2i + 1 (GPT-J) instead of i and i + R/2 (GPT-NeoX,
@@ -101,7 +102,13 @@ def _rotate(
     rotary_dim: int,
     inverse: bool,
 ) -> Tensor:
-    args = Floats(op, bfloat16=True, narrow=(name,), **{name: x, "cos": cos, "sin": sin})
+    args = Floats(
+        op,
+        bfloat16=True,
+        narrow=(name,),
+        either=("cos", "sin"),
+        **{name: x, "cos": cos, "sin": sin},
+    )
     check_rank(op, name, args[name], "[B, H, T, D]")
     batch, _, length, head_dim = args[name].shape
     rotary = rotary_dim or head_dim
