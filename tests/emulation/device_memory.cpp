@@ -25,7 +25,7 @@ namespace {
 // Addresses of freed memory are not used again before so many others were.
 constexpr size_t kDelay = 64 << 20;
 constexpr size_t kAddresses = size_t{16} << 30;
-constexpr size_t kPage = 4096;
+constexpr size_t kPage = 4096, kHugePage = 2 << 20;
 constexpr char kComplaint[] = "emulated GPU: the host touches the device's memory\n";
 
 using Ranges = std::map<char*, size_t>;
@@ -45,6 +45,10 @@ Heap& heap() {
   return heap;
 }
 
+constexpr size_t up(size_t bytes, size_t step) {
+  return (bytes + step - 1) / step * step;
+}
+
 bool inside(const Ranges& ranges, const char* address) {
   const auto after = ranges.upper_bound(const_cast<char*>(address));
   return after != ranges.begin() && address < std::prev(after)->first + std::prev(after)->second;
@@ -61,10 +65,11 @@ void tell(int, siginfo_t* info, void*) {
 }
 
 Heap::Heap() {
-  void* found =
-      mmap(nullptr, kAddresses, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* found = mmap(nullptr, kAddresses + kHugePage, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (found == MAP_FAILED) throw std::bad_alloc();
-  base = next = static_cast<char*>(found);
+  base = next = reinterpret_cast<char*>(up(reinterpret_cast<size_t>(found), kHugePage));
+  madvise(base, kAddresses, MADV_HUGEPAGE);  // each costs as much as a small one to open and close
   if (!is_apart()) return;
   struct sigaction action {};
   action.sa_sigaction = tell;
@@ -72,10 +77,10 @@ Heap::Heap() {
   sigaction(SIGSEGV, &action, &before);
 }
 
-// From the first address to the last that is taken.
+// From the first address to the last that is taken, in whole huge pages.
 size_t taken_bytes() {
   const auto& [data, bytes] = *heap().taken.rbegin();
-  return static_cast<size_t>(data - heap().base) + bytes;
+  return up(static_cast<size_t>(data - heap().base) + bytes, kHugePage);
 }
 
 void protect(int protection) {
@@ -100,7 +105,7 @@ char* find_gap(const Ranges& taken, char* start, char* end, size_t bytes) {
 
 void* take_device_memory(size_t bytes) {
   Heap& memory = heap();
-  const size_t room = (bytes + kPage - 1) / kPage * kPage + kPage;  // a page to fall into
+  const size_t room = up(bytes, kPage) + kPage;  // a page to fall into
   char* end = memory.base + kAddresses;
   if (memory.next > memory.base + kDelay) memory.next = memory.base;
   char* data = find_gap(memory.taken, memory.next, end, room);

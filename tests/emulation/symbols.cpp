@@ -7,7 +7,6 @@
 
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
 #include <string>
 #include <vector>
 
@@ -37,8 +36,10 @@ std::vector<Symbol> read_symbols(const void* kernel) {
   Dl_info found{};
   link_map* module = nullptr;
   if (dladdr1(kernel, &found, reinterpret_cast<void**>(&module), RTLD_DL_LINKMAP) == 0) return all;
-  std::ifstream stream(*module->l_name == 0 ? "/proc/self/exe" : module->l_name, std::ios::binary);
-  const std::vector<char> file{std::istreambuf_iterator<char>(stream), {}};
+  const std::string path = *module->l_name == 0 ? "/proc/self/exe" : module->l_name;
+  std::ifstream stream(path, std::ios::binary | std::ios::ate);
+  std::vector<char> file(stream ? static_cast<size_t>(stream.tellg()) : 0);
+  stream.seekg(0).read(file.data(), static_cast<std::streamsize>(file.size()));
   if (file.size() < sizeof(ElfW(Ehdr))) return all;
   const auto* header = reinterpret_cast<const ElfW(Ehdr)*>(file.data());
   const auto* sections = reinterpret_cast<const ElfW(Shdr)*>(file.data() + header->e_shoff);
