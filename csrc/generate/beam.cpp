@@ -232,9 +232,13 @@ void read_rows(const Context& context, const Tensor& logits, const std::vector<R
   parallel_for(workers, [&](int64_t worker, int) {
     const BeamScratch scratch{.processed = floats.f32() + worker * vocab_size,
                               .counts = counts.as<int32_t>() + worker * vocab_size};
-    for (int64_t row = worker; row < count; row += workers)
-      sound[row] = searches[rows[row].search]->read(
-          rows[row].beam, log_probabilities.f32() + row * vocab_size, scratch);
+    for (int64_t row = worker; row < count; row += workers) {
+      float* found = log_probabilities.f32() + row * vocab_size;
+      // softmax() has zeros for a row of all -inf; here that is a beam that nothing may follow.
+      if (found[0] == 0.0f && logits.f32()[row * vocab_size] == kNever)
+        std::fill_n(found, vocab_size, kNever);
+      sound[row] = searches[rows[row].search]->read(rows[row].beam, found, scratch);
+    }
   });
   for (int64_t row = 0; row < count; ++row) check_sound(sound[row], rows[row]);
 }
