@@ -17,8 +17,8 @@
 // Bit for bit, output row i of sequence b depends on that sequence's queries, keys and positions
 // alone: not on which other queries are computed with it, so that one decoded token equals the same
 // token in a longer pass; not on batch neighbours or threads; not on keys hidden from it, NaNs
-// neither (but in a cache): what weighs nothing adds nothing. Keys from kv_lengths on are never
-// read.
+// neither (but in a cache, and on tensor cores): what weighs nothing adds nothing. Keys from
+// kv_lengths on are never read.
 #pragma once
 
 #include "core/context.h"
